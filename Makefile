@@ -1,0 +1,30 @@
+# `make demo` and `make test` work on a fresh machine with Rust, Python 3 with pip, gcc and g++; both do their own set-up.
+
+.PHONY: setup build demo test lint conformance bench clean
+
+setup:
+	@python3 scripts/setup.py
+
+build: setup
+	cargo build --workspace --bins
+
+demo: build
+	@demo/run.sh
+
+test: lint build
+	cargo test --workspace --no-fail-fast
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+conformance: setup
+	cargo test --package grail-tests --test conformance
+
+bench: setup
+	cargo bench --package grail-supervisor --bench window
+	cargo bench --package grail-tests --bench footprint
+
+clean:
+	cargo clean
+	rm -rf demo/.run state

@@ -1,0 +1,128 @@
+//! The launcher: one generation server, started on the first reload, updated on later ones, watched all the time.
+//!
+//! ```text
+//!           Reload            ready, version confirmed             Reload
+//!  Waiting ───────▶ Starting ─────────────────────────▶ Serving ───────────▶ Updating
+//!     ▲                │ exit, time-out                     ▲  refused, or taken  │
+//!     └────────────────┘ ReloadRefused                      └─────────────────────┘
+//!  Serving or Updating, and the server ends, or nobody knows what it holds: the launcher exits 1, and with it the server.
+//!  The supervisor closes the socket: TERM to the server's group, grace, KILL; exit 0.
+//! ```
+
+mod output;
+mod server;
+
+use std::time::Duration;
+
+use anyhow::Context;
+use grail_link::message::{FromLauncher, ReloadCommand, ToLauncher};
+use grail_link::{Connection, Inbox, Outbox};
+use grail_process::Spawner;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::arguments::LauncherArguments;
+use server::{Server, UpdateError};
+
+/// How the launcher names what it starts.
+const BACKEND: &str = "embedded";
+/// Time a server gets to end by itself.
+const GRACE: Duration = Duration::from_secs(5);
+/// Reloads that may wait; the supervisor sends one at a time.
+const COMMANDS_UNDER_WAY: usize = 4;
+
+/// Connects to the supervisor and serves it until it closes the socket.
+///
+/// # Errors
+/// When the link breaks, or the server ends by itself.
+pub fn run(arguments: LauncherArguments) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the launcher")?;
+    runtime.block_on(serve(arguments))
+}
+
+async fn serve(arguments: LauncherArguments) -> anyhow::Result<()> {
+    // An interrupt at the terminal reaches the whole foreground group; only the supervisor decides when servers end.
+    let _interrupts_are_ignored = signal(SignalKind::interrupt()).context("watching for interrupts")?;
+    let Connection { inbox, mut outbox } = Connection::<ToLauncher, FromLauncher>::connect(&arguments.socket).await?;
+    outbox.send(&FromLauncher::Hello { pid: std::process::id(), backend: BACKEND.to_owned() }).await?;
+    let (to_loop, mut commands) = tokio::sync::mpsc::channel(COMMANDS_UNDER_WAY);
+    let mut reading = tokio::spawn(receive(inbox, to_loop));
+    let mut launcher = Launcher { spawner: Spawner::start().context("starting the spawner")?, arguments, server: None };
+    let ended = tokio::select! {
+        // The socket's end cancels whatever is under way.
+        ended = &mut reading => ended.context("reading the socket")?,
+        ended = launcher.obey(&mut commands, &mut outbox) => ended,
+    };
+    if let Some(server) = &mut launcher.server {
+        server.stop(GRACE).await;
+    }
+    ended
+}
+
+async fn receive(mut inbox: Inbox<ToLauncher>, commands: tokio::sync::mpsc::Sender<ToLauncher>) -> anyhow::Result<()> {
+    while let Some(command) = inbox.receive().await? {
+        if commands.send(command).await.is_err() {
+            break;
+        }
+    }
+    tracing::info!("The supervisor closed the socket; the launcher ends.");
+    Ok(())
+}
+
+struct Launcher {
+    spawner: Spawner,
+    arguments: LauncherArguments,
+    server: Option<Server>,
+}
+
+impl Launcher {
+    /// Carries commands out and watches the server; returns only with an error.
+    async fn obey(
+        &mut self,
+        commands: &mut tokio::sync::mpsc::Receiver<ToLauncher>,
+        outbox: &mut Outbox<FromLauncher>,
+    ) -> anyhow::Result<()> {
+        loop {
+            let command = match &mut self.server {
+                None => commands.recv().await,
+                Some(server) => tokio::select! {
+                    command = commands.recv() => command,
+                    status = server.exited() => anyhow::bail!("the generation server ended by itself: {status}"),
+                },
+            };
+            match command {
+                Some(ToLauncher::Reload(command)) => outbox.send(&self.reload(command).await?).await?,
+                // The reading task is gone and says why.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn reload(&mut self, command: ReloadCommand) -> anyhow::Result<FromLauncher> {
+        let ReloadCommand { revision, directory, .. } = command;
+        let outcome = match &mut self.server {
+            None => match Server::start(&self.spawner, &self.arguments, &directory, &revision.to_string()).await {
+                Ok(server) => {
+                    self.server = Some(server);
+                    Ok(())
+                }
+                Err(error) => Err(error.to_string()),
+            },
+            Some(server) => match server.update(&directory, &revision.to_string()).await {
+                Ok(()) => Ok(()),
+                Err(UpdateError::Refused(reason)) => Err(reason),
+                Err(UpdateError::Unknown(reason)) => anyhow::bail!("the update to {revision} failed: {reason}"),
+            },
+        };
+        match (outcome, &self.server) {
+            (Ok(()), Some(server)) => {
+                tracing::info!(%revision, url = server.url(), "The generation server serves.");
+                Ok(FromLauncher::Serving { revision, url: server.url().to_owned(), context_length: server.context_length() })
+            }
+            (Ok(()), None) => anyhow::bail!("a server was started and is not there"),
+            (Err(reason), _) => {
+                tracing::warn!(%revision, reason, "The weights are refused.");
+                Ok(FromLauncher::ReloadRefused { revision, reason })
+            }
+        }
+    }
+}

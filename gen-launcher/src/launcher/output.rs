@@ -1,0 +1,75 @@
+//! What the server prints, passed on line by line: a pipe that nobody reads would stop it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+
+/// A longer line is cut here; the rest of it is dropped.
+const MAX_LINE_BYTES: usize = 8 << 10;
+/// Lines kept for the message about a server that did not start.
+const KEPT_LINES: usize = 5;
+
+/// The last lines a server printed.
+#[derive(Debug, Clone, Default)]
+pub struct LastLines(Arc<Mutex<VecDeque<String>>>);
+
+impl LastLines {
+    fn push(&self, line: String) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == KEPT_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+
+    /// The lines in one text.
+    pub fn text(&self) -> String {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().map(String::as_str).collect::<Vec<_>>().join(" | ")
+    }
+}
+
+/// Reads until the pipe ends and prints each line on standard error as it is, so that its own time and level stay.
+pub async fn drain(pipe: impl AsyncRead + Unpin, kept: LastLines) {
+    let mut reader = BufReader::new(pipe);
+    let mut line = Vec::new();
+    loop {
+        let (used, complete) = match reader.fill_buf().await {
+            Ok([]) | Err(_) => break,
+            Ok(bytes) => {
+                let end = bytes.iter().position(|byte| *byte == b'\n');
+                let part = &bytes[..end.unwrap_or(bytes.len())];
+                line.extend_from_slice(&part[..part.len().min(MAX_LINE_BYTES - line.len())]);
+                (end.map_or(bytes.len(), |end| end + 1), end.is_some())
+            }
+        };
+        reader.consume(used);
+        if complete {
+            emit(&mut line, &kept);
+        }
+    }
+    if !line.is_empty() {
+        emit(&mut line, &kept);
+    }
+}
+
+fn emit(line: &mut Vec<u8>, kept: &LastLines) {
+    let text = String::from_utf8_lossy(line).trim_end().to_owned();
+    line.clear();
+    eprintln!("[server] {text}");
+    kept.push(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn long_lines_are_cut_and_the_last_ones_kept() {
+        let text = format!("one\ntwo\n{}\nfour\nfive\nsix", "x".repeat(3 * MAX_LINE_BYTES));
+        let kept = LastLines::default();
+        drain(text.as_bytes(), kept.clone()).await;
+        assert_eq!(kept.text(), format!("two | {} | four | five | six", "x".repeat(MAX_LINE_BYTES)));
+    }
+}

@@ -1,0 +1,91 @@
+//! The socket on a thread of its own, so that its end is seen while the main thread computes.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use anyhow::Context;
+use grail_link::message::{FromWorker, ToWorker, WorkerHello};
+use grail_link::{Connection, Inbox, Outbox};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Results that may wait for the socket; then computing waits, which bounds the memory.
+const RESULTS_UNDER_WAY: usize = 64;
+
+/// The main thread's end of the link.
+pub struct Link {
+    commands: mpsc::Receiver<ToWorker>,
+    results: tokio::sync::mpsc::Sender<FromWorker>,
+}
+
+impl Link {
+    /// The next command; `None` when the link thread is gone.
+    pub fn next(&self) -> Option<ToWorker> {
+        self.commands.recv().ok()
+    }
+
+    /// Hands a message to the link thread. If that is gone the process is ending, and the message is of no use.
+    pub fn send(&self, message: FromWorker) {
+        let _ = self.results.blocking_send(message);
+    }
+}
+
+/// Starts the link thread, which connects, says hello, and ends the process when the socket ends.
+///
+/// # Errors
+/// When the operating system refuses a thread.
+pub fn open(socket: PathBuf, hello: WorkerHello) -> anyhow::Result<Link> {
+    let (to_worker, commands) = mpsc::channel();
+    let (results, from_worker) = tokio::sync::mpsc::channel(RESULTS_UNDER_WAY);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the link's runtime")?;
+    std::thread::Builder::new()
+        .name("link".into())
+        .spawn(move || {
+            let ended = runtime.block_on(serve(&socket, hello, to_worker, from_worker));
+            // The model may be in the middle of a forward pass that nobody wants any more: no unwinding, no waiting.
+            std::process::exit(match ended {
+                Ok(()) => {
+                    tracing::info!("The supervisor closed the socket; the worker ends.");
+                    0
+                }
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "The link to the supervisor broke; the worker ends.");
+                    1
+                }
+            });
+        })
+        .context("starting the link's thread")?;
+    Ok(Link { commands, results })
+}
+
+async fn serve(
+    socket: &Path,
+    hello: WorkerHello,
+    commands: mpsc::Sender<ToWorker>,
+    results: tokio::sync::mpsc::Receiver<FromWorker>,
+) -> anyhow::Result<()> {
+    // An interrupt at the terminal reaches the whole foreground group; only the supervisor decides when a worker ends.
+    let _interrupts_are_ignored = signal(SignalKind::interrupt()).context("watching for interrupts")?;
+    let Connection { inbox, mut outbox } = Connection::connect(socket).await?;
+    outbox.send(&FromWorker::Hello(hello)).await.context("saying hello")?;
+    tokio::select! {
+        ended = receive(inbox, commands) => ended,
+        ended = send(outbox, results) => ended,
+    }
+}
+
+async fn receive(mut inbox: Inbox<ToWorker>, commands: mpsc::Sender<ToWorker>) -> anyhow::Result<()> {
+    while let Some(command) = inbox.receive().await? {
+        // The main thread only drops its end when it is about to exit by itself.
+        if commands.send(command).is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+    Ok(())
+}
+
+async fn send(mut outbox: Outbox<FromWorker>, mut results: tokio::sync::mpsc::Receiver<FromWorker>) -> anyhow::Result<()> {
+    while let Some(message) = results.recv().await {
+        outbox.send(&message).await?;
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,201 @@
+//! What the worker does with a command: load, reload in place, prove, examine, or refuse with a reason and live on.
+//!
+//! ```text
+//!            Reload ok                  Reload ok (in place)
+//!  Empty ───────────────▶ Holding(revision) ───────────────▶ Holding(new revision)
+//!    │ Reload refused         │ Reload refused: old weights serve    │ copy broke off: the process ends
+//!    ▼                        ▼                                      ▼
+//!  Empty                  Holding(revision)                        exit 1
+//! ```
+
+use grail_link::message::{
+    Examined, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision, SequenceProof, ToWorker, WorkerHello,
+};
+use grail_model::{ExamineTerms, LoadOptions, Model, Precision, Proof, ProveError, ReloadError, Runtime, Sequence};
+use grail_process::clock;
+use grail_protocol::commitment;
+
+/// The worker's whole state: at most one model and the revision it was asked to hold.
+pub struct Worker {
+    options: LoadOptions,
+    resident: Option<Resident>,
+}
+
+struct Resident {
+    model: Model,
+    revision: Revision,
+}
+
+/// Something that only a new process can mend.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// A reload broke off in the middle.
+    #[error("the reload of {revision} failed: {source}")]
+    Unfit {
+        /// The new revision.
+        revision: Revision,
+        /// What happened.
+        source: ReloadError,
+    },
+    /// The device failed under a job; on CUDA the process can do nothing more with it.
+    #[error("job {job} failed: {source}")]
+    Device {
+        /// The job.
+        job: u64,
+        /// What happened.
+        source: ProveError,
+    },
+}
+
+impl Worker {
+    /// A worker without weights.
+    pub fn new(runtime: &Runtime, precision: Precision) -> Self {
+        Self { options: LoadOptions { device: runtime.device(), precision }, resident: None }
+    }
+
+    /// What the worker says of itself first.
+    pub fn hello(&self, runtime: &Runtime, slot: u32) -> WorkerHello {
+        WorkerHello {
+            pid: std::process::id(),
+            slot,
+            device: runtime.device_label().to_owned(),
+            dtype: self.options.precision.name_on(self.options.device).to_owned(),
+            attention: "sdpa".to_owned(),
+            libtorch: runtime.libtorch.to_owned(),
+        }
+    }
+
+    /// Carries a command out; every answer goes through `send` as soon as it is known.
+    ///
+    /// # Errors
+    /// When only a new process can go on.
+    pub fn handle(&mut self, command: ToWorker, send: &mut dyn FnMut(FromWorker)) -> Result<(), Broken> {
+        match command {
+            ToWorker::Reload(command) => self.reload(&command, send),
+            ToWorker::Prove(job) => self.prove(&job, send),
+        }
+    }
+
+    fn reload(&mut self, command: &ReloadCommand, send: &mut dyn FnMut(FromWorker)) -> Result<(), Broken> {
+        let started = clock::monotonic();
+        let revision = command.revision.clone();
+        let taken = match self.take(command) {
+            Err(source @ ReloadError::Unfit { .. }) => return Err(Broken::Unfit { revision, source }),
+            taken => taken.map_err(|error| error.to_string()),
+        };
+        let message = match taken.and_then(|()| self.describe()) {
+            Ok((weights_hash, vocab_size, max_positions)) => {
+                let seconds = started.elapsed().as_secs_f64();
+                tracing::info!(%revision, weights_hash, seconds, "The weights are resident.");
+                FromWorker::Reloaded(Reloaded { revision, weights_hash, vocab_size, max_positions, seconds })
+            }
+            Err(reason) => {
+                tracing::warn!(%revision, reason, "The weights are refused.");
+                FromWorker::ReloadRefused { revision, reason }
+            }
+        };
+        send(message);
+        Ok(())
+    }
+
+    /// Loads, or reloads in place. Unless the error is [`ReloadError::Unfit`], what was resident is so still.
+    fn take(&mut self, command: &ReloadCommand) -> Result<(), ReloadError> {
+        let revision = command.revision.clone();
+        match &mut self.resident {
+            Some(resident) => {
+                resident.model.reload(&command.directory)?;
+                resident.revision = revision;
+            }
+            None => {
+                let model = Model::load(&command.directory, self.options).map_err(ReloadError::Refused)?;
+                tracing::info!(%model, "The model is loaded.");
+                self.resident = Some(Resident { model, revision });
+            }
+        }
+        Ok(())
+    }
+
+    fn describe(&self) -> Result<(String, u32, u32), String> {
+        let Some(Resident { model, .. }) = &self.resident else { return Err("no weights are resident".to_owned()) };
+        let hash = model.weights_hash().map_err(|error| format!("the resident weights cannot be read back: {error}"))?;
+        let config = model.config();
+        let vocab_size = u32::try_from(config.vocab_size).unwrap_or(u32::MAX);
+        Ok((hash, vocab_size, u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX)))
+    }
+
+    fn prove(&self, job: &ProofJob, send: &mut dyn FnMut(FromWorker)) -> Result<(), Broken> {
+        let started = clock::monotonic();
+        let outcome = match self.ready_for(job) {
+            Err(reason) => Err(reason),
+            Ok(model) => match compute(model, job, send) {
+                Ok(()) => Ok(()),
+                Err(source @ ProveError::Torch(_)) if !source.is_out_of_memory() => {
+                    return Err(Broken::Device { job: job.id, source });
+                }
+                Err(error) => Err(error.to_string()),
+            },
+        };
+        send(match outcome {
+            Ok(()) => FromWorker::JobDone { job: job.id, seconds: started.elapsed().as_secs_f64() },
+            Err(reason) => {
+                tracing::warn!(job = job.id, reason, "The job is refused.");
+                FromWorker::JobRefused { job: job.id, reason }
+            }
+        });
+        Ok(())
+    }
+
+    /// The model, if it holds the job's revision and every sequence is one it can prove.
+    fn ready_for(&self, job: &ProofJob) -> Result<&Model, String> {
+        let Some(Resident { model, revision }) = &self.resident else {
+            return Err(format!("revision {} is asked for, no weights are resident", job.revision));
+        };
+        if *revision != job.revision {
+            return Err(format!("revision {} is asked for, {revision} is resident", job.revision));
+        }
+        for (index, sequence) in job.sequences.iter().enumerate() {
+            if sequence.prompt_length as usize == sequence.tokens.len() {
+                return Err(format!("sequence {index}: the completion is empty"));
+            }
+            if sequence.coefficients.contains(&i8::MIN) {
+                return Err(format!("sequence {index}: a sketch coefficient is -128, want -127 to 127"));
+            }
+            model.check_sequence(index, &borrow(sequence), 2).map_err(|error| error.to_string())?;
+        }
+        Ok(model)
+    }
+}
+
+fn borrow(sequence: &ProofSequence) -> Sequence<'_> {
+    Sequence { tokens: &sequence.tokens, prompt_length: sequence.prompt_length as usize, coefficients: sequence.coefficients }
+}
+
+fn compute(model: &Model, job: &ProofJob, send: &mut dyn FnMut(FromWorker)) -> Result<(), ProveError> {
+    let sequences: Vec<Sequence> = job.sequences.iter().map(borrow).collect();
+    let mut deliver = |index: usize, proof| send(FromWorker::Sequence(answer(job.id, index, proof)));
+    match job.examine {
+        None => model.prove(&sequences, &mut deliver),
+        Some(terms) => {
+            let terms = ExamineTerms {
+                temperature: terms.temperature,
+                repetition_penalty: terms.repetition_penalty,
+                eos_token_id: terms.eos_token_id,
+            };
+            model.examine(&sequences, &terms, &mut deliver)
+        }
+    }
+}
+
+fn answer(job: u64, index: usize, proof: Proof) -> SequenceProof {
+    let examined = proof
+        .examined
+        .map(|examined| Examined { eos_probability: examined.eos_probability, probabilities: examined.probabilities });
+    SequenceProof {
+        job,
+        index: u32::try_from(index).unwrap_or(u32::MAX),
+        commitments_hash: commitment::hash_sketches(&proof.sketches),
+        sketches: proof.sketches,
+        logprobs: proof.logprobs,
+        examined,
+    }
+}

@@ -1,0 +1,295 @@
+//! Raw rows of a Hugging Face style data set on disk: JSON lines (plain or gzip) and Parquet, in source order.
+//!
+//! The order of rows is consensus (grail-environments 2.3), so nothing here sorts, drops or repairs a row: a bad one is
+//! an error that names the file and the row. Files are read whole, once, when an environment is opened.
+
+mod json_lines;
+mod parquet_rows;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Longest line of a JSON lines file and largest text of a Parquet cell, in bytes.
+pub const MAX_ROW_BYTES: usize = 1 << 20;
+/// Most rows of one split.
+pub const MAX_ROWS: usize = 1_000_000;
+/// Most text of one split, in bytes.
+pub const MAX_SPLIT_BYTES: usize = 1 << 30;
+/// Most entries looked at in a folder.
+const MAX_FOLDER_ENTRIES: usize = 10_000;
+/// Folders below the given one in which data files are looked for: a configuration's and the usual one.
+const SUB_FOLDERS: [&str; 3] = ["", "main", "data"];
+
+/// A split as the source names it, before the protocol redistributes rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourceSplit {
+    /// `train`
+    Train,
+    /// `test`
+    Test,
+    /// `validation`
+    Validation,
+}
+
+/// The data files of a data set, by split.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    path: PathBuf,
+    splits: BTreeMap<SourceSplit, Vec<PathBuf>>,
+    /// A single file whose name names no split serves as every split.
+    any: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    JsonLines,
+    JsonLinesGzip,
+    Parquet,
+}
+
+/// Why a data set cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// The path is not there or not readable.
+    #[error(
+        "The data set {path} cannot be read: {source}. Name a .jsonl, .jsonl.gz or .parquet file, or a folder with such files."
+    )]
+    Unreadable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file of no known form.
+    #[error("The data set {path} is neither a .jsonl, .jsonl.gz nor .parquet file nor a folder. Convert it or name another.")]
+    UnknownForm {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The wanted split has no file.
+    #[error(
+        "The data set {path} has no split `{split}` (found: {found}). A folder's files name their split, e.g. \
+         train-00000-of-00001.parquet or test.jsonl, in the folder itself, in main/ or in data/."
+    )]
+    NoSplit {
+        /// The data set.
+        path: PathBuf,
+        /// The split that is needed.
+        split: SourceSplit,
+        /// The splits that are there.
+        found: String,
+    },
+    /// One split in two forms: reading both would double its rows.
+    #[error("The split `{split}` of {path} is there as Parquet and as JSON lines. Remove one of the two.")]
+    MixedForms {
+        /// The folder.
+        path: PathBuf,
+        /// The split.
+        split: SourceSplit,
+    },
+    /// A row that cannot be used.
+    #[error("Row {row} of {path}: {what}. Repair or fetch the file again; rows are never skipped, their order is protocol.")]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The row or line, counted from 1.
+        row: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A file that as a whole cannot be used.
+    #[error("The data file {path} cannot be used: {what}.")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A split without rows.
+    #[error("The split `{split}` of {path} has no rows. Fetch the data set again.")]
+    Empty {
+        /// The data set.
+        path: PathBuf,
+        /// The split.
+        split: SourceSplit,
+    },
+}
+
+impl SourceSplit {
+    /// The name, as it stands in file names.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Test => "test",
+            Self::Validation => "validation",
+        }
+    }
+
+    /// The split that a file's name says: its first word that is the name of one.
+    fn of_file(name: &str) -> Option<Self> {
+        name.split(|character: char| !character.is_ascii_alphanumeric()).find_map(|word| {
+            match word.to_ascii_lowercase().as_str() {
+                "train" | "training" => Some(Self::Train),
+                "test" | "testing" => Some(Self::Test),
+                "validation" | "valid" | "val" | "dev" => Some(Self::Validation),
+                _ => None,
+            }
+        })
+    }
+}
+
+impl std::fmt::Display for SourceSplit {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+impl Form {
+    fn of_file(name: &str) -> Option<Self> {
+        let name = name.to_ascii_lowercase();
+        let forms = [(".jsonl", Self::JsonLines), (".jsonl.gz", Self::JsonLinesGzip), (".parquet", Self::Parquet)];
+        forms.into_iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, form)| form)
+    }
+}
+
+impl Dataset {
+    /// Finds the data files of a single file or of a folder, without reading rows.
+    ///
+    /// A single file serves as the split that its name says (`test.jsonl`), or as whatever split is asked for if its name
+    /// says none. In a folder, files are told apart by the split in their names; shards are taken in name order; for each
+    /// split the folder itself goes before `main/`, and `main/` before `data/`.
+    ///
+    /// # Errors
+    /// A path that is not there, a file of no known form, or a split that is there in two forms.
+    pub fn open(path: &Path) -> Result<Self, DatasetError> {
+        let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
+        let mut dataset = Self { path: path.to_owned(), splits: BTreeMap::new(), any: None };
+        if std::fs::metadata(path).map_err(unreadable)?.is_dir() {
+            for sub_folder in SUB_FOLDERS {
+                let folder = path.join(sub_folder);
+                if folder.is_dir() {
+                    dataset.add_folder(&folder)?;
+                }
+            }
+            return Ok(dataset);
+        }
+        let name = file_name(path);
+        Form::of_file(&name).ok_or_else(|| DatasetError::UnknownForm { path: path.to_owned() })?;
+        match SourceSplit::of_file(&name) {
+            Some(split) => {
+                dataset.splits.insert(split, vec![path.to_owned()]);
+            }
+            None => dataset.any = Some(path.to_owned()),
+        }
+        Ok(dataset)
+    }
+
+    /// The file or folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The splits that are there by name.
+    pub fn splits(&self) -> impl Iterator<Item = SourceSplit> {
+        self.splits.keys().copied()
+    }
+
+    /// The text columns `columns` of every row of `split`, in source order.
+    ///
+    /// # Errors
+    /// A missing split or column; a row that is not a JSON object, names a column twice, lacks a text, holds a NUL or is
+    /// larger than [`MAX_ROW_BYTES`]; a split without rows or larger than [`MAX_ROWS`] or [`MAX_SPLIT_BYTES`].
+    pub fn rows<const N: usize>(&self, split: SourceSplit, columns: [&str; N]) -> Result<Vec<[String; N]>, DatasetError> {
+        let files = self.splits.get(&split).map(Vec::as_slice).or(self.any.as_ref().map(std::slice::from_ref));
+        let files = files.ok_or_else(|| self.no_split(split))?;
+        let mut rows = Rows::new(columns);
+        for path in files {
+            match Form::of_file(&file_name(path)) {
+                Some(Form::JsonLines) => json_lines::read(path, &mut rows)?,
+                Some(Form::JsonLinesGzip) => json_lines::read_gzip(path, &mut rows)?,
+                Some(Form::Parquet) => parquet_rows::read(path, &mut rows)?,
+                None => return Err(DatasetError::UnknownForm { path: path.clone() }),
+            }
+        }
+        if rows.rows.is_empty() {
+            return Err(DatasetError::Empty { path: self.path.clone(), split });
+        }
+        Ok(rows.rows)
+    }
+
+    fn no_split(&self, split: SourceSplit) -> DatasetError {
+        let found: Vec<_> = self.splits().map(SourceSplit::as_str).collect();
+        let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+        DatasetError::NoSplit { path: self.path.clone(), split, found }
+    }
+
+    fn add_folder(&mut self, folder: &Path) -> Result<(), DatasetError> {
+        let mut found: BTreeMap<SourceSplit, Vec<PathBuf>> = BTreeMap::new();
+        for path in folder_files(folder)? {
+            let name = file_name(&path);
+            if let (Some(split), Some(_)) = (SourceSplit::of_file(&name), Form::of_file(&name)) {
+                found.entry(split).or_default().push(path);
+            }
+        }
+        for (split, files) in found {
+            let parquet = files.iter().filter(|path| Form::of_file(&file_name(path)) == Some(Form::Parquet)).count();
+            if parquet != 0 && parquet != files.len() {
+                return Err(DatasetError::MixedForms { path: folder.to_owned(), split });
+            }
+            self.splits.entry(split).or_insert(files);
+        }
+        Ok(())
+    }
+}
+
+/// Rows as they are collected, with their limits.
+struct Rows<'a, const N: usize> {
+    columns: [&'a str; N],
+    rows: Vec<[String; N]>,
+    bytes: usize,
+}
+
+impl<'a, const N: usize> Rows<'a, N> {
+    fn new(columns: [&'a str; N]) -> Self {
+        Self { columns, rows: Vec::new(), bytes: 0 }
+    }
+
+    /// Adds a row, or says why it cannot be.
+    fn push(&mut self, row: [String; N]) -> Result<(), String> {
+        for (column, text) in self.columns.iter().zip(&row) {
+            if text.contains('\0') {
+                return Err(format!("the column `{column}` holds a NUL character"));
+            }
+            if text.len() > MAX_ROW_BYTES {
+                return Err(format!("the column `{column}` holds {} bytes, more than {MAX_ROW_BYTES}", text.len()));
+            }
+            self.bytes += text.len();
+        }
+        if self.rows.len() >= MAX_ROWS || self.bytes > MAX_SPLIT_BYTES {
+            return Err(format!("the split exceeds {MAX_ROWS} rows or {MAX_SPLIT_BYTES} bytes of text"));
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The files of a folder in name order.
+fn folder_files(folder: &Path) -> Result<Vec<PathBuf>, DatasetError> {
+    let unreadable = |source| DatasetError::Unreadable { path: folder.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)?.take(MAX_FOLDER_ENTRIES) {
+        let path = entry.map_err(unreadable)?.path();
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests;

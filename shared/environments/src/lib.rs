@@ -1,0 +1,28 @@
+//! What a task is, how a seed picks it, the exact prompt ids, how a completion is read and what it earns.
+//!
+//! Miner and validator run this same code: the validator renders the prompt again and compares it id by id, then scores
+//! the completion again. Everything that decides a byte or a bit follows Python's semantics where they differ from
+//! Rust's (white space, decimal digits, lower case, order of sums). Nothing here is asynchronous or global: the thinking
+//! mode, the data set and the tokenizer are values. Rules: grail-environments, sections 1 to 6.1.
+//!
+//! An environment is one variant of [`EnvironmentId`] and one file of rules ([`gsm8k`]); the parts that several
+//! environments share are [`completion`] (the tags), [`dataset`] (the raw rows) and [`python_text`].
+
+#![forbid(unsafe_code)]
+
+pub mod chat;
+pub mod completion;
+pub mod dataset;
+mod environment;
+pub mod gsm8k;
+mod prompt;
+pub mod python_text;
+mod thinking;
+
+pub use chat::{ChatError, ChatTokenizer, Message};
+pub use dataset::{Dataset, DatasetError};
+pub use environment::{
+    Component, Environment, EnvironmentError, EnvironmentId, Evaluation, Gold, Split, Task, row_index, task_number,
+};
+pub use prompt::Prompt;
+pub use thinking::{Tags, ThinkingMode, UnknownThinkingMode};

@@ -1,0 +1,29 @@
+//! Qwen2-family models on libtorch: hidden states, proofs, and batched sampling with a KV cache.
+//!
+//! ```text
+//!  startup ──▶ Model::load(directory) ──▶ prove / examine      the proof worker
+//!                     │  reload in place
+//!                     └────────────────▶ generation::Engine    the embedded generation engine
+//! ```
+//!
+//! The only crate that links libtorch. Its `unsafe` lives in one module.
+
+mod checkpoint;
+mod config;
+#[cfg(test)]
+mod fixtures;
+pub mod generation;
+mod model;
+mod native;
+mod network;
+mod prove;
+mod sketch;
+mod startup;
+mod weights;
+
+pub use checkpoint::{Checkpoint, WeightsError};
+pub use config::{Architecture, ConfigError, ModelConfig, stop_token_ids};
+pub use model::{LoadError, LoadOptions, Model, Precision, ReloadError};
+pub use prove::{ExamineTerms, Examined, Proof, ProveError, Sequence};
+pub use startup::{Runtime, startup};
+pub use tch::{Device, Kind, TchError, Tensor};

@@ -1,0 +1,358 @@
+//! A model that is resident on a device: load, reload in place, and say which checkpoint it holds.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::checkpoint::{Checkpoint, WeightsError};
+use crate::config::{ConfigError, ModelConfig};
+use crate::network::Network;
+use crate::weights::{self, Weights};
+
+/// The type a model computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// bf16 on CUDA, f32 on the CPU: the reference's rule (GRAIL protocol 5).
+    #[default]
+    Auto,
+    /// Single precision.
+    F32,
+    /// bfloat16, the production type.
+    Bf16,
+}
+
+impl Precision {
+    /// `f32` or `bf16`: what a model is computed in on this device.
+    pub fn name_on(self, device: Device) -> &'static str {
+        if self.on(device) == Kind::Float { "f32" } else { "bf16" }
+    }
+
+    fn on(self, device: Device) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+            Self::Auto if device.is_cuda() => Kind::BFloat16,
+            Self::Auto => Kind::Float,
+        }
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" | "float32" => Ok(Self::F32),
+            "bf16" | "bfloat16" => Ok(Self::Bf16),
+            other => Err(format!("{other:?} is no precision: use auto, f32 or bf16")),
+        }
+    }
+}
+
+/// Where and how a model is to live.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// The device, usually [`crate::Runtime::device`].
+    pub device: Device,
+    /// The type to compute in.
+    pub precision: Precision,
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The configuration is missing or asks for something unsupported.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The weights are missing, damaged or do not fit the configuration.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// libtorch failed, usually for want of memory.
+    #[error("{directory}: libtorch failed while the weights were loaded: {source}; is there enough memory on the device?")]
+    Torch {
+        /// The checkpoint's directory.
+        directory: PathBuf,
+        /// What libtorch said.
+        source: TchError,
+    },
+}
+
+/// Why a reload failed, and what the model is worth now.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// Nothing was copied; the old weights go on serving.
+    #[error("the checkpoint is refused: {0}")]
+    Refused(LoadError),
+    /// The new checkpoint is of a model of another make. Nothing was copied; the old weights go on serving.
+    #[error("{directory}: config.json describes another model than the one that is loaded; a new process can load it")]
+    OtherModel {
+        /// The new checkpoint's directory.
+        directory: PathBuf,
+    },
+    /// The copy broke off: the resident weights are a mixture and must not be used.
+    #[error("{directory}: libtorch failed in the middle of the copy, the weights are unfit for use: {source}; restart")]
+    Unfit {
+        /// The new checkpoint's directory.
+        directory: PathBuf,
+        /// What libtorch said.
+        source: TchError,
+    },
+}
+
+/// A model on a device.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    weights: Weights,
+    pub(crate) network: Network,
+}
+
+impl Model {
+    /// Loads the checkpoint in `directory`: everything is judged before memory is taken.
+    ///
+    /// # Errors
+    /// When the configuration or the weights are refused, or the device has no room.
+    pub fn load(directory: &Path, options: LoadOptions) -> Result<Self, LoadError> {
+        let _guard = tch::no_grad_guard();
+        let (config, checkpoint) = judge(directory)?;
+        let failed = |source| LoadError::Torch { directory: directory.to_path_buf(), source };
+        let kind = options.precision.on(options.device);
+        let weights = Weights::fill(&checkpoint, &config, options.device, kind).map_err(failed)?;
+        let network = Network::share(&weights, &config).map_err(failed)?;
+        Ok(Self { config, weights, network })
+    }
+
+    /// Replaces the weights in place by those of another checkpoint of the same model. All headers, names, shapes, types and
+    /// values are judged before the first byte is copied.
+    ///
+    /// # Errors
+    /// [`ReloadError::Refused`] and [`ReloadError::OtherModel`] leave the old weights serving; after
+    /// [`ReloadError::Unfit`] the model must be dropped.
+    pub fn reload(&mut self, directory: &Path) -> Result<(), ReloadError> {
+        let _guard = tch::no_grad_guard();
+        let (config, checkpoint) = judge(directory).map_err(ReloadError::Refused)?;
+        if !config.same_network(&self.config) {
+            return Err(ReloadError::OtherModel { directory: directory.to_path_buf() });
+        }
+        let failed = |source| ReloadError::Unfit { directory: directory.to_path_buf(), source };
+        self.weights.refill(&checkpoint).map_err(failed)?;
+        self.config = config;
+        Ok(())
+    }
+
+    /// The configuration of the checkpoint that is loaded.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The device the model lives on.
+    pub fn device(&self) -> Device {
+        self.network.device()
+    }
+
+    /// XXH3-128 (hex) over the raw bytes of the resident tensors in ascending order of name, in the files' type: equal to the
+    /// checkpoint's `weights_hash` iff what is resident is what was published (GRAIL checkpoints 6). Where the model's type is
+    /// narrower than the files' the bytes cannot be had back, and the hash is that of the files as they were copied.
+    ///
+    /// # Errors
+    /// When libtorch cannot copy the tensors back.
+    pub fn weights_hash(&self) -> Result<String, TchError> {
+        let _guard = tch::no_grad_guard();
+        self.weights.hash()
+    }
+
+    /// Final-norm hidden states of a batch of sequences, right-padded to the longest: `[B, longest, hidden]` in the model's
+    /// type, padding rows included (GRAIL protocol 5).
+    ///
+    /// # Errors
+    /// When libtorch fails, for example for want of memory. The ids must have been checked against the vocabulary.
+    pub fn hidden(&self, batch: &[&[u32]]) -> Result<Tensor, TchError> {
+        let _guard = tch::no_grad_guard();
+        let (ids, real) = pad(batch, self.config.pad_token_id)?;
+        let real = real.map(|real| real.f_to(self.device())).transpose()?;
+        self.network.hidden(&ids.f_to(self.device())?, real.as_ref())
+    }
+
+    /// Logits `[.., vocabulary]` of hidden states `[.., hidden]`, in the model's type.
+    ///
+    /// # Errors
+    /// When libtorch fails, for example for want of memory.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
+        let _guard = tch::no_grad_guard();
+        self.network.logits(hidden)
+    }
+}
+
+impl fmt::Display for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let c = &self.config;
+        write!(f, "{:?}, {} layers of {}, vocabulary {}, ", c.architecture, c.num_hidden_layers, c.hidden_size, c.vocab_size)?;
+        write!(f, "{:?} on {:?}", self.network.kind(), self.device())
+    }
+}
+
+fn judge(directory: &Path) -> Result<(ModelConfig, Checkpoint), LoadError> {
+    let config = ModelConfig::read(directory)?;
+    let checkpoint = Checkpoint::open(directory)?;
+    weights::check(&checkpoint, &config)?;
+    Ok((config, checkpoint))
+}
+
+/// Token ids `[B, longest]` (i64, CPU), and where they are real if not everywhere.
+fn pad(batch: &[&[u32]], pad_token_id: i64) -> Result<(Tensor, Option<Tensor>), TchError> {
+    let longest = batch.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
+    let rows = batch.iter().flat_map(|tokens| {
+        let padding = std::iter::repeat_n(pad_token_id, longest - tokens.len());
+        tokens.iter().map(|&token| i64::from(token)).chain(padding)
+    });
+    let ids = Tensor::f_from_slice(&rows.collect::<Vec<i64>>())?.f_view((batch.len() as i64, longest as i64))?;
+    if batch.iter().all(|tokens| tokens.len() == longest) {
+        return Ok((ids, None));
+    }
+    let lengths: Vec<i64> = batch.iter().map(|tokens| tokens.len() as i64).collect();
+    let columns = Tensor::f_arange(longest as i64, (Kind::Int64, Device::Cpu))?.f_unsqueeze(0)?;
+    let real = columns.f_lt_tensor(&Tensor::f_from_slice(&lengths)?.f_unsqueeze(1)?)?;
+    Ok((ids, Some(real)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+    use safetensors::Dtype;
+    use serde_json::json;
+
+    const CPU: LoadOptions = LoadOptions { device: Device::Cpu, precision: Precision::Auto };
+
+    fn load_changed(change: impl FnOnce(&mut fixtures::Stored)) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let mut tensors = fixtures::weights(directory.path(), &fixtures::config(), 1, Dtype::F32);
+        change(&mut tensors);
+        fixtures::write(&directory.path().join("model.safetensors"), &tensors);
+        Model::load(directory.path(), CPU).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn refuses_a_missing_tensor() {
+        let error = load_changed(|tensors| drop(tensors.remove("model.layers.1.mlp.up_proj.weight")));
+        assert!(error.contains("model.layers.1.mlp.up_proj.weight is missing"), "{error}");
+    }
+
+    #[test]
+    fn refuses_a_wrong_shape_with_want_and_got() {
+        let error = load_changed(|tensors| {
+            let stored = tensors.get_mut("model.norm.weight").unwrap();
+            stored.1 = vec![2, 16];
+        });
+        assert!(error.contains("shape [2, 16], want [32]") && error.contains("model.safetensors"), "{error}");
+    }
+
+    #[test]
+    fn refuses_nan_infinity_and_strangers() {
+        for value in [f32::NAN, f32::NEG_INFINITY] {
+            let error = load_changed(|tensors| {
+                tensors.get_mut("model.norm.weight").unwrap().2[8..12].copy_from_slice(&value.to_le_bytes());
+            });
+            assert!(error.contains("element 2"), "{error}");
+        }
+        let error = load_changed(|tensors| {
+            tensors.insert("model.layers.2.mlp.up_proj.weight".into(), (Dtype::F32, vec![1], vec![0; 4]));
+        });
+        assert!(error.contains("unexpected"), "{error}");
+        let error = load_changed(|tensors| {
+            tensors.insert("model.norm.weight".into(), (Dtype::I32, vec![32], vec![0; 128]));
+        });
+        assert!(error.contains("stored as I32"), "{error}");
+    }
+
+    #[test]
+    fn refuses_a_truncated_file() {
+        let directory = fixtures::checkpoint(1, Dtype::F32);
+        let path = directory.path().join("model.safetensors");
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
+        let error = Model::load(directory.path(), CPU).unwrap_err().to_string();
+        assert!(error.contains("not a valid safetensors file"), "{error}");
+    }
+
+    #[test]
+    fn shards_give_the_same_model_and_a_lying_index_is_refused() {
+        let whole = fixtures::checkpoint(5, Dtype::BF16);
+        let sharded = tempfile::tempdir().unwrap();
+        let mut first = fixtures::weights(sharded.path(), &fixtures::config(), 5, Dtype::BF16);
+        let second = first.split_off("model.layers.1.input_layernorm.weight");
+        fixtures::write(&sharded.path().join("a.safetensors"), &first);
+        fixtures::write(&sharded.path().join("b.safetensors"), &second);
+        let names = |tensors: &fixtures::Stored, file: &str| {
+            tensors.keys().map(|name| (name.clone(), json!(file))).collect::<serde_json::Map<_, _>>()
+        };
+        let mut map = names(&first, "a.safetensors");
+        map.extend(names(&second, "b.safetensors"));
+        let index = sharded.path().join("model.safetensors.index.json");
+        std::fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+        let hash = |directory: &Path| Model::load(directory, CPU).unwrap().weights_hash().unwrap();
+        assert_eq!(hash(sharded.path()), hash(whole.path()));
+
+        map.insert("model.norm.weight".into(), json!("a.safetensors"));
+        std::fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+        let error = Model::load(sharded.path(), CPU).unwrap_err().to_string();
+        assert!(error.contains("model.norm.weight is not in a.safetensors"), "{error}");
+
+        map.insert("model.norm.weight".into(), json!("../b.safetensors"));
+        std::fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+        let error = Model::load(sharded.path(), CPU).unwrap_err().to_string();
+        assert!(error.contains("not a plain file name"), "{error}");
+    }
+
+    #[test]
+    fn reload_replaces_in_place_and_a_refused_one_changes_nothing() {
+        let (first, second) = (fixtures::checkpoint(1, Dtype::F32), fixtures::checkpoint(2, Dtype::F32));
+        let tokens: &[u32] = &[1, 5, 9, 7];
+        let mut model = Model::load(first.path(), CPU).unwrap();
+        let before = model.hidden(&[tokens]).unwrap();
+        let hash = model.weights_hash().unwrap();
+
+        let damaged = tempfile::tempdir().unwrap();
+        let mut tensors = fixtures::weights(damaged.path(), &fixtures::config(), 3, Dtype::F32);
+        tensors.remove("model.norm.weight");
+        fixtures::write(&damaged.path().join("model.safetensors"), &tensors);
+        assert!(matches!(model.reload(damaged.path()), Err(ReloadError::Refused(_))));
+        assert_eq!(model.hidden(&[tokens]).unwrap(), before);
+        assert_eq!(model.weights_hash().unwrap(), hash);
+
+        model.reload(second.path()).unwrap();
+        let fresh = Model::load(second.path(), CPU).unwrap();
+        assert_eq!(model.hidden(&[tokens]).unwrap(), fresh.hidden(&[tokens]).unwrap());
+        assert_ne!(model.hidden(&[tokens]).unwrap(), before);
+        assert_eq!(model.weights_hash().unwrap(), Checkpoint::open(second.path()).unwrap().weights_hash());
+    }
+
+    #[test]
+    fn another_rotary_base_is_another_model() {
+        let first = fixtures::checkpoint(1, Dtype::F32);
+        let mut model = Model::load(first.path(), CPU).unwrap();
+        let second = tempfile::tempdir().unwrap();
+        let mut document = fixtures::config();
+        document.insert("rope_theta".into(), json!(1e6));
+        let tensors = fixtures::weights(second.path(), &document, 1, Dtype::F32);
+        fixtures::write(&second.path().join("model.safetensors"), &tensors);
+        assert!(matches!(model.reload(second.path()), Err(ReloadError::OtherModel { .. })));
+    }
+
+    #[test]
+    fn the_hash_is_in_the_type_of_the_files() {
+        for (dtype, precision) in [
+            (Dtype::BF16, Precision::F32),
+            (Dtype::BF16, Precision::Bf16),
+            (Dtype::F32, Precision::F32),
+            (Dtype::F32, Precision::Bf16),
+        ] {
+            let directory = fixtures::checkpoint(4, dtype);
+            let model = Model::load(directory.path(), LoadOptions { device: Device::Cpu, precision }).unwrap();
+            let want = Checkpoint::open(directory.path()).unwrap().weights_hash();
+            assert_eq!(model.weights_hash().unwrap(), want, "{dtype:?} as {precision:?}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The forward pass, operation by operation as transformers' `sdpa` path does it: on the same libtorch the final hidden
+//! states are equal to the bit, so do not reorder anything here.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::config::ModelConfig;
+use crate::weights::Weights;
+
+/// Turns rotated queries `[B, heads, L, d]`, rotated keys and values `[B, kv heads, L, d]` of a layer (first argument) into
+/// the attention's output `[B, L, heads * d]`.
+pub(crate) type Attend<'a> = dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor, TchError> + 'a;
+
+/// Handles on the resident weights, in the order of use.
+#[derive(Debug)]
+pub(crate) struct Network {
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Tensor,
+    /// `[head_dim / 2]` in f32 whatever the model's type.
+    inverse_frequencies: Tensor,
+    epsilon: f64,
+    head_dim: i64,
+    groups: i64,
+    scale: f64,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: Tensor,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    inner_norm: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+#[derive(Debug)]
+struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+impl Layer {
+    fn share(weights: &Weights, index: usize) -> Result<Self, TchError> {
+        let part = |name: &str| weights.share(&format!("model.layers.{index}.{name}"));
+        let plain = |name: &str| Ok::<_, TchError>(Linear { weight: part(&format!("{name}.weight"))?, bias: None });
+        let biased = |name: &str| Ok::<_, TchError>(Linear { bias: Some(part(&format!("{name}.bias"))?), ..plain(name)? });
+        Ok(Self {
+            input_norm: part("input_layernorm.weight")?,
+            query: biased("self_attn.q_proj")?,
+            key: biased("self_attn.k_proj")?,
+            value: biased("self_attn.v_proj")?,
+            output: plain("self_attn.o_proj")?,
+            inner_norm: part("post_attention_layernorm.weight")?,
+            gate: plain("mlp.gate_proj")?,
+            up: plain("mlp.up_proj")?,
+            down: plain("mlp.down_proj")?,
+        })
+    }
+}
+
+impl Network {
+    pub(crate) fn share(weights: &Weights, config: &ModelConfig) -> Result<Self, TchError> {
+        let embedding = weights.share("model.embed_tokens.weight")?;
+        let head = if config.tie_word_embeddings { embedding.shallow_clone() } else { weights.share("lm_head.weight")? };
+        Ok(Self {
+            inverse_frequencies: inverse_frequencies(config.head_dim, config.rope_theta, embedding.device())?,
+            embedding,
+            layers: (0..config.num_hidden_layers).map(|layer| Layer::share(weights, layer)).collect::<Result<_, _>>()?,
+            norm: weights.share("model.norm.weight")?,
+            head,
+            epsilon: config.rms_norm_eps,
+            head_dim: config.head_dim,
+            groups: config.num_attention_heads / config.num_key_value_heads,
+            scale: (config.head_dim as f64).powf(-0.5),
+        })
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.embedding.device()
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.embedding.kind()
+    }
+
+    pub(crate) fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Final-norm hidden states `[B, L, hidden]` in the model's type of token ids `[B, L]` (i64). `real` is `[B, L]` bool,
+    /// false at padding, and given only if there is padding: without it the kernel is another one, with other last bits.
+    pub(crate) fn hidden(&self, ids: &Tensor, real: Option<&Tensor>) -> Result<Tensor, TchError> {
+        let (batch, length) = ids.size2()?;
+        let positions = Tensor::f_arange(length, (Kind::Int64, self.device()))?;
+        let mask = real.map(|real| {
+            let causal = positions.f_unsqueeze(0)?.f_less_equal_tensor(&positions.f_unsqueeze(1)?)?;
+            causal.f_view((1, 1, length, length))?.f_logical_and(&real.f_view((batch, 1, 1, length))?)
+        });
+        let mask = mask.transpose()?;
+        self.run(ids, &positions.f_unsqueeze(0)?, &mut |_, q, k, v| match &mask {
+            None => self.attend_causal(q, k, v),
+            Some(mask) => self.attend_masked(q, k, v, mask),
+        })
+    }
+
+    /// The layers around whatever attention the caller brings. `positions` is `[1 or B, L]` i64.
+    pub(crate) fn run(&self, ids: &Tensor, positions: &Tensor, attend: &mut Attend) -> Result<Tensor, TchError> {
+        let (batch, length) = ids.size2()?;
+        let mut x = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;
+        let (cos, sin) = self.rotation(positions)?;
+        let heads = |x: Tensor| x.f_view((batch, length, -1, self.head_dim))?.f_transpose(1, 2);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let h = self.rms_norm(&x, &layer.input_norm)?;
+            let q = rotate(&heads(layer.query.forward(&h)?)?, &cos, &sin)?;
+            let k = rotate(&heads(layer.key.forward(&h)?)?, &cos, &sin)?;
+            let v = heads(layer.value.forward(&h)?)?;
+            let attended = attend(index, &q, &k, &v)?;
+            x = x.f_add(&layer.output.forward(&attended)?)?;
+            let h = self.rms_norm(&x, &layer.inner_norm)?;
+            let inner = layer.gate.forward(&h)?.f_silu()?.f_mul(&layer.up.forward(&h)?)?;
+            x = x.f_add(&layer.down.forward(&inner)?)?;
+        }
+        self.rms_norm(&x, &self.norm)
+    }
+
+    /// Logits `[.., vocabulary]` in the model's type of hidden states `[.., hidden]`.
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
+        // On a view with gaps libtorch picks a batched kernel that is some hundred times slower.
+        hidden.f_contiguous()?.f_linear(&self.head, None::<&Tensor>)
+    }
+
+    pub(crate) fn attend_causal(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, TchError> {
+        let causal = q.size()[2] > 1;
+        let out = Tensor::f_scaled_dot_product_attention(q, k, v, None::<&Tensor>, 0.0, causal, self.scale, true)?;
+        join_heads(&out)
+    }
+
+    fn attend_masked(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Tensor, TchError> {
+        let (k, v) = (repeat_heads(k, self.groups)?, repeat_heads(v, self.groups)?);
+        let out = Tensor::f_scaled_dot_product_attention(q, &k, &v, Some(mask), 0.0, false, self.scale, false)?;
+        join_heads(&out)
+    }
+
+    /// One query per row over a cache `[B, kv heads, T, d]`; `mask` is `[B, 1, 1, T]`. The query heads that share a key head
+    /// take the place of the query positions, so that the cache need not be repeated for each of them.
+    pub(crate) fn attend_cached(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Tensor, TchError> {
+        let (batch, key_heads, ..) = k.size4()?;
+        let q = q.f_reshape([batch, key_heads, self.groups, self.head_dim])?;
+        let mask = mask.f_expand([batch, 1, self.groups, k.size()[2]], false)?;
+        let out = Tensor::f_scaled_dot_product_attention(&q, k, v, Some(&mask), 0.0, false, self.scale, false)?;
+        out.f_reshape([batch, 1, key_heads * self.groups * self.head_dim])
+    }
+
+    fn rotation(&self, positions: &Tensor) -> Result<(Tensor, Tensor), TchError> {
+        let rows = positions.size2()?.0;
+        let inverse = self.inverse_frequencies.f_view((1, -1, 1))?.f_expand([rows, -1, 1], false)?;
+        let angles = inverse.f_matmul(&positions.f_unsqueeze(1)?.f_to_kind(Kind::Float)?)?.f_transpose(1, 2)?;
+        let angles = Tensor::f_cat(&[&angles, &angles], -1)?;
+        let cast = |x: Tensor| x.f_to_kind(self.kind())?.f_unsqueeze(1);
+        Ok((cast(angles.f_cos()?)?, cast(angles.f_sin()?)?))
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
+        let wide = x.f_to_kind(Kind::Float)?;
+        let variance = wide.f_pow_tensor_scalar(2)?.f_mean_dim(&[-1i64][..], true, None)?;
+        let normed = wide.f_mul(&variance.f_add_scalar(self.epsilon)?.f_rsqrt()?)?;
+        weight.f_mul(&normed.f_to_kind(x.kind())?)
+    }
+}
+
+/// `1 / theta^(2i / d)` in f32, computed on the CPU as the reference does, then moved.
+fn inverse_frequencies(head_dim: i64, theta: f64, device: Device) -> Result<Tensor, TchError> {
+    let even = Tensor::f_arange_start_step(0, head_dim, 2, (Kind::Int64, Device::Cpu))?;
+    let exponents = even.f_to_kind(Kind::Float)?.f_divide_scalar(head_dim)?;
+    Tensor::f_pow_scalar(theta, &exponents)?.f_reciprocal()?.f_to(device)
+}
+
+fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, TchError> {
+    let width = x.size()[3];
+    let half = width / 2;
+    let turned = Tensor::f_cat(&[x.f_slice(3, half, width, 1)?.f_neg()?, x.f_slice(3, 0, half, 1)?], -1)?;
+    x.f_mul(cos)?.f_add(&turned.f_mul(sin)?)
+}
+
+fn repeat_heads(x: &Tensor, times: i64) -> Result<Tensor, TchError> {
+    if times == 1 {
+        return Ok(x.shallow_clone());
+    }
+    let (batch, heads, length, width) = x.size4()?;
+    let repeated = x.f_unsqueeze(2)?.f_expand([batch, heads, times, length, width], false)?;
+    repeated.f_reshape([batch, heads * times, length, width])
+}
+
+fn join_heads(x: &Tensor) -> Result<Tensor, TchError> {
+    let (batch, _, length, _) = x.size4()?;
+    x.f_transpose(1, 2)?.f_contiguous()?.f_reshape([batch, length, -1])
+}

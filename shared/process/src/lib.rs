@@ -1,0 +1,9 @@
+//! Starting, pinning and ending child processes; and the clock, so that both have exactly one room.
+//!
+//! The only crate beside the libtorch shim that may contain `unsafe` (the code that runs between fork and exec).
+
+pub mod clock;
+pub mod environment;
+mod spawn;
+
+pub use spawn::{Child, Launch, Output, SpawnError, Spawner};

@@ -1,0 +1,154 @@
+//! What can go wrong with a bucket, in the classes that call for different remedies.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+
+/// One request, named in every error it causes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// S3's name of the operation, e.g. `PutObject`.
+    pub operation: &'static str,
+    /// Key or prefix.
+    pub key: String,
+    /// Bucket name.
+    pub bucket: String,
+    /// Endpoint URL.
+    pub endpoint: String,
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} of \"{}\" in bucket \"{}\" at {}", self.operation, self.key, self.bucket, self.endpoint)
+    }
+}
+
+/// Why a bucket operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BucketError {
+    /// The settings cannot describe a bucket.
+    #[error("the bucket settings are wrong: {0}")]
+    Settings(String),
+    /// There is no object under the key.
+    #[error("{0} failed: there is no such object. Check the key, or wait until its writer has finished")]
+    NotFound(Box<Request>),
+    /// There is no such bucket.
+    #[error("{0} failed: there is no such bucket. Check the bucket's name and that the account owns it")]
+    NoBucket(Box<Request>),
+    /// The credentials were refused.
+    #[error("{request} was denied ({detail}). Check the access key pair, its permissions and this machine's clock")]
+    Denied {
+        /// The request that was denied.
+        request: Box<Request>,
+        /// The service's answer.
+        detail: String,
+    },
+    /// The bucket can be read with these credentials but not written.
+    #[error("{request} was denied ({detail}), although the bucket can be read: the key pair is read-only. Use the write pair")]
+    ReadOnly {
+        /// The write that was denied.
+        request: Box<Request>,
+        /// The service's answer.
+        detail: String,
+    },
+    /// No answer: refused, unresolved, TLS failure or time-out.
+    #[error("{request} failed: the endpoint cannot be reached ({detail}). Check the endpoint's address, the network and DNS")]
+    Unreachable {
+        /// The request that got no answer.
+        request: Box<Request>,
+        /// The transport's reason.
+        detail: String,
+    },
+    /// The service asks to slow down.
+    #[error("{request} was throttled ({detail}). Retry later and less often")]
+    Throttled {
+        /// The request that was throttled.
+        request: Box<Request>,
+        /// The service's answer.
+        detail: String,
+    },
+    /// The object is larger than the caller allows.
+    #[error("{request} refused: the object has more than the {limit} bytes allowed here. Raise the limit if that is expected")]
+    TooLarge {
+        /// The request whose object is too large.
+        request: Box<Request>,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// The bytes read back are not the bytes written.
+    #[error("{0} gave other bytes than were just written. Do not use this bucket: it is cached or shared")]
+    ReadBack(Box<Request>),
+    /// A local file could not be read or written.
+    #[error("{path}: {source}. Check the path, its permissions and the free space")]
+    Local {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// Any other answer.
+    #[error("{request} failed with status {status}: {detail}. Check the endpoint's own logs")]
+    Other {
+        /// The request that failed.
+        request: Box<Request>,
+        /// HTTP status, 0 where there was none.
+        status: u16,
+        /// The service's answer.
+        detail: String,
+    },
+}
+
+impl BucketError {
+    /// Whether the same request may succeed a little later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Throttled { .. } => true,
+            Self::Other { status, .. } => *status >= 500,
+            _ => false,
+        }
+    }
+
+    /// Whether the service asked to slow down.
+    pub fn is_throttled(&self) -> bool {
+        matches!(self, Self::Throttled { .. })
+    }
+
+    pub(super) fn classify<E>(request: Request, error: &SdkError<E, HttpResponse>) -> Self
+    where
+        E: std::error::Error + ProvideErrorMetadata + 'static,
+    {
+        let request = Box::new(request);
+        let (status, code) = match error {
+            SdkError::ServiceError(answer) => (answer.raw().status().as_u16(), answer.err().code().unwrap_or_default()),
+            SdkError::ResponseError(answer) => (answer.raw().status().as_u16(), ""),
+            SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => {
+                return Self::Unreachable { request, detail: brief(&DisplayErrorContext(error)) };
+            }
+            _ => return Self::Other { request, status: 0, detail: brief(&DisplayErrorContext(error)) },
+        };
+        let detail = match error.message() {
+            Some(message) => format!("{code} {message}, status {status}"),
+            None => format!("{code} status {status}"),
+        };
+        match (status, code) {
+            (_, "NoSuchBucket") => Self::NoBucket(request),
+            (404, _) => Self::NotFound(request),
+            (429, _) | (_, "SlowDown" | "RequestLimitExceeded" | "Throttling" | "ThrottlingException") => {
+                Self::Throttled { request, detail }
+            }
+            (401 | 403, _) | (_, "NotSignedUp" | "AccessDenied" | "InvalidAccessKeyId" | "SignatureDoesNotMatch") => {
+                Self::Denied { request, detail }
+            }
+            _ => Self::Other { request, status, detail },
+        }
+    }
+}
+
+/// An error's text, cut: SDK contexts repeat whole responses.
+fn brief(error: &impl fmt::Display) -> String {
+    let text = error.to_string();
+    let first = text.split(" (").next().unwrap_or(&text);
+    first.chars().take(300).collect()
+}

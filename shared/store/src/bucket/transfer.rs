@@ -1,0 +1,167 @@
+//! Files to and from a bucket, streamed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use aws_sdk_s3::primitives::{ByteStream, Length};
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use futures::{StreamExt, TryStreamExt};
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+
+use super::error::{BucketError, Request};
+use super::{Bucket, RetryPolicy, retry};
+
+/// Parts that are sent at the same time.
+const PARTS_AT_ONCE: usize = 4;
+/// A download may take this long, and a second for every MiB that is allowed: what comes slower is of no use.
+const SLOWEST_START: Duration = Duration::from_secs(600);
+
+/// What was received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileDigest {
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256, lower-case hex.
+    pub sha256: String,
+}
+
+/// A slice of a file: one part of a multipart upload.
+#[derive(Clone, Copy)]
+struct Part {
+    /// From 1.
+    number: i32,
+    offset: u64,
+    length: u64,
+}
+
+fn parts_of(size: u64, part_bytes: u64) -> Vec<Part> {
+    let starts = (0..size).step_by(usize::try_from(part_bytes.max(1)).unwrap_or(usize::MAX));
+    (1..).zip(starts).map(|(number, offset)| Part { number, offset, length: part_bytes.min(size - offset) }).collect()
+}
+
+fn local(path: &Path) -> impl Fn(std::io::Error) -> BucketError + '_ {
+    |source| BucketError::Local { path: path.to_owned(), source }
+}
+
+impl Bucket {
+    /// Writes a file: one PUT up to the part size (50 MiB), equal parts above it. A failed multipart upload is aborted, so
+    /// that nothing is left to pay for.
+    ///
+    /// # Errors
+    /// [`BucketError::Local`] for the file, otherwise as [`Bucket::put`]. `policy` applies to each part.
+    pub async fn put_file(&self, key: &str, path: &Path, policy: &RetryPolicy) -> Result<(), BucketError> {
+        let size = tokio::fs::metadata(path).await.map_err(local(path))?.len();
+        if size > self.limits.part_bytes {
+            return self.put_in_parts(key, path, size, policy).await;
+        }
+        let whole = Part { number: 1, offset: 0, length: size };
+        let request = self.request("PutObject", key);
+        retry::retry(policy, &request, || async { self.put_once(key, slice(path, whole).await?).await }).await
+    }
+
+    async fn put_in_parts(&self, key: &str, path: &Path, size: u64, policy: &RetryPolicy) -> Result<(), BucketError> {
+        let request = self.request("CreateMultipartUpload", key);
+        let created = retry::retry(policy, &request, || async {
+            let sent = self.client.create_multipart_upload().bucket(&self.name).key(key).send();
+            self.replied(&request, sent).await?.map_err(|error| BucketError::classify(request.clone(), &error))
+        });
+        let upload = created.await?.upload_id.unwrap_or_default();
+        let result = self.send_parts(key, &upload, path, size, policy).await;
+        if result.is_err() {
+            let abort = self.client.abort_multipart_upload().bucket(&self.name).key(key).upload_id(&upload).send();
+            if let Ok(Err(error)) | Err(error) = self
+                .replied(&request, abort)
+                .await
+                .map(|sent| sent.map_err(|error| BucketError::classify(self.request("AbortMultipartUpload", key), &error)))
+            {
+                tracing::warn!(%error, "A failed multipart upload could not be aborted.");
+            }
+        }
+        result
+    }
+
+    async fn send_parts(&self, key: &str, upload: &str, path: &Path, size: u64, policy: &RetryPolicy) -> Result<(), BucketError> {
+        let parts = parts_of(size, self.limits.part_bytes).into_iter();
+        let sent = futures::stream::iter(parts.map(|part| self.send_part(key, upload, path, part, policy)));
+        let parts: Vec<CompletedPart> = sent.buffered(PARTS_AT_ONCE).try_collect().await?;
+        let request = self.request("CompleteMultipartUpload", key);
+        retry::retry(policy, &request, || async {
+            let parts = CompletedMultipartUpload::builder().set_parts(Some(parts.clone())).build();
+            let complete = self.client.complete_multipart_upload().bucket(&self.name).key(key).upload_id(upload);
+            let answer = self.sent(&request, complete.multipart_upload(parts).send()).await?;
+            answer.map_err(|error| BucketError::classify(request.clone(), &error))
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn send_part(
+        &self,
+        key: &str,
+        upload: &str,
+        path: &Path,
+        part: Part,
+        policy: &RetryPolicy,
+    ) -> Result<CompletedPart, BucketError> {
+        let request = self.request("UploadPart", key);
+        let answer = retry::retry(policy, &request, || async {
+            let body = slice(path, part).await?;
+            let upload = self.client.upload_part().bucket(&self.name).key(key).upload_id(upload);
+            let answer = self.sent(&request, upload.part_number(part.number).body(body).send()).await?;
+            answer.map_err(|error| BucketError::classify(request.clone(), &error))
+        });
+        Ok(CompletedPart::builder().part_number(part.number).set_e_tag(answer.await?.e_tag).build())
+    }
+
+    /// Reads an object of at most `limit` bytes into the new file `path`, hashing while it writes; the file is synced, and
+    /// removed again on failure.
+    ///
+    /// # Errors
+    /// [`BucketError::Local`] for the file, otherwise as [`Bucket::get`].
+    pub async fn get_to_file(&self, key: &str, path: &Path, limit: u64) -> Result<FileDigest, BucketError> {
+        let request = self.request("GetObject", key);
+        let policy = RetryPolicy { overall: SLOWEST_START + Duration::from_secs(limit >> 20), ..self.reads.clone() };
+        let received = retry::retry(&policy, &request, || self.receive(&request, key, path, limit)).await;
+        if received.is_err() {
+            // Best effort: the caller gets the first error, and its directory is discarded anyway.
+            let _ = tokio::fs::remove_file(path).await;
+        }
+        received
+    }
+
+    async fn receive(&self, request: &Request, key: &str, path: &Path, limit: u64) -> Result<FileDigest, BucketError> {
+        let mut body = self.open(key, limit).await?;
+        let file = tokio::fs::File::create(path).await.map_err(local(path))?;
+        let mut file = tokio::io::BufWriter::with_capacity(1 << 20, file);
+        let (mut hasher, mut size) = (Sha256::new(), 0_u64);
+        while let Some(piece) = self.next_piece(request, &mut body).await? {
+            size += piece.len() as u64;
+            if size > limit {
+                return Err(BucketError::TooLarge { request: Box::new(request.clone()), limit });
+            }
+            hasher.update(&piece);
+            file.write_all(&piece).await.map_err(local(path))?;
+        }
+        file.flush().await.map_err(local(path))?;
+        file.get_ref().sync_all().await.map_err(local(path))?;
+        Ok(FileDigest { size, sha256: hex::encode(hasher.finalize()) })
+    }
+}
+
+async fn slice(path: &Path, part: Part) -> Result<ByteStream, BucketError> {
+    let builder = ByteStream::read_from().path(path).offset(part.offset).length(Length::Exact(part.length));
+    builder.build().await.map_err(|error| local(path)(std::io::Error::other(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parts_of;
+
+    #[test]
+    fn parts_are_equal_and_cover_the_file() {
+        let parts = parts_of(120, 50);
+        let shape: Vec<_> = parts.iter().map(|part| (part.number, part.offset, part.length)).collect();
+        assert_eq!(shape, [(1, 0, 50), (2, 50, 50), (3, 100, 20)]);
+    }
+}

@@ -1,0 +1,139 @@
+//! Why a checkpoint cannot be had, published or trusted.
+
+use std::path::PathBuf;
+
+use crate::bucket::BucketError;
+
+/// A checkpoint operation's failure. Nothing is left in the cache after any of them.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// No READY marker yet.
+    #[error("checkpoint {window} is not ready: it has no READY-* marker. Wait for its trainer to finish the upload")]
+    NotReady {
+        /// Checkpoint window.
+        window: u64,
+    },
+    /// Nothing under the window.
+    #[error(
+        "checkpoint {window} does not exist: neither FULL nor DELTA metadata is in the bucket. Check the bucket and the window"
+    )]
+    Absent {
+        /// Checkpoint window.
+        window: u64,
+    },
+    /// Only a difference was published.
+    #[error(
+        "checkpoint {window} is published as DELTA only, and DELTA is not supported by this version. Wait for the next FULL checkpoint"
+    )]
+    Unsupported {
+        /// Checkpoint window.
+        window: u64,
+    },
+    /// A FULL without what makes it verifiable.
+    #[error("checkpoint {window} cannot be verified: {why}. It is refused; ask its trainer to publish it again")]
+    Unverifiable {
+        /// Checkpoint window.
+        window: u64,
+        /// What is missing.
+        why: String,
+    },
+    /// A file of the manifest is not in the bucket.
+    #[error("checkpoint {window} lacks the file {name} that its manifest lists. It may still be uploading: try again later")]
+    MissingFile {
+        /// Checkpoint window.
+        window: u64,
+        /// Name in the manifest.
+        name: String,
+    },
+    /// The bytes are not the manifest's.
+    #[error(
+        "checkpoint {window}: {name} has sha256 {got}, its manifest says {want}. It was damaged or replaced: try again later"
+    )]
+    WrongHash {
+        /// Checkpoint window.
+        window: u64,
+        /// Name in the manifest.
+        name: String,
+        /// Hash of the bytes.
+        got: String,
+        /// Hash in the manifest.
+        want: String,
+    },
+    /// The tensors are not the metadata's.
+    #[error("checkpoint {window}: its tensors hash to {got}, its metadata says {want}. Wait for the next FULL checkpoint")]
+    WrongWeights {
+        /// Checkpoint window.
+        window: u64,
+        /// xxh3-128 of the tensors.
+        got: String,
+        /// `weights_hash` of the metadata.
+        want: String,
+    },
+    /// The manifest is not signed by the trainer.
+    #[error("checkpoint {window}: manifest.sig is not a signature of {trainer} over metadata.json. Check the trainer's address")]
+    WrongSignature {
+        /// Checkpoint window.
+        window: u64,
+        /// SS58 address that should have signed.
+        trainer: String,
+    },
+    /// More bytes than this machine is set to accept.
+    #[error("checkpoint {window} has {size} bytes, more than the {limit} allowed. Raise the limit if that is expected")]
+    TooLarge {
+        /// Checkpoint window.
+        window: u64,
+        /// Bytes announced by the bucket.
+        size: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// Metadata that is no JSON object of the expected kind.
+    #[error("{place}: {why}. Ask the trainer to publish the checkpoint again")]
+    Metadata {
+        /// Key or file.
+        place: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Terms that mining needs are missing: the window is skipped, defaults are never guessed.
+    #[error("checkpoint {window} cannot be mined: its metadata lacks {}. Skip the window; its trainer has to publish them", .missing.join(", "))]
+    Incomplete {
+        /// Checkpoint window.
+        window: u64,
+        /// Names of what is missing or illegal.
+        missing: Vec<String>,
+    },
+    /// A weight file that cannot be read as safetensors.
+    #[error("{path} is no valid safetensors file: {why}. Export the model again")]
+    Weights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A directory that cannot be published.
+    #[error("{path} cannot be published: {why}")]
+    Unpublishable {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        why: String,
+    },
+    /// The bucket failed.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
+    /// The local disk failed.
+    #[error("{path}: {source}. Check the path, its permissions and the free space")]
+    Local {
+        /// File or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// Names the path in an error of the local disk.
+pub(super) fn local(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> CheckpointError {
+    let path = path.into();
+    move |source| CheckpointError::Local { path, source }
+}

@@ -1,0 +1,157 @@
+//! Publishing and fetching over the local server.
+
+use std::path::Path;
+
+use grail_protocol::keys::Hotkey;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::bucket::tests::Fixture;
+use crate::bucket::{Bucket, RetryPolicy};
+
+fn safetensors(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let header = json!({name: {"dtype": "U8", "shape": [bytes.len()], "data_offsets": [0, bytes.len()]}}).to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), bytes].concat()
+}
+
+fn model_dir() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+    // Names in an order other than the files', so that the hash must sort across shards.
+    std::fs::write(dir.path().join("model-00001-of-00002.safetensors"), safetensors("b", b"second")).unwrap();
+    std::fs::write(dir.path().join("model-00002-of-00002.safetensors"), safetensors("a", b"first")).unwrap();
+    std::fs::write(dir.path().join("snapshot_metadata.json"), "ignored").unwrap();
+    dir
+}
+
+fn terms(window: u64) -> PublishTerms {
+    PublishTerms {
+        window,
+        ready_window: window,
+        model_name: "async_trainer_snapshot".into(),
+        env_id: "gsm8k".into(),
+        env_params: json!({"split": "train"}),
+        generation_params: json!({
+            "max_tokens": 128, "temperature": 0.7, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.0
+        }),
+        thinking_mode: "instructed".into(),
+        training_config: json!({"lr": 1e-6, "note": "é"}),
+        git_commit: "unknown".into(),
+        created_at: 1_760_000_000.25,
+        parent_window: None,
+    }
+}
+
+async fn published(bucket: &Bucket, window: u64) -> (Metadata, String) {
+    let alice = Hotkey::from_uri("//Alice").unwrap();
+    let sign = |bytes: &[u8]| alice.sign(bytes);
+    let metadata = publish_full(bucket, model_dir().path(), &terms(window), Some(&sign)).await.unwrap();
+    (metadata, alice.address().to_owned())
+}
+
+async fn replace_metadata(bucket: &Bucket, window: u64, change: impl FnOnce(&mut Value)) {
+    let key = full_key(window, "metadata.json");
+    let mut document: Value = serde_json::from_slice(&bucket.get(&key, 1 << 20).await.unwrap()).unwrap();
+    change(&mut document);
+    bucket.put(&key, document.to_string(), &RetryPolicy::default()).await.unwrap();
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn what_is_published_is_discovered_fetched_and_kept() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    let (metadata, trainer) = published(&bucket, 60).await;
+    assert_eq!(metadata.weights_hash.as_deref(), Some(hash_tensors([("a", &b"first"[..]), ("b", b"second")]).as_str()));
+    assert_eq!(discover(&bucket, 60).await.unwrap(), None);
+    assert_eq!(discover(&bucket, 90).await.unwrap(), Some(60));
+
+    let cache = tempfile::tempdir().unwrap();
+    let limits = FetchLimits { trainer: Some(trainer), ..FetchLimits::default() };
+    let fetched = fetch_full(&bucket, 60, cache.path(), &limits).await.unwrap();
+    assert_eq!(fetched.metadata, metadata);
+    assert_eq!(entries(&fetched.dir).len(), 5, "{:?}", entries(&fetched.dir));
+    assert_eq!(entries(cache.path()), ["checkpoint-60"]);
+
+    // The cache is used without the bucket, and mended when it was damaged.
+    bucket.delete(&ready_key(60, 60)).await.unwrap();
+    assert_eq!(fetch_full(&bucket, 60, cache.path(), &limits).await.unwrap(), fetched);
+    std::fs::write(fetched.dir.join("config.json"), "damaged").unwrap();
+    let not_ready = fetch_full(&bucket, 60, cache.path(), &limits).await;
+    assert!(matches!(not_ready, Err(CheckpointError::NotReady { window: 60 })));
+    bucket.put(&ready_key(60, 90), "", &RetryPolicy::default()).await.unwrap();
+    assert_eq!(fetch_full(&bucket, 60, cache.path(), &limits).await.unwrap(), fetched);
+}
+
+#[tokio::test]
+async fn whatever_cannot_be_trusted_is_refused_and_leaves_nothing() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    let cache = tempfile::tempdir().unwrap();
+    for window in [30, 60, 90, 120, 150, 180] {
+        published(&bucket, window).await;
+    }
+    let limits = FetchLimits::default();
+    let fetch = async |window| fetch_full(&bucket, window, cache.path(), &limits).await.unwrap_err();
+
+    replace_metadata(&bucket, 30, |document| document["weights_hash"] = json!("0".repeat(32))).await;
+    assert!(matches!(fetch(30).await, CheckpointError::WrongWeights { .. }));
+    replace_metadata(&bucket, 60, |document| document["file_manifest"] = json!({})).await;
+    assert!(matches!(fetch(60).await, CheckpointError::Unverifiable { .. }));
+    bucket.put(&full_key(90, "config.json"), "other", &RetryPolicy::default()).await.unwrap();
+    assert!(matches!(fetch(90).await, CheckpointError::WrongHash { .. }));
+    bucket.delete(&full_key(120, "config.json")).await.unwrap();
+    assert!(matches!(fetch(120).await, CheckpointError::MissingFile { .. }));
+    replace_metadata(&bucket, 150, |document| document["file_manifest"]["../../escape"] = json!("0".repeat(64))).await;
+    assert!(matches!(fetch(150).await, CheckpointError::Metadata { .. }));
+    bucket.delete(&full_key(180, "metadata.json")).await.unwrap();
+    assert!(matches!(fetch(180).await, CheckpointError::Unverifiable { .. }));
+    bucket.put(&delta_key(210, "metadata.json"), "{}", &RetryPolicy::default()).await.unwrap();
+    bucket.put(&ready_key(210, 210), "", &RetryPolicy::default()).await.unwrap();
+    let delta = fetch(210).await;
+    assert!(matches!(delta, CheckpointError::Unsupported { window: 210 }) && delta.to_string().contains("DELTA"));
+    assert!(matches!(fetch(240).await, CheckpointError::NotReady { .. }));
+    assert!(entries(cache.path()).is_empty(), "{:?}", entries(cache.path()));
+}
+
+#[tokio::test]
+async fn limits_and_signatures_are_kept() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    let cache = tempfile::tempdir().unwrap();
+    let (_, trainer) = published(&bucket, 30).await;
+    let small = FetchLimits { total_bytes: 100, ..FetchLimits::default() };
+    let error = fetch_full(&bucket, 30, cache.path(), &small).await.unwrap_err();
+    assert!(matches!(error, CheckpointError::TooLarge { .. }), "{error}");
+    let bob = Hotkey::from_uri("//Bob").unwrap();
+    for trainer in [bob.address(), &trainer] {
+        replace_metadata(&bucket, 30, |document| document["git_commit"] = json!("changed after signing")).await;
+        let limits = FetchLimits { trainer: Some(trainer.to_owned()), ..FetchLimits::default() };
+        let error = fetch_full(&bucket, 30, cache.path(), &limits).await.unwrap_err();
+        assert!(matches!(error, CheckpointError::WrongSignature { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn incomplete_directories_and_terms_are_not_published() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    let dir = model_dir();
+    let refused = async |terms: &PublishTerms| publish_full(&bucket, dir.path(), terms, None).await.unwrap_err();
+    let early = PublishTerms { ready_window: 0, ..terms(30) };
+    assert!(matches!(refused(&early).await, CheckpointError::Unpublishable { .. }));
+    let vague = PublishTerms { thinking_mode: String::new(), ..terms(30) };
+    assert!(matches!(refused(&vague).await, CheckpointError::Incomplete { .. }));
+    std::fs::write(dir.path().join("model-00002-of-00002.safetensors"), "broken").unwrap();
+    assert!(matches!(refused(&terms(30)).await, CheckpointError::Weights { .. }));
+    std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    assert!(refused(&terms(30)).await.to_string().contains("tokenizer.json"));
+    assert!(bucket.list("").await.unwrap().is_empty(), "nothing was sent");
+}

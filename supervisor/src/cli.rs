@@ -1,0 +1,216 @@
+//! Commands and their arguments. Parsing, settings and logging happen here; each command's work is in its own room.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::exit::Failure;
+use crate::settings::{self, Loaded, Settings, Sources};
+use crate::view::View;
+use crate::{mine, publish, validate};
+
+/// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
+#[derive(Debug, Parser)]
+#[command(name = "grail-supervisor", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done · 1 not registered, or `validate` rejected a window · 2 wrong usage, or `validate` found no file · \
+3 `validate` could not be set up · 64 configuration · 65 dataset or checkpoint · 69 bucket, port or program unavailable · 70 internal · \
+75 another supervisor has the state folder · 77 wallet";
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration file; `host.toml` in this folder is taken where it exists.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// File with the guide's variables; `.env` in this folder is taken where it exists. It wins over the environment.
+    #[arg(long, global = true, value_name = "FILE")]
+    env_file: Option<PathBuf>,
+    /// Tasks: the same as `--set environment.dataset=PATH`.
+    #[arg(long, global = true, value_name = "PATH")]
+    dataset: Option<String>,
+    /// Overrides one setting; wins over everything.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Mine (the default).
+    Run(RunArguments),
+    /// Judge the settings and the layout without starting anything.
+    Check,
+    /// What the settings are.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Put a model directory into the trainer's bucket as a FULL checkpoint.
+    PublishCheckpoint(publish::Arguments),
+    /// Fetch window files and judge them as the network's validator does.
+    Validate(validate::Arguments),
+    /// What the supervisor of this state folder is doing, as JSON.
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Every setting, its value and who set it. Secrets are hidden.
+    Explain,
+}
+
+#[derive(Debug, Args, Default)]
+struct RunArguments {
+    /// Stop after so many windows that were not skipped.
+    #[arg(long, value_name = "N")]
+    windows: Option<u64>,
+    /// Print plain lines even on a terminal.
+    #[arg(long)]
+    plain: bool,
+}
+
+/// Parses, runs, and turns the outcome into an exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Failure::internal("start the runtime", error)),
+    };
+    match runtime.block_on(dispatch(cli)) {
+        Ok(code) => code,
+        Err(failure) => fail(&failure),
+    }
+}
+
+fn fail(failure: &Failure) -> ExitCode {
+    report(failure);
+    ExitCode::from(failure)
+}
+
+async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    // The environment is read here, once.
+    let environment: BTreeMap<String, String> =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
+    let loaded = load(&cli.common, &environment);
+    match cli.command.unwrap_or(Command::Run(RunArguments::default())) {
+        Command::Run(arguments) => run(&loaded?.settings, &arguments).await,
+        Command::Check => check(&loaded?.settings),
+        Command::Config { command: ConfigCommand::Explain } => {
+            print(&settings::explain(&loaded?, &environment));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::PublishCheckpoint(arguments) => {
+            log_to_stderr("warn");
+            publish::publish(&loaded?.settings, &arguments).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Validate(arguments) => {
+            log_to_stderr("warn");
+            Ok(validate::command(loaded.map(|loaded| loaded.settings), &arguments).await)
+        }
+        Command::Status => show_status(&loaded?.settings),
+    }
+}
+
+fn load(common: &Common, environment: &BTreeMap<String, String>) -> Result<Loaded, Failure> {
+    let mut overrides = Vec::new();
+    for text in &common.overrides {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        overrides.push((key.trim().to_owned(), value.trim().to_owned()));
+    }
+    if let Some(dataset) = &common.dataset {
+        overrides.push(("environment.dataset".into(), dataset.clone()));
+    }
+    let beside = PathBuf::from("host.toml");
+    let sources = Sources {
+        file: common.config.clone().or_else(|| Some(beside).filter(|file| file.exists())),
+        environment: environment.clone(),
+        dot_env: common.env_file.clone(),
+        overrides,
+    };
+    Ok(settings::load(&sources)?)
+}
+
+async fn run(settings: &Settings, arguments: &RunArguments) -> Result<ExitCode, Failure> {
+    let live = std::io::stdout().is_terminal() && !arguments.plain;
+    if live {
+        // Log lines would tear the live picture.
+        log_to_file(settings)?;
+    } else {
+        log_to_stderr("info");
+    }
+    let options = mine::Options { windows: arguments.windows, view: if live { View::Live } else { View::Plain } };
+    mine::run(settings, options).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(settings: &Settings) -> Result<ExitCode, Failure> {
+    let plan = mine::plan(settings)?;
+    print(&format!("The settings are in order.\ngeneration: {} on {:?}\n", settings.generation.backend, plan.generation));
+    for slot in &plan.proof {
+        print(&format!("proof-worker {}: {}\n", slot.slot, slot.gpu.as_deref().map_or("CPU".into(), |gpu| format!("GPU {gpu}"))));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_status(settings: &Settings) -> Result<ExitCode, Failure> {
+    let path = settings.state.join("status.json");
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        Failure::Unavailable(format!("there is no status at {path:?} ({error}); has a supervisor run with this state folder?"))
+    })?;
+    print(&text);
+    if crate::state::StateFolder::is_locked(&settings.state) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("No supervisor is running; this is what the last one left.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A closed pipe (`| head`) is no reason to panic.
+fn print(text: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+}
+
+fn filter(default: &str) -> EnvFilter {
+    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default))
+}
+
+fn log_to_stderr(default: &str) {
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter(default)).with_writer(std::io::stderr).with_ansi(colour).init();
+}
+
+fn log_to_file(settings: &Settings) -> Result<(), Failure> {
+    let path = settings.state.join("supervisor.log");
+    let open = || {
+        std::fs::create_dir_all(&settings.state)?;
+        std::fs::OpenOptions::new().create(true).append(true).open(&path)
+    };
+    let file = open().map_err(|error| Failure::Unavailable(format!("the log {path:?} cannot be opened: {error}")))?;
+    tracing_subscriber::fmt().with_env_filter(filter("info")).with_writer(file).with_ansi(false).init();
+    Ok(())
+}
+
+/// For commands that tell their failure with an exit code of their own.
+pub fn report(failure: &Failure) {
+    eprintln!("grail-supervisor: {failure}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,39 @@
+//! The supervisor: owns settings, wallet, chain, window clock, schedule, signing, spool, upload and status. It links neither
+//! libtorch nor CUDA and never runs what a model wrote.
+//!
+//! | room | what belongs there |
+//! |---|---|
+//! | [`cli`] | arguments, commands, exit codes |
+//! | [`settings`] | one typed configuration from file, environment and `.env` |
+//! | [`plan`] | which process gets which GPU |
+//! | [`chain`] | blocks, hashes, registration, published buckets |
+//! | [`buckets`], [`upload`] | object storage |
+//! | [`checkpoints`] | which weights and terms a window is mined with |
+//! | [`children`] | proof workers and the generation launcher |
+//! | [`completions`] | the generation server's client |
+//! | [`groups`], [`window`], [`spool`], [`gate`] | from a problem index to a file in the bucket |
+//! | [`validate`], [`publish`] | the network's other roles, locally |
+//! | [`status`], [`view`] | what is going on |
+#![forbid(unsafe_code)]
+
+pub mod buckets;
+pub mod chain;
+pub mod checkpoints;
+pub mod children;
+pub mod cli;
+pub mod completions;
+pub mod exit;
+pub mod gate;
+pub mod groups;
+pub mod mine;
+pub mod plan;
+pub mod publish;
+pub mod settings;
+pub mod spool;
+pub mod state;
+pub mod status;
+pub mod upload;
+pub mod validate;
+pub mod view;
+pub mod wallet;
+pub mod window;

@@ -1,0 +1,148 @@
+//! Which process gets which GPU. Pure: settings and the visible GPUs in, a layout or every mistake out.
+//!
+//! Indices count within the parent's `CUDA_VISIBLE_DEVICES`, as the guide says, and are mapped through it, so that a
+//! supervisor inside a container or beside another tenant never touches a GPU that was not given to it.
+
+use std::collections::BTreeMap;
+
+use crate::settings::{ConfigError, Generation, Proof, ProofSlots};
+
+/// The GPUs this process may use, in order, as `CUDA_VISIBLE_DEVICES` names them (index or UUID).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VisibleGpus(pub Vec<String>);
+
+impl VisibleGpus {
+    /// From the variable where it is set, else all `installed` GPUs of the host.
+    pub fn new(variable: Option<&str>, installed: usize) -> Self {
+        match variable {
+            // CUDA stops at the first entry it does not know; -1 is the usual way to say "none".
+            Some(list) => {
+                Self(list.split(',').map(|gpu| gpu.trim().to_owned()).take_while(|gpu| !gpu.is_empty() && gpu != "-1").collect())
+            }
+            None => Self((0..installed).map(|index| index.to_string()).collect()),
+        }
+    }
+
+    /// GPUs the NVIDIA driver of this host shows, without loading any of its libraries.
+    pub fn installed() -> usize {
+        std::fs::read_dir("/proc/driver/nvidia/gpus").map(|entries| entries.flatten().count()).unwrap_or(0)
+    }
+}
+
+/// One proof worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProofSlot {
+    /// Number of the slot.
+    pub slot: u32,
+    /// Its GPU as `CUDA_VISIBLE_DEVICES` names it; `None` for the CPU.
+    pub gpu: Option<String>,
+}
+
+/// The layout of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// GPUs of the generation server; empty for the embedded engine.
+    pub generation: Vec<String>,
+    /// One worker each.
+    pub proof: Vec<ProofSlot>,
+}
+
+impl Plan {
+    /// Judges the layout.
+    ///
+    /// # Errors
+    /// Every GPU that is out of range or used twice (the guide's `ProtocolViolationError`), with the setting that names it.
+    pub fn new(generation: &Generation, proof: &Proof, visible: &VisibleGpus) -> Result<Self, Vec<ConfigError>> {
+        let mut claims = Claims { visible, taken: BTreeMap::new(), errors: Vec::new() };
+        let generation = match generation.backend.as_str() {
+            "embedded" => Vec::new(),
+            _ => (generation.gpu..generation.gpu.saturating_add(generation.tensor_parallel))
+                .filter_map(|index| claims.claim(index, "generation.gpu"))
+                .collect(),
+        };
+        let proof = match &proof.slots {
+            ProofSlots::Cpu(slots) => (0..*slots).map(|slot| ProofSlot { slot, gpu: None }).collect(),
+            ProofSlots::Gpus(indices) => {
+                let gpus = indices.iter().filter_map(|index| claims.claim(*index, "proof.gpus"));
+                (0..).zip(gpus).map(|(slot, gpu)| ProofSlot { slot, gpu: Some(gpu) }).collect()
+            }
+        };
+        if claims.errors.is_empty() { Ok(Self { generation, proof }) } else { Err(claims.errors) }
+    }
+}
+
+struct Claims<'a> {
+    visible: &'a VisibleGpus,
+    taken: BTreeMap<u32, &'static str>,
+    errors: Vec<ConfigError>,
+}
+
+impl Claims<'_> {
+    fn claim(&mut self, index: u32, key: &'static str) -> Option<String> {
+        let Some(gpu) = self.visible.0.get(index as usize) else {
+            let count = self.visible.0.len();
+            let cpu = if count == 0 {
+                "; on a machine without one set proof.device = \"cpu\" and generation.backend = \"embedded\""
+            } else {
+                ""
+            };
+            return self.refuse(key, index, format!("is out of range: {count} GPU(s) are visible to this process{cpu}"));
+        };
+        match self.taken.insert(index, key) {
+            None => Some(gpu.clone()),
+            Some(other) => {
+                self.refuse(key, index, format!("is used twice: {other} has it already; every process needs a GPU of its own"))
+            }
+        }
+    }
+
+    fn refuse(&mut self, key: &str, index: u32, reason: String) -> Option<String> {
+        self.errors.push(ConfigError { key: key.into(), value: Some(format!("GPU {index}")), origin: None, reason });
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(gpu: u32, tensor_parallel: u32, proof: &[u32], visible: &str) -> Result<Plan, String> {
+        let generation = Generation {
+            backend: "sglang".into(),
+            gpu,
+            tensor_parallel,
+            max_model_length: 1,
+            max_concurrent: 1,
+            groups_in_flight: 1,
+            server_timeout: 1.0,
+            threads: 1,
+            dtype: "auto".into(),
+        };
+        let proof = Proof { slots: ProofSlots::Gpus(proof.to_vec()), threads: 1, dtype: "auto".into() };
+        Plan::new(&generation, &proof, &VisibleGpus::new(Some(visible), 0))
+            .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    }
+
+    #[test]
+    fn indices_are_mapped_through_the_visible_ones() {
+        let plan = plan(0, 2, &[2, 3], "4,GPU-5,6,7").unwrap();
+        assert_eq!(plan.generation, ["4", "GPU-5"]);
+        assert_eq!(plan.proof.iter().map(|slot| slot.gpu.as_deref().unwrap()).collect::<Vec<_>>(), ["6", "7"]);
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        let error = plan(2, 4, &[3, 9], "0,1,2,3").unwrap_err();
+        assert!(error.contains("generation.gpu = GPU 4 is out of range: 4 GPU(s)"), "{error}");
+        assert!(error.contains("generation.gpu = GPU 5"), "{error}");
+        assert!(error.contains("proof.gpus = GPU 3 is used twice: generation.gpu has it"), "{error}");
+        assert!(error.contains("proof.gpus = GPU 9 is out of range"), "{error}");
+    }
+
+    #[test]
+    fn nothing_is_visible_after_minus_one() {
+        assert_eq!(VisibleGpus::new(Some("-1"), 8), VisibleGpus::default());
+        assert_eq!(VisibleGpus::new(None, 2).0, ["0", "1"]);
+        assert!(plan(0, 1, &[0], "").unwrap_err().contains("proof.device = \"cpu\""));
+    }
+}

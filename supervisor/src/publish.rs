@@ -1,0 +1,116 @@
+//! `publish-checkpoint`: the trainer's part, for the local chain: a model directory becomes a FULL checkpoint.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use grail_process::clock;
+use grail_protocol::generation_params::GenerationParams;
+use grail_protocol::window::window_start;
+use grail_store::checkpoint::{PublishTerms, publish_full, ready_key};
+use serde_json::json;
+
+use crate::buckets::Buckets;
+use crate::exit::Failure;
+use crate::mine::{local_trainer, open_chain};
+use crate::settings::{Chain, Settings};
+use crate::wallet;
+
+/// Arguments of `publish-checkpoint`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Directory with config.json, tokenizer.json, chat template and safetensors weights.
+    directory: PathBuf,
+    /// Checkpoint window, a multiple of 30; default: the present window. Miners use it from the next window on.
+    #[arg(long)]
+    window: Option<u64>,
+    /// Environment that the checkpoint prescribes.
+    #[arg(long, default_value = "gsm8k")]
+    env: String,
+    /// Split of its dataset.
+    #[arg(long, default_value = "train")]
+    split: String,
+    /// `instructed` or `native`.
+    #[arg(long, default_value = "instructed")]
+    thinking_mode: String,
+    /// Longest completion.
+    #[arg(long, default_value_t = 2048)]
+    max_tokens: u64,
+    /// Sampling temperature.
+    #[arg(long, default_value_t = 0.7)]
+    temperature: f64,
+    /// Nucleus sampling.
+    #[arg(long, default_value_t = 0.9)]
+    top_p: f64,
+    /// Candidates per token; 0 for all.
+    #[arg(long, default_value_t = 50)]
+    top_k: u64,
+    /// Repetition penalty.
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// `model_name` of the metadata.
+    #[arg(long, default_value = "async_trainer_snapshot")]
+    model_name: String,
+}
+
+/// Publishes one checkpoint.
+///
+/// # Errors
+/// When the directory is no checkpoint, the terms cannot be mined with, or the bucket refuses.
+pub async fn publish(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
+    if !matches!(settings.chain, Chain::Local { .. }) {
+        return Err(Failure::Data("publish-checkpoint is for the local chain: on the network the trainer publishes".into()));
+    }
+    let hotkey = wallet::load(&settings.wallet)?;
+    let buckets = Buckets::open(&settings.storage, Duration::from_secs_f64(settings.upload_timeout), false).await?;
+    let chain = open_chain(settings, &hotkey, &buckets)?;
+    let present = window_start(chain.head().await?);
+    let window = arguments.window.unwrap_or(present);
+    let terms = terms(arguments, window, present.max(window))?;
+    let bucket = buckets.local_trainer_to_write()?;
+    let ready = ready_key(window, terms.ready_window);
+    let taken = bucket.head(&ready).await.map_err(|error| Failure::Unavailable(error.to_string()))?;
+    if taken.is_some() {
+        return Err(Failure::Data(format!(
+            "checkpoint {window} is published already; wait for the next window or name another with --window"
+        )));
+    }
+    let trainer = local_trainer()?;
+    let sign = |message: &[u8]| trainer.sign(message);
+    let metadata = publish_full(&bucket, &arguments.directory, &terms, Some(&sign))
+        .await
+        .map_err(|error| Failure::Data(format!("the checkpoint {:?} is not published: {error}", arguments.directory)))?;
+    println!(
+        "Checkpoint {window} is published (weights {}), ready in window {}: miners use it from window {} on.",
+        metadata.weights_hash.as_deref().unwrap_or("without hash"),
+        terms.ready_window,
+        terms.ready_window + grail_protocol::constants::WINDOW_LENGTH
+    );
+    Ok(())
+}
+
+fn terms(arguments: &Arguments, window: u64, ready_window: u64) -> Result<PublishTerms, Failure> {
+    if window != window_start(window) {
+        return Err(Failure::Data(format!("--window {window} is no multiple of 30, so no window begins there")));
+    }
+    let generation_params = json!({
+        "max_tokens": arguments.max_tokens,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "top_k": arguments.top_k,
+        "repetition_penalty": arguments.repetition_penalty,
+    });
+    GenerationParams::from_json(&generation_params).map_err(|error| Failure::Data(error.to_string()))?;
+    Ok(PublishTerms {
+        window,
+        ready_window,
+        model_name: arguments.model_name.clone(),
+        env_id: arguments.env.clone(),
+        env_params: json!({ "split": arguments.split }),
+        generation_params,
+        thinking_mode: arguments.thinking_mode.clone(),
+        training_config: json!({}),
+        git_commit: "unknown".into(),
+        created_at: clock::unix_seconds(),
+        parent_window: None,
+    })
+}

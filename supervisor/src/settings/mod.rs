@@ -1,0 +1,408 @@
+//! Settings: read once, judged whole, before anything is started. All mistakes are reported at once.
+
+mod explain;
+mod source;
+mod table;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+pub use explain::explain;
+pub use grail_store::bucket::Secret;
+pub use source::{Origin, Sources};
+pub use table::{Form, Setting, TABLE};
+
+use source::{Sourced, Values, collect, shown};
+
+/// One mistake in the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The setting's key, or the file's path.
+    pub key: String,
+    /// The value, unless it is a secret.
+    pub value: Option<String>,
+    /// Who set it.
+    pub origin: Option<Origin>,
+    /// What is wrong and what to do.
+    pub reason: String,
+}
+
+impl ConfigError {
+    fn value(key: &str, value: String, origin: &Origin, reason: String) -> Self {
+        Self { key: key.into(), value: Some(value), origin: Some(origin.clone()), reason }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.key)?;
+        if let Some(value) = &self.value {
+            write!(formatter, " = {value}")?;
+        }
+        if let Some(origin) = &self.origin {
+            write!(formatter, " ({origin})")?;
+        }
+        write!(formatter, " {}", self.reason)
+    }
+}
+
+/// Every mistake of one configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("{} mistake(s) in the configuration; nothing was started:{}", .0.len(), .0.iter().map(|error| format!("\n  {error}")).collect::<String>())]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+/// The settings of one host. A value that exists is legal by itself; what depends on the host (GPUs, files, ports) is
+/// judged by [`crate::plan`] and the preflight.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Lock, sockets, spool, status and local copies.
+    pub state: PathBuf,
+    /// Which key signs.
+    pub wallet: Wallet,
+    /// Which chain.
+    pub chain: Chain,
+    /// Which bucket.
+    pub storage: Storage,
+    /// Folder of cached checkpoints.
+    pub cache: PathBuf,
+    /// Address whose signature a checkpoint must carry, where it is not UID 0's.
+    pub trainer: Option<String>,
+    /// Tasks.
+    pub dataset: Option<PathBuf>,
+    /// Generation side.
+    pub generation: Generation,
+    /// Proof side.
+    pub proof: Proof,
+    /// Blocks kept free at the end of a window.
+    pub safety_blocks: f64,
+    /// Seconds of one upload attempt.
+    pub upload_timeout: f64,
+    /// Seconds of an orderly stop.
+    pub shutdown_budget: f64,
+    /// Folder of the other programs.
+    pub programs: Option<PathBuf>,
+}
+
+/// Which key signs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wallet {
+    /// `<path>/<cold>/hotkeys/<hot>`.
+    File(PathBuf),
+    /// A development key, local chain only.
+    Development(String),
+}
+
+/// Which chain.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Chain {
+    /// A block clock inside the supervisor.
+    Local {
+        /// Unix seconds of block 0.
+        genesis: f64,
+        /// Seconds of one block.
+        block_seconds: f64,
+        /// Metagraph and commitments.
+        file: PathBuf,
+    },
+    /// A real network; not part of this version.
+    Network {
+        /// `finney` or `test`.
+        name: String,
+        /// A node's address, if one was given.
+        endpoint: Option<String>,
+    },
+}
+
+/// A pair of S3 credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPair {
+    /// Access key id.
+    pub access_key_id: Secret,
+    /// Secret access key.
+    pub secret_access_key: Secret,
+}
+
+/// Which bucket.
+#[derive(Debug, Clone)]
+pub enum Storage {
+    /// A folder, served as S3 on loopback by the supervisor itself.
+    Local {
+        /// The folder; buckets are its sub-folders.
+        folder: PathBuf,
+        /// Where it listens while mining.
+        address: SocketAddr,
+    },
+    /// R2 or another S3.
+    Remote {
+        /// Endpoint URL for every account, where it is not each account's own at R2.
+        endpoint: Option<String>,
+        /// Region.
+        region: String,
+        /// R2 account id.
+        account_id: String,
+        /// Bucket.
+        bucket: String,
+        /// Published on chain.
+        read: KeyPair,
+        /// Stays here.
+        write: KeyPair,
+    },
+}
+
+/// Generation side.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// `embedded`, `sglang` or `vllm`.
+    pub backend: String,
+    /// First GPU, relative to the visible ones.
+    pub gpu: u32,
+    /// GPUs from that one on.
+    pub tensor_parallel: u32,
+    /// Longest prompt plus completion.
+    pub max_model_length: u32,
+    /// Requests in flight.
+    pub max_concurrent: u32,
+    /// Groups in flight.
+    pub groups_in_flight: u32,
+    /// Seconds until the server must answer.
+    pub server_timeout: f64,
+    /// Threads of the embedded engine.
+    pub threads: u32,
+    /// `auto`, `f32` or `bf16`.
+    pub dtype: String,
+}
+
+/// Proof side.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    /// The workers' devices.
+    pub slots: ProofSlots,
+    /// Threads of one worker on the CPU.
+    pub threads: u32,
+    /// `auto`, `f32` or `bf16`.
+    pub dtype: String,
+}
+
+/// The workers' devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProofSlots {
+    /// So many workers without a GPU.
+    Cpu(u32),
+    /// One worker per GPU, relative to the visible ones.
+    Gpus(Vec<u32>),
+}
+
+/// The settings together with where each value came from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    values: Values,
+}
+
+/// Reads and judges the settings.
+///
+/// # Errors
+/// All mistakes at once.
+pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
+    let mut errors = Vec::new();
+    let values = collect(sources, &mut errors);
+    let base = sources.file.as_deref().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
+    let home = sources.environment.get("HOME").map(PathBuf::from);
+    let mut reader = Reader { values: &values, errors, base, home };
+    let settings = reader.settings();
+    let errors = reader.errors;
+    if errors.is_empty() { Ok(Loaded { settings, values }) } else { Err(ConfigErrors(errors)) }
+}
+
+/// Turns values into settings and collects what is wrong with them.
+struct Reader<'a> {
+    values: &'a Values,
+    errors: Vec<ConfigError>,
+    base: PathBuf,
+    home: Option<PathBuf>,
+}
+
+impl Reader<'_> {
+    fn settings(&mut self) -> Settings {
+        let state = self.path("state.folder").unwrap_or_default();
+        let local_chain = self.text("chain.network") == "local";
+        Settings {
+            wallet: self.wallet(local_chain),
+            chain: self.chain(local_chain, &state),
+            storage: self.storage(),
+            cache: self.path("checkpoints.cache").unwrap_or_default(),
+            trainer: self.optional("checkpoints.trainer"),
+            dataset: self.path("environment.dataset"),
+            generation: self.generation(),
+            proof: self.proof(),
+            safety_blocks: self.number("schedule.safety_blocks", 0.0, 29.0),
+            upload_timeout: self.number("upload.timeout_seconds", 1.0, 360.0),
+            shutdown_budget: self.number("shutdown.budget_seconds", 1.0, 600.0),
+            programs: self.path("programs.folder"),
+            state,
+        }
+    }
+
+    fn wallet(&mut self, local_chain: bool) -> Wallet {
+        if let Some(uri) = self.optional("wallet.development") {
+            if !local_chain {
+                self.refuse("wallet.development", "works with chain.network = \"local\" only: everybody knows this key");
+            }
+            return Wallet::Development(uri);
+        }
+        let folder = self.path("wallet.path").unwrap_or_default();
+        let (cold, hot) = (self.file_name("wallet.cold"), self.file_name("wallet.hot"));
+        Wallet::File(folder.join(cold).join("hotkeys").join(hot))
+    }
+
+    fn chain(&mut self, local: bool, state: &Path) -> Chain {
+        if local {
+            let genesis = self.number("chain.genesis", 0.0, 1e11);
+            let block_seconds = self.number("chain.block_seconds", 0.1, 3600.0);
+            let file = self.path("chain.file").unwrap_or_else(|| state.join("chain.json"));
+            return Chain::Local { genesis, block_seconds, file };
+        }
+        let name = self.choice("chain.network", &["finney", "test", "local"]);
+        Chain::Network { name, endpoint: self.optional("chain.endpoint") }
+    }
+
+    fn storage(&mut self) -> Storage {
+        if let Some(folder) = self.path("storage.local_folder") {
+            return Storage::Local { folder, address: self.loopback("storage.local_address") };
+        }
+        let account_id = self.required("storage.account_id");
+        let pair = |reader: &mut Self, kind: &str| KeyPair {
+            access_key_id: Secret::new(reader.required(&format!("storage.{kind}_access_key_id"))),
+            secret_access_key: Secret::new(reader.required(&format!("storage.{kind}_secret_access_key"))),
+        };
+        let (read, write) = (pair(self, "read"), pair(self, "write"));
+        if read == write && !read.access_key_id.reveal().is_empty() {
+            self.refuse("storage.read_access_key_id", "is the write key: it would be published on chain; make a read-only key");
+        }
+        Storage::Remote {
+            endpoint: self.optional("storage.endpoint"),
+            region: self.text("storage.region"),
+            bucket: self.required("storage.bucket"),
+            account_id,
+            read,
+            write,
+        }
+    }
+
+    fn generation(&mut self) -> Generation {
+        Generation {
+            backend: self.choice("generation.backend", &["sglang", "vllm", "embedded"]),
+            gpu: self.whole("generation.gpu", 0, 1023),
+            tensor_parallel: self.whole("generation.tensor_parallel", 1, 64),
+            max_model_length: self.whole("generation.max_model_length", 64, 1 << 20),
+            max_concurrent: self.whole("generation.max_concurrent", 1, 65_536),
+            groups_in_flight: self.whole("generation.groups_in_flight", 1, 4096),
+            server_timeout: self.number("generation.server_timeout_seconds", 1.0, 7200.0),
+            threads: self.whole("generation.threads", 1, 1024),
+            dtype: self.choice("generation.dtype", &["auto", "f32", "bf16"]),
+        }
+    }
+
+    fn proof(&mut self) -> Proof {
+        let slots = if self.choice("proof.device", &["cuda", "cpu"]) == "cpu" {
+            ProofSlots::Cpu(self.whole("proof.cpu_slots", 1, 64))
+        } else {
+            let listed: Vec<u32> = self.list("proof.gpus");
+            ProofSlots::Gpus(if listed.is_empty() { vec![self.whole("proof.gpu", 0, 1023)] } else { listed })
+        };
+        let dtype = self.choice("proof.dtype", &["auto", "f32", "bf16"]);
+        Proof { slots, threads: self.whole("proof.threads", 1, 1024), dtype }
+    }
+
+    fn sourced(&self, key: &str) -> Option<&Sourced> {
+        debug_assert!(table::find(key).is_some(), "{key} is not in the table");
+        self.values.get(key)
+    }
+
+    fn text(&self, key: &str) -> String {
+        self.sourced(key).and_then(|sourced| sourced.value.as_str()).unwrap_or_default().trim().to_owned()
+    }
+
+    fn optional(&self, key: &str) -> Option<String> {
+        Some(self.text(key)).filter(|text| !text.is_empty())
+    }
+
+    fn required(&mut self, key: &str) -> String {
+        let text = self.text(key);
+        if text.is_empty() {
+            let variables = table::find(key).map(|setting| setting.variables.join(" or ")).unwrap_or_default();
+            let reason = format!("is not set; write it in the TOML file or set {variables}");
+            self.errors.push(ConfigError { key: key.into(), value: None, origin: None, reason });
+        }
+        text
+    }
+
+    fn path(&self, key: &str) -> Option<PathBuf> {
+        let text = self.optional(key)?;
+        let expanded = match (text.strip_prefix("~/"), &self.home) {
+            (Some(rest), Some(home)) => home.join(rest),
+            _ => PathBuf::from(&text),
+        };
+        // Only what the file says counts from the file's folder; variables and flags count from where the user stands.
+        let from_file = self.sourced(key).is_some_and(|sourced| matches!(sourced.origin, Origin::File(_) | Origin::Default));
+        Some(if from_file { self.base.join(expanded) } else { expanded })
+    }
+
+    fn file_name(&mut self, key: &str) -> String {
+        let text = self.text(key);
+        if text.is_empty() || text.contains('/') || text.starts_with('.') {
+            self.refuse(key, "is not a plain name; give the wallet's name, not a path");
+        }
+        text
+    }
+
+    fn choice(&mut self, key: &str, allowed: &[&str]) -> String {
+        let text = self.text(key);
+        if !allowed.contains(&text.as_str()) {
+            self.refuse(key, &format!("is none of {}", allowed.join(", ")));
+        }
+        text
+    }
+
+    fn number(&mut self, key: &str, low: f64, high: f64) -> f64 {
+        let number = self.sourced(key).and_then(|sourced| sourced.value.as_float()).unwrap_or(low);
+        if !(low..=high).contains(&number) {
+            self.refuse(key, &format!("is outside {low} to {high}"));
+        }
+        number
+    }
+
+    fn whole(&mut self, key: &str, low: u32, high: u32) -> u32 {
+        let number = self.sourced(key).and_then(|sourced| sourced.value.as_integer());
+        let number = number.and_then(|number| u32::try_from(number).ok()).unwrap_or(low);
+        if !(low..=high).contains(&number) {
+            self.refuse(key, &format!("is outside {low} to {high}"));
+        }
+        number
+    }
+
+    fn list(&self, key: &str) -> Vec<u32> {
+        let items = self.sourced(key).and_then(|sourced| sourced.value.as_array()).cloned().unwrap_or_default();
+        items.iter().filter_map(toml::Value::as_integer).filter_map(|number| u32::try_from(number).ok()).collect()
+    }
+
+    fn loopback(&mut self, key: &str) -> SocketAddr {
+        let parsed = self.text(key).parse::<SocketAddr>();
+        if !parsed.as_ref().is_ok_and(|address| address.ip().is_loopback()) {
+            self.refuse(key, "is not a loopback address with a port, such as 127.0.0.1:9199");
+        }
+        parsed.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    fn refuse(&mut self, key: &str, reason: &str) {
+        let sourced = self.sourced(key);
+        let value = sourced.map(|sourced| shown(key, &sourced.value.to_string()));
+        let origin = sourced.map(|sourced| sourced.origin.clone());
+        self.errors.push(ConfigError { key: key.into(), value, origin, reason: reason.into() });
+    }
+}
+
+#[cfg(test)]
+mod tests;

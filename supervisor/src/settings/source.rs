@@ -1,0 +1,241 @@
+//! Where values come from, in rising order: defaults, the TOML file, the environment, `.env` (which the guide lets win over
+//! the shell), `--set`. Reads files and the environment once; everything after works on the result.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use toml::Value;
+
+use super::ConfigError;
+use super::table::{Form, Setting, TABLE, find};
+
+/// Who set a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The table of settings.
+    Default,
+    /// The configuration file.
+    File(PathBuf),
+    /// A variable of the environment.
+    Environment(&'static str),
+    /// A variable in a `.env` file.
+    DotEnv(PathBuf, &'static str),
+    /// The command line.
+    CommandLine,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => write!(formatter, "default"),
+            Self::File(path) => write!(formatter, "{}", path.display()),
+            Self::Environment(name) => write!(formatter, "environment {name}"),
+            Self::DotEnv(path, name) => write!(formatter, "{} {name}", path.display()),
+            Self::CommandLine => write!(formatter, "command line"),
+        }
+    }
+}
+
+/// A value with its origin.
+#[derive(Debug, Clone)]
+pub struct Sourced {
+    /// The value in TOML form.
+    pub value: Value,
+    /// Who set it.
+    pub origin: Origin,
+}
+
+/// What may supply values.
+#[derive(Debug, Default)]
+pub struct Sources {
+    /// The TOML file.
+    pub file: Option<PathBuf>,
+    /// The variables of the environment.
+    pub environment: BTreeMap<String, String>,
+    /// A `.env` file that must exist, or `None` for `.env` beside the caller if it is there.
+    pub dot_env: Option<PathBuf>,
+    /// `key=value` of the command line.
+    pub overrides: Vec<(String, String)>,
+}
+
+/// Every setting that has a value, by key.
+pub type Values = BTreeMap<&'static str, Sourced>;
+
+/// Collects the values; every mistake of form is added to `errors`.
+pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> Values {
+    let mut values = defaults();
+    if let Some(path) = &sources.file {
+        for (key, value) in file_values(path, errors) {
+            insert_known(&mut values, &key, value, &Origin::File(path.clone()), errors);
+        }
+    }
+    insert_variables(&mut values, &sources.environment, Origin::Environment, errors);
+    let dot_env = sources.dot_env.clone().or_else(|| Some(PathBuf::from(".env")).filter(|path| path.exists()));
+    if let Some(path) = dot_env {
+        let variables = dot_env_variables(&path, errors);
+        insert_variables(&mut values, &variables, |name| Origin::DotEnv(path.clone(), name), errors);
+    }
+    for (key, text) in &sources.overrides {
+        match find(key).map(|setting| from_text(setting, text)) {
+            Some(Ok(value)) => insert_known(&mut values, key, value, &Origin::CommandLine, errors),
+            Some(Err(reason)) => errors.push(ConfigError::value(key, shown(key, text), &Origin::CommandLine, reason)),
+            None => errors.push(unknown(key, &Origin::CommandLine)),
+        }
+    }
+    values
+}
+
+fn defaults() -> Values {
+    let parse = |setting: &'static Setting| {
+        let document: toml::Table = format!("value = {}", setting.default).parse().ok()?;
+        Some((setting.key, Sourced { value: document.get("value")?.clone(), origin: Origin::Default }))
+    };
+    TABLE.iter().filter_map(parse).collect()
+}
+
+fn file_values(path: &Path, errors: &mut Vec<ConfigError>) -> Vec<(String, Value)> {
+    let fail = |reason: String| ConfigError { key: path.display().to_string(), value: None, origin: None, reason };
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            errors.push(fail(format!("cannot be read: {error}; give the file with --config PATH")));
+            return Vec::new();
+        }
+    };
+    match text.parse::<toml::Table>() {
+        Ok(table) => flatten(String::new(), table),
+        Err(error) => {
+            errors.push(fail(format!("is not TOML: {error}")));
+            Vec::new()
+        }
+    }
+}
+
+fn flatten(prefix: String, table: toml::Table) -> Vec<(String, Value)> {
+    let name = |key: String| if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+    let step = |(key, value)| match value {
+        Value::Table(inner) => flatten(name(key), inner),
+        value => vec![(name(key), value)],
+    };
+    table.into_iter().flat_map(step).collect()
+}
+
+fn insert_known(values: &mut Values, key: &str, value: Value, origin: &Origin, errors: &mut Vec<ConfigError>) {
+    let Some(setting) = find(key) else {
+        errors.push(unknown(key, origin));
+        return;
+    };
+    match with_form(setting.form, value) {
+        Ok(value) => {
+            values.insert(setting.key, Sourced { value, origin: origin.clone() });
+        }
+        Err((value, wanted)) => {
+            let reason = format!("is {}, not {wanted}", value.type_str());
+            errors.push(ConfigError::value(key, shown(key, &value.to_string()), origin, reason));
+        }
+    }
+}
+
+fn unknown(key: &str, origin: &Origin) -> ConfigError {
+    let nearest = TABLE.iter().max_by(|a, b| similarity(key, a.key).total_cmp(&similarity(key, b.key)));
+    let hint = nearest.filter(|setting| similarity(key, setting.key) > 0.7);
+    let reason = match hint {
+        Some(setting) => format!("is no setting; did you mean {}?", setting.key),
+        None => "is no setting; `grail-supervisor config explain` lists them all".into(),
+    };
+    ConfigError { key: key.into(), value: None, origin: Some(origin.clone()), reason }
+}
+
+/// Names that share the last part count as near, because a wrong section is the commonest mistake.
+fn similarity(a: &str, b: &str) -> f64 {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    strsim::jaro_winkler(a, b).max(strsim::jaro_winkler(&last(a), &last(b)) * 0.95)
+}
+
+fn insert_variables(
+    values: &mut Values,
+    variables: &BTreeMap<String, String>,
+    origin: impl Fn(&'static str) -> Origin,
+    errors: &mut Vec<ConfigError>,
+) {
+    for setting in TABLE {
+        // An empty variable means "not set", as the guide has it.
+        let set = setting.variables.iter().find_map(|name| {
+            let text = variables.get(*name)?.trim();
+            (!text.is_empty()).then_some((*name, text))
+        });
+        let Some((name, text)) = set else { continue };
+        let origin = origin(name);
+        match from_text(setting, text) {
+            Ok(value) => {
+                values.insert(setting.key, Sourced { value, origin });
+            }
+            Err(reason) => errors.push(ConfigError::value(setting.key, shown(setting.key, text), &origin, reason)),
+        }
+    }
+}
+
+fn dot_env_variables(path: &Path, errors: &mut Vec<ConfigError>) -> BTreeMap<String, String> {
+    let mut fail =
+        |reason: String| errors.push(ConfigError { key: path.display().to_string(), value: None, origin: None, reason });
+    let lines = match dotenvy::from_path_iter(path) {
+        Ok(lines) => lines,
+        Err(error) => {
+            fail(format!("cannot be read: {error}"));
+            return BTreeMap::new();
+        }
+    };
+    let mut variables = BTreeMap::new();
+    for line in lines {
+        match line {
+            Ok((name, value)) => {
+                variables.insert(name, value);
+            }
+            // The parser's own message would repeat the line, which may hold a secret.
+            Err(_) => fail("has a line that is not NAME=value".into()),
+        }
+    }
+    variables
+}
+
+fn from_text(setting: &Setting, text: &str) -> Result<Value, String> {
+    let whole = |text: &str| text.trim().parse::<u32>().map(|number| Value::Integer(number.into())).ok();
+    let value = match setting.form {
+        Form::Text | Form::Path | Form::Secret => Some(Value::String(text.into())),
+        Form::Whole => whole(text),
+        Form::Number => text.parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::Float),
+        Form::WholeList => {
+            let text = text.trim_matches(|bracket| "[]".contains(bracket));
+            text.split(',').filter(|item| !item.trim().is_empty()).map(whole).collect::<Option<Vec<_>>>().map(Value::Array)
+        }
+    };
+    value.ok_or_else(|| format!("is not {}", wanted(setting.form)))
+}
+
+fn with_form(form: Form, value: Value) -> Result<Value, (Value, &'static str)> {
+    let is_whole = |value: &Value| value.as_integer().is_some_and(|number| u32::try_from(number).is_ok());
+    match (form, value) {
+        (Form::Text | Form::Path | Form::Secret, value @ Value::String(_)) => Ok(value),
+        (Form::Whole, value) if is_whole(&value) => Ok(value),
+        (Form::Number, Value::Integer(number)) => Ok(Value::Float(number as f64)),
+        (Form::Number, Value::Float(number)) if number.is_finite() => Ok(Value::Float(number)),
+        (Form::WholeList, Value::Array(items)) if items.iter().all(is_whole) => Ok(Value::Array(items)),
+        (form, value) => Err((value, wanted(form))),
+    }
+}
+
+fn wanted(form: Form) -> &'static str {
+    match form {
+        Form::Text | Form::Secret => "text",
+        Form::Path => "a path (text)",
+        Form::Whole => "a whole number of 0 or more",
+        Form::Number => "a number",
+        Form::WholeList => "a list of whole numbers such as [1, 2]",
+    }
+}
+
+/// The text of a value as it may be shown: never a secret.
+pub fn shown(key: &str, text: &str) -> String {
+    if find(key).is_some_and(|setting| setting.form == Form::Secret) { "(hidden)".into() } else { text.into() }
+}

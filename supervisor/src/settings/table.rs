@@ -1,0 +1,228 @@
+//! Every setting, defined once: its key in the TOML file, the guide's variable, its form, default and meaning.
+//! `config explain` and the reference page print this table.
+
+/// What a value must look like before the rules of its own setting apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Text.
+    Text,
+    /// A file or folder; `~` is expanded, relative paths count from the configuration file.
+    Path,
+    /// A whole number, not negative.
+    Whole,
+    /// A number of any kind.
+    Number,
+    /// A list of whole numbers, or `1,2,3` in a variable.
+    WholeList,
+    /// Text that never reaches a log, an error or a child.
+    Secret,
+}
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// Dotted key in the TOML file.
+    pub key: &'static str,
+    /// The guide's variables, first that is set wins.
+    pub variables: &'static [&'static str],
+    /// Form of the value.
+    pub form: Form,
+    /// Default as TOML text; empty for "not set".
+    pub default: &'static str,
+    /// One sentence for the reference.
+    pub meaning: &'static str,
+}
+
+const fn setting(
+    key: &'static str,
+    variables: &'static [&'static str],
+    form: Form,
+    default: &'static str,
+    meaning: &'static str,
+) -> Setting {
+    Setting { key, variables, form, default, meaning }
+}
+
+/// All settings, by section.
+pub const TABLE: &[Setting] = &[
+    setting(
+        "state.folder",
+        &["GRAIL_STATE_DIR"],
+        Form::Path,
+        "'state'",
+        "Lock, sockets, spool, status and local copies of window files.",
+    ),
+    setting("wallet.path", &[], Form::Path, "'~/.bittensor/wallets'", "Folder of the bittensor wallets."),
+    setting("wallet.cold", &["BT_WALLET_COLD"], Form::Text, "'default'", "Coldkey name."),
+    setting("wallet.hot", &["BT_WALLET_HOT"], Form::Text, "'default'", "Hotkey name."),
+    setting(
+        "wallet.development",
+        &[],
+        Form::Text,
+        "",
+        "A development key such as //Alice instead of a wallet file; local chain only.",
+    ),
+    setting(
+        "chain.network",
+        &["BT_NETWORK"],
+        Form::Text,
+        "'finney'",
+        "finney, test, or local (a block clock inside the supervisor).",
+    ),
+    setting(
+        "chain.endpoint",
+        &["BT_CHAIN_ENDPOINT"],
+        Form::Text,
+        "",
+        "WebSocket address of a node, instead of the network's own.",
+    ),
+    setting("chain.netuid", &["NETUID", "BT_NETUID"], Form::Whole, "81", "Subnet."),
+    setting("chain.genesis", &[], Form::Number, "1767225600.0", "Unix seconds of block 0 of the local chain."),
+    setting("chain.block_seconds", &[], Form::Number, "12.0", "Seconds of one block of the local chain."),
+    setting(
+        "chain.file",
+        &[],
+        Form::Path,
+        "",
+        "Metagraph and commitments of the local chain; default chain.json in the state folder.",
+    ),
+    setting(
+        "storage.endpoint",
+        &["R2_ENDPOINT_URL"],
+        Form::Text,
+        "",
+        "S3 endpoint; default https://<account_id>.r2.cloudflarestorage.com.",
+    ),
+    setting("storage.region", &["R2_REGION"], Form::Text, "'auto'", "S3 region."),
+    setting("storage.account_id", &["R2_ACCOUNT_ID"], Form::Text, "", "R2 account id, 32 characters; goes on chain."),
+    setting(
+        "storage.bucket",
+        &["R2_BUCKET_ID"],
+        Form::Text,
+        "",
+        "Bucket; everybody else assumes that it is named like the account.",
+    ),
+    setting("storage.read_access_key_id", &["R2_READ_ACCESS_KEY_ID"], Form::Secret, "", "Read key, published on chain."),
+    setting(
+        "storage.read_secret_access_key",
+        &["R2_READ_SECRET_ACCESS_KEY"],
+        Form::Secret,
+        "",
+        "Read secret, published on chain.",
+    ),
+    setting("storage.write_access_key_id", &["R2_WRITE_ACCESS_KEY_ID"], Form::Secret, "", "Write key; stays here."),
+    setting("storage.write_secret_access_key", &["R2_WRITE_SECRET_ACCESS_KEY"], Form::Secret, "", "Write secret; stays here."),
+    setting(
+        "storage.local_folder",
+        &[],
+        Form::Path,
+        "",
+        "Serve this folder as S3 from inside the supervisor, instead of a remote bucket.",
+    ),
+    setting("storage.local_address", &[], Form::Text, "'127.0.0.1:9199'", "Loopback address of that server while mining."),
+    setting("upload.timeout_seconds", &["UPLOAD_TIMEOUT"], Form::Number, "90.0", "Longest single upload attempt."),
+    setting(
+        "checkpoints.cache",
+        &["GRAIL_CACHE_DIR"],
+        Form::Path,
+        "'~/.cache/grail'",
+        "Checkpoints on disk, in its sub-folder checkpoints.",
+    ),
+    setting(
+        "checkpoints.trainer",
+        &[],
+        Form::Text,
+        "",
+        "Address whose signature every checkpoint must carry; default the hotkey of UID 0.",
+    ),
+    setting(
+        "environment.dataset",
+        &["GRAIL_DATASET"],
+        Form::Path,
+        "",
+        "Tasks: a JSONL or Parquet file, or a Hugging Face dataset folder.",
+    ),
+    setting(
+        "generation.backend",
+        &["GRAIL_PIPELINE_BACKEND"],
+        Form::Text,
+        "'sglang'",
+        "sglang, vllm, or embedded (libtorch on the CPU).",
+    ),
+    setting(
+        "generation.gpu",
+        &["GRAIL_PIPELINE_VLLM_GPU"],
+        Form::Whole,
+        "0",
+        "First generation GPU, counted within CUDA_VISIBLE_DEVICES.",
+    ),
+    setting("generation.tensor_parallel", &["GRAIL_PIPELINE_VLLM_TP"], Form::Whole, "1", "Generation GPUs from that one on."),
+    setting(
+        "generation.max_model_length",
+        &["GRAIL_PIPELINE_MAX_MODEL_LEN"],
+        Form::Whole,
+        "12288",
+        "Longest prompt plus completion, in tokens.",
+    ),
+    setting(
+        "generation.max_concurrent",
+        &["GRAIL_PIPELINE_MAX_CONCURRENT"],
+        Form::Whole,
+        "48",
+        "Requests in flight to the server.",
+    ),
+    setting(
+        "generation.groups_in_flight",
+        &["GRAIL_PIPELINE_GROUPS_PER_BATCH"],
+        Form::Whole,
+        "3",
+        "Groups of 16 under way at once.",
+    ),
+    setting(
+        "generation.server_timeout_seconds",
+        &["GRAIL_PIPELINE_SERVER_TIMEOUT"],
+        Form::Number,
+        "300.0",
+        "Longest start-up of the server.",
+    ),
+    setting("generation.threads", &[], Form::Whole, "1", "Threads of the embedded engine."),
+    setting("generation.dtype", &[], Form::Text, "'auto'", "auto, f32 or bf16 for the embedded engine."),
+    setting("proof.device", &[], Form::Text, "'cuda'", "cuda (one worker per GPU) or cpu (slots without a GPU)."),
+    setting(
+        "proof.gpus",
+        &["GRAIL_PIPELINE_PROOF_GPU_IDS"],
+        Form::WholeList,
+        "[]",
+        "Proof GPUs, counted within CUDA_VISIBLE_DEVICES.",
+    ),
+    setting("proof.gpu", &["GRAIL_PIPELINE_PROOF_GPU"], Form::Whole, "1", "The proof GPU where proof.gpus is empty."),
+    setting("proof.cpu_slots", &[], Form::Whole, "2", "Proof workers where proof.device is cpu."),
+    setting("proof.threads", &[], Form::Whole, "1", "Threads of one proof worker on the CPU."),
+    setting("proof.dtype", &[], Form::Text, "'auto'", "auto (bf16 on CUDA, f32 on the CPU), f32 or bf16."),
+    setting(
+        "schedule.safety_blocks",
+        &["GRAIL_MINER_SAFETY_BLOCKS"],
+        Form::Number,
+        "3.0",
+        "Blocks kept free at the end of a window.",
+    ),
+    setting(
+        "shutdown.budget_seconds",
+        &[],
+        Form::Number,
+        "30.0",
+        "Longest orderly stop: upload what is complete, end the children.",
+    ),
+    setting(
+        "programs.folder",
+        &[],
+        Form::Path,
+        "",
+        "Folder of grail-proof-worker and grail-gen-launcher; default beside this program.",
+    ),
+];
+
+/// The definition of `key`.
+pub fn find(key: &str) -> Option<&'static Setting> {
+    TABLE.iter().find(|setting| setting.key == key)
+}

@@ -1,0 +1,124 @@
+//! What the settings accept, refuse and explain.
+
+use super::*;
+
+fn environment(pairs: &[(&str, &str)]) -> std::collections::BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("host.toml");
+    std::fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+const LOCAL: &str = "[chain]\nnetwork = 'local'\n[storage]\nlocal_folder = 'bucket'\n[wallet]\ndevelopment = '//Alice'\n";
+
+fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Loaded, String> {
+    let (_folder, path) = file(text);
+    let sources = Sources { file: Some(path), environment: environment(variables), ..Sources::default() };
+    load(&sources).map_err(|errors| errors.to_string())
+}
+
+#[test]
+fn the_table_is_consistent() {
+    let (_folder, path) = file(LOCAL);
+    let loaded = load(&Sources { file: Some(path.clone()), ..Sources::default() }).unwrap();
+    assert_eq!(loaded.settings.state, path.parent().unwrap().join("state"));
+    for (index, setting) in TABLE.iter().enumerate() {
+        assert!(TABLE[..index].iter().all(|other| other.key != setting.key), "{} stands twice", setting.key);
+        assert!(setting.default.is_empty() || loaded.values.contains_key(setting.key), "{}: bad default", setting.key);
+    }
+}
+
+#[test]
+fn all_mistakes_come_at_once_with_suggestions() {
+    let text = format!(
+        "{LOCAL}[proof]\ndevise = 'cpu'\ngpus = 'all'\n[generation]\nbackend = 'sglagn'\n[upload]\ntimeout_seconds = 0\n"
+    );
+    let error = load_text(&text, &[]).unwrap_err();
+    for part in [
+        "did you mean proof.device?",
+        "proof.gpus",
+        "a list of whole numbers",
+        "none of sglang, vllm, embedded",
+        "upload.timeout_seconds",
+    ] {
+        assert!(error.contains(part), "{part:?} is missing in\n{error}");
+    }
+    assert!(error.starts_with("4 mistake(s)"), "{error}");
+}
+
+#[test]
+fn a_key_in_the_wrong_section_is_found() {
+    let error = load_text(&format!("{LOCAL}[miner]\nsafety_blocks = 3\n"), &[]).unwrap_err();
+    assert!(error.contains("did you mean schedule.safety_blocks?"), "{error}");
+}
+
+#[test]
+fn the_guides_variables_win_over_the_file_and_dot_env_over_the_shell() {
+    let (folder, path) = file(LOCAL);
+    let dot_env = folder.path().join("dot.env");
+    std::fs::write(&dot_env, "# a comment\nGRAIL_PIPELINE_MAX_CONCURRENT=\"64\"\nGRAIL_PIPELINE_PROOF_GPU_IDS=4,5\n").unwrap();
+    let sources = Sources {
+        file: Some(path),
+        environment: environment(&[
+            ("GRAIL_PIPELINE_MAX_CONCURRENT", "32"),
+            ("BT_NETUID", "7"),
+            ("NETUID", ""),
+            ("GRAIL_NONSENSE", "1"),
+        ]),
+        dot_env: Some(dot_env),
+        overrides: vec![("schedule.safety_blocks".into(), "2".into())],
+    };
+    let loaded = load(&sources).unwrap();
+    assert_eq!(loaded.settings.generation.max_concurrent, 64);
+    assert_eq!(loaded.settings.proof.slots, ProofSlots::Gpus(vec![4, 5]));
+    assert_eq!(loaded.settings.safety_blocks, 2.0);
+    let text = explain(&loaded, &sources.environment);
+    for part in [
+        "environment BT_NETUID",
+        "dot.env GRAIL_PIPELINE_MAX_CONCURRENT",
+        "command line",
+        "not used by this program: GRAIL_NONSENSE",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let variables = [
+        ("R2_ACCOUNT_ID", "account"),
+        ("R2_BUCKET_ID", "account"),
+        ("R2_READ_ACCESS_KEY_ID", "hushhush1"),
+        ("R2_READ_SECRET_ACCESS_KEY", "hushhush2"),
+        ("R2_WRITE_ACCESS_KEY_ID", "hushhush3"),
+        ("R2_WRITE_SECRET_ACCESS_KEY", "hushhush4"),
+    ];
+    let loaded = load_text("[chain]\nnetwork = 'local'\n", &variables).unwrap();
+    let texts = [explain(&loaded, &environment(&variables)), format!("{:?}", loaded.settings)];
+    assert!(texts.iter().all(|text| !text.contains("hushhush")), "{texts:?}");
+    let mut same = variables;
+    same[2].1 = "hushhush3";
+    same[3].1 = "hushhush4";
+    let error = load_text("[chain]\nnetwork = 'local'\n", &same).unwrap_err();
+    assert!(error.contains("it would be published on chain") && !error.contains("hushhush"), "{error}");
+}
+
+#[test]
+fn missing_credentials_are_all_named() {
+    let error = load_text("[chain]\nnetwork = 'local'\n", &[]).unwrap_err();
+    for name in ["R2_ACCOUNT_ID", "R2_BUCKET_ID", "R2_READ_ACCESS_KEY_ID", "R2_WRITE_SECRET_ACCESS_KEY"] {
+        assert!(error.contains(name), "{name} is missing in\n{error}");
+    }
+}
+
+#[test]
+fn development_keys_and_outside_addresses_are_refused() {
+    let error =
+        load_text("[wallet]\ndevelopment = '//Alice'\n[storage]\nlocal_folder = 'b'\nlocal_address = '0.0.0.0:9000'\n", &[])
+            .unwrap_err();
+    assert!(error.contains("local\" only") && error.contains("not a loopback address"), "{error}");
+}

@@ -1,0 +1,261 @@
+//! Bad input: a clear error, the documented exit code, nothing started or lost.
+#![allow(clippy::disallowed_methods, reason = "tests start programs and measure time; the rule is for the product")]
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode};
+use grail_tests::{Finished, Host, free_port, one_at_a_time, workspace};
+
+/// Runs the miner and expects that it refuses before anything is started.
+fn refused(host: &Host, arguments: &[&str], code: i32, words: &[&str]) -> Finished {
+    let finished = host.start(arguments).finish(Duration::from_secs(60));
+    assert_eq!(finished.code, code, "{arguments:?}\n{}\n{}", finished.stdout, finished.stderr);
+    for word in words {
+        assert!(finished.stderr.contains(word), "{word:?} is missing in\n{}", finished.stderr);
+    }
+    assert!(!finished.stdout.contains("proof-worker"), "nothing may be started\n{}", finished.stdout);
+    assert!(!host.path().join("state/run").exists(), "no socket may be made");
+    finished
+}
+
+fn host() -> Host {
+    Host::new(1.0, 5.0)
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_a_suggestion_beside_every_other_mistake() {
+    let host = host();
+    let mut file = std::fs::OpenOptions::new().append(true).open(host.path().join("host.toml")).unwrap();
+    writeln!(file, "treads = 4\n[shutdown]\nbudget_seconds = 'soon'").unwrap();
+    refused(&host, &["run"], 64, &["proof.treads", "did you mean proof.threads?", "shutdown.budget_seconds", "2 mistake(s)"]);
+    assert!(!host.path().join("state").exists());
+}
+
+#[test]
+fn gpus_out_of_range_or_used_twice_are_refused() {
+    let host = host().variable("CUDA_VISIBLE_DEVICES", "0,1");
+    let layout = ["--set", "proof.device=cuda", "--set", "generation.backend=sglang", "--set", "generation.tensor_parallel=2"];
+    let run = [&["run"], &layout[..], &["--set", "proof.gpus=1,5"]].concat();
+    refused(&host, &run, 64, &["proof.gpus = GPU 1 is used twice", "proof.gpus = GPU 5 is out of range: 2 GPU(s)"]);
+}
+
+#[test]
+fn a_missing_or_unreadable_wallet_is_refused() {
+    let host = host();
+    let wallet = ["--set", "wallet.development=", "--set", "wallet.path=wallets"];
+    let run = [&["run"], &wallet[..]].concat();
+    refused(&host, &run, 77, &["there is no hotkey file", "wallets/default/hotkeys/default", "btcli wallet new_hotkey"]);
+    let folder = host.path().join("wallets/default/hotkeys");
+    std::fs::create_dir_all(&folder).unwrap();
+    let secret = "0x5ec2e7".to_owned() + &"ab".repeat(29);
+    std::fs::write(folder.join("default"), format!("{{\"secretSeed\":\"{secret}\",\"ss58Address\":\"5Wrong\"}}")).unwrap();
+    let finished = refused(&host, &run, 77, &["holds no usable key"]);
+    assert!(!finished.stderr.contains("5ec2e7"), "the secret must not be shown\n{}", finished.stderr);
+    std::fs::write(folder.join("default"), "not json").unwrap();
+    refused(&host, &run, 77, &["holds no usable key"]);
+}
+
+#[test]
+fn an_unreachable_or_read_only_bucket_is_refused() {
+    let keys = ["read_access_key_id", "read_secret_access_key", "write_access_key_id", "write_secret_access_key"];
+    let run = |port: u16| {
+        let mut arguments = vec!["run".to_owned(), "--set".into(), "storage.local_folder=".into()];
+        arguments.extend(["--set".into(), format!("storage.endpoint=http://127.0.0.1:{port}")]);
+        arguments.extend(["--set".into(), "storage.account_id=acct".into(), "--set".into(), "storage.bucket=acct".into()]);
+        arguments.extend(keys.iter().flat_map(|key| ["--set".to_owned(), format!("storage.{key}=k-{key}")]));
+        arguments
+    };
+    let host = host();
+    let arguments = run(free_port());
+    refused(&host, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), 69, &["the bucket cannot be used", "127.0.0.1"]);
+    let port = deny_writes();
+    let arguments = run(port);
+    let finished = refused(&host, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), 69, &["the bucket cannot be used"]);
+    assert!(finished.stderr.to_lowercase().contains("denied") && !finished.stderr.contains("k-write"), "{}", finished.stderr);
+}
+
+/// A bucket that everybody may read and nobody may write.
+fn deny_writes() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answer = async |method: Method| {
+        let denied = "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
+        if method == Method::GET { (StatusCode::OK, "") } else { (StatusCode::FORBIDDEN, denied) }
+    };
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            axum::serve(listener, axum::Router::new().fallback(answer)).await.unwrap();
+        });
+    });
+    port
+}
+
+#[test]
+fn a_bad_dataset_is_refused_with_its_line() {
+    let host = host();
+    let path = host.path().join("train.jsonl");
+    std::fs::write(&path, "{\"question\":\"1+1?\",\"answer\":\"#### 2\"}\n{\"question\":\"2+2?\"}\n").unwrap();
+    refused(&host, &["run", "--dataset", path.to_str().unwrap()], 65, &["train.jsonl", "2", "answer"]);
+    refused(&host, &["run", "--dataset", "/nowhere/at/all"], 65, &["/nowhere/at/all"]);
+    refused(&host, &["run", "--set", "environment.dataset="], 65, &["no dataset is set", "GRAIL_DATASET"]);
+}
+
+#[test]
+fn a_taken_port_and_a_long_socket_path_are_refused() {
+    let host = host();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("storage.local_address={}", taken.local_addr().unwrap());
+    refused(&host, &["run", "--set", &address], 69, &["cannot be listened on", &taken.local_addr().unwrap().port().to_string()]);
+    let long = format!("state.folder={}", host.path().join("x".repeat(100)).display());
+    refused(&host, &["run", "--set", &long], 64, &["state.folder", "107"]);
+}
+
+#[test]
+fn a_second_supervisor_on_the_same_state_is_refused() {
+    let _turn = one_at_a_time();
+    let host = host();
+    let mut first = host.start(&["run"]);
+    host.await_status("the first supervisor", &mut first, 60, |status| status["pid"].is_u64());
+    let second = host
+        .start(&["run", "--set", &format!("storage.local_address=127.0.0.1:{}", free_port())])
+        .finish(Duration::from_secs(30));
+    assert_eq!(second.code, 75, "{}", second.stderr);
+    assert!(second.stderr.contains(&first.pid().to_string()), "{}", second.stderr);
+    assert_eq!(host.run(&["status"]).code, 0);
+}
+
+#[test]
+fn a_directory_that_is_no_checkpoint_is_not_published() {
+    let host = host();
+    let publish = |directory: &Path| host.run(&["publish-checkpoint", directory.to_str().unwrap()]);
+    let missing = publish(Path::new("/nowhere"));
+    assert_eq!(missing.code, 65, "{}", missing.stderr);
+    let copy = host.path().join("copy");
+    copy_dir(&workspace().join("demo/checkpoint-a"), &copy);
+    std::fs::write(copy.join("model.safetensors"), b"garbage").unwrap();
+    let garbage = publish(&copy);
+    assert_eq!(garbage.code, 65, "{}", garbage.stderr);
+    assert!(garbage.stderr.contains("model.safetensors"), "{}", garbage.stderr);
+    assert!(!host.trainer_bucket().join("grail").exists(), "nothing was sent");
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// Mines one window with a checkpoint that `damage` has spoilt, and expects that it is skipped for a reason in `words`.
+fn skipped(damage: impl Fn(&Host), words: &[&str]) {
+    let _turn = one_at_a_time();
+    let host = Host::new(1.0, 6.0);
+    damage(&host);
+    let mut miner = host.start(&["run"]);
+    let skipped_later = |status: &serde_json::Value| {
+        let finished = status["finished"].as_array().map(Vec::as_slice).unwrap_or_default();
+        finished.iter().any(|window| window["window"].as_u64().is_some_and(|start| start >= 30))
+    };
+    let status = host.await_status("a skipped window", &mut miner, 60, skipped_later);
+    let finished = status["finished"].as_array().unwrap();
+    let window = finished.iter().find(|window| window["window"].as_u64().is_some_and(|start| start >= 30)).unwrap();
+    assert_eq!(window["outcome"], "skipped", "{window:#}\n{}", miner.output());
+    for word in words {
+        assert!(window["reason"].as_str().unwrap().contains(word), "{word:?} is missing in {window:#}");
+    }
+    assert!(host.uploaded().is_empty());
+}
+
+fn checkpoint_file(host: &Host, name: &str) -> std::path::PathBuf {
+    host.trainer_bucket().join("grail/checkpoints/checkpoint-0/FULL").join(name)
+}
+
+#[test]
+fn a_checkpoint_with_a_wrong_hash_is_not_mined_with() {
+    let damage = |host: &Host| {
+        assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+        let path = checkpoint_file(host, "model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    skipped(damage, &["the checkpoint cannot be used", "model.safetensors"]);
+}
+
+#[test]
+fn a_checkpoint_without_sampling_keys_is_not_mined_with() {
+    let damage = |host: &Host| {
+        assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+        let path = checkpoint_file(host, "metadata.json");
+        let mut metadata: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        metadata["generation_params"].as_object_mut().unwrap().remove("top_k");
+        metadata["thinking_mode"] = serde_json::Value::Null;
+        std::fs::write(&path, metadata.to_string()).unwrap();
+        sign(host, &metadata);
+    };
+    skipped(damage, &["generation_params.top_k", "thinking_mode"]);
+}
+
+/// Signs altered metadata as the local trainer, so that only the alteration itself is judged.
+fn sign(host: &Host, metadata: &serde_json::Value) {
+    let trainer = grail_protocol::keys::Hotkey::from_uri("//Trainer").unwrap();
+    let bytes = grail_store::checkpoint::signed_bytes("metadata.json", metadata.to_string().as_bytes()).unwrap();
+    std::fs::write(checkpoint_file(host, "manifest.sig"), hex::encode(trainer.sign(&bytes))).unwrap();
+}
+
+#[test]
+fn metadata_that_the_trainer_did_not_sign_is_not_mined_with() {
+    let damage = |host: &Host| {
+        assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+        let path = checkpoint_file(host, "metadata.json");
+        let text = std::fs::read_to_string(&path).unwrap().replace("async_trainer_snapshot", "somebody_else");
+        std::fs::write(path, text).unwrap();
+    };
+    skipped(damage, &["sign"]);
+}
+
+/// Publishes the demo model after `change` has altered the tensors of its weights file.
+fn publish_altered(host: &Host, change: impl Fn(&mut Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)>)) {
+    let copy = host.path().join("copy");
+    copy_dir(&workspace().join("demo/checkpoint-a"), &copy);
+    let bytes = std::fs::read(copy.join("model.safetensors")).unwrap();
+    let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> = read
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| (name, view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+        .collect();
+    change(&mut tensors);
+    let views = tensors.iter().map(|(name, dtype, shape, data)| {
+        (name.clone(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    let altered = safetensors::serialize(views, None).unwrap();
+    std::fs::write(copy.join("model.safetensors"), altered).unwrap();
+    let published = host.run(&["publish-checkpoint", copy.to_str().unwrap(), "--max-tokens", "192"]);
+    assert_eq!(published.code, 0, "{}", published.stderr);
+}
+
+#[test]
+fn a_checkpoint_without_a_tensor_is_not_mined_with() {
+    skipped(
+        |host| publish_altered(host, |tensors| tensors.retain(|(name, ..)| name != "model.norm.weight")),
+        &["refused the checkpoint", "model.norm.weight"],
+    );
+}
+
+#[test]
+fn a_checkpoint_with_a_tensor_of_another_shape_is_not_mined_with() {
+    let reshape = |host: &Host| {
+        publish_altered(host, |tensors| {
+            let norm = tensors.iter_mut().find(|(name, ..)| name == "model.norm.weight").unwrap();
+            norm.2 = vec![norm.2[0] / 2];
+            norm.3.truncate(norm.3.len() / 2);
+        });
+    };
+    skipped(reshape, &["refused the checkpoint", "model.norm.weight"]);
+}

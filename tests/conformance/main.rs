@@ -1,0 +1,21 @@
+//! `make conformance`: every vector file that concerns what is built, one line per file.
+//!
+//! Reads the folder in `GRAIL_VECTORS` (default `tests/vectors`). A file that is absent is skipped loudly; a file that no
+//! check claims is reported as such, so that nothing is passed over in silence.
+
+mod environments;
+mod model;
+mod protocol;
+mod report;
+mod store;
+
+use report::Report;
+
+fn main() -> std::process::ExitCode {
+    let mut report = Report::open();
+    environments::run(&mut report);
+    model::run(&mut report);
+    store::run(&mut report);
+    protocol::run(&mut report);
+    report.finish()
+}

@@ -1,0 +1,133 @@
+//! Windows from start to verdict on the real programs.
+#![allow(clippy::disallowed_methods, reason = "tests start programs and measure time; the rule is for the product")]
+
+use std::time::Duration;
+
+use grail_tests::{Host, assert_all_gone, one_at_a_time, tree, workspace};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const END: Duration = Duration::from_secs(120);
+
+fn number(status: &Value, path: &str) -> u64 {
+    status.pointer(path).and_then(Value::as_u64).unwrap_or(0)
+}
+
+fn uploads(status: &Value) -> usize {
+    let finished = status["finished"].as_array().map(Vec::as_slice).unwrap_or_default();
+    finished.iter().filter(|window| window["outcome"] == "uploaded").count()
+}
+
+fn child_pids(status: &Value) -> Vec<i32> {
+    let children = status["children"].as_object().into_iter().flatten();
+    children.filter_map(|(_, child)| child["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok())).collect()
+}
+
+/// Every window that was uploaded is accepted, with every group checked.
+fn assert_accepted(host: &Host, windows: usize) -> Vec<Value> {
+    let validated = host.run(&["validate", "--test-mode", "--last", &windows.to_string(), "--all", "--json"]);
+    assert_eq!(validated.code, 0, "{}\n{}", validated.stdout, validated.stderr);
+    let verdicts: Vec<Value> = validated.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(verdicts.len(), windows, "{}", validated.stdout);
+    for verdict in &verdicts {
+        assert_eq!(verdict["failure_flag"], 0, "{verdict:#}");
+        assert_eq!(verdict["valid_count"], verdict["checked_count"], "{verdict:#}");
+        assert!(number(verdict, "/checked_count") >= 16, "{verdict:#}");
+    }
+    verdicts
+}
+
+#[test]
+fn windows_are_mined_reloaded_and_accepted() {
+    let _turn = one_at_a_time();
+    let host = Host::new(1.0, 8.0);
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run", "--windows", "2"]);
+    let first = host.await_status("the first window", &mut miner, 90, |status| uploads(status) == 1);
+    let published = host.publish("checkpoint-b", &[]);
+    assert_eq!(published.code, 0, "{}", published.stderr);
+    let second = host.await_status("the second checkpoint in the workers", &mut miner, 60, |status| {
+        uploads(status) == 1
+            && number(status, "/window/spooled") >= 1
+            && status["window"]["window"] != first["finished"][0]["window"]
+    });
+    assert_eq!(child_pids(&first), child_pids(&second), "a reload replaces no process");
+    let finished = miner.finish(END);
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    let checkpoints: Vec<u64> = host.status()["finished"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|window| window["outcome"] == "uploaded")
+        .map(|window| number(window, "/checkpoint_window"))
+        .collect();
+    assert_eq!(checkpoints.len(), 2, "{}", finished.stdout);
+    assert!(checkpoints[0] < checkpoints[1], "the second window is mined with the second checkpoint: {checkpoints:?}");
+    assert_accepted(&host, 2);
+    assert_eq!(std::fs::read_dir(host.path().join("state/windows")).unwrap().count(), 2, "local copies");
+    assert_eq!(std::fs::read_dir(host.path().join("state/spool")).unwrap().count(), 0, "the spool is empty");
+}
+
+#[test]
+fn sigterm_in_mid_window_uploads_what_is_finished() {
+    let _turn = one_at_a_time();
+    let host = Host::new(2.0, 6.0);
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run"]);
+    host.await_status("two finished groups", &mut miner, 90, |status| number(status, "/window/spooled") >= 2);
+    let family = tree(miner.pid());
+    assert!(family.len() >= 5, "supervisor, launcher, server, two workers: {family:?}");
+    miner.signal(Signal::SIGTERM);
+    let finished = miner.finish(Duration::from_secs(40));
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    assert_all_gone(&family);
+    assert!(host.uploaded().len() == 1, "{}\n{}", finished.stdout, finished.stderr);
+    let rollouts = host.status()["finished"].as_array().unwrap().iter().map(|window| number(window, "/rollouts")).sum::<u64>();
+    assert!(rollouts >= 32, "{rollouts} rollouts were uploaded");
+}
+
+#[test]
+fn a_worker_killed_in_mid_window_costs_no_group() {
+    let _turn = one_at_a_time();
+    let host = Host::new(1.0, 6.0);
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run", "--windows", "1"]);
+    let status = host.await_status("a busy worker", &mut miner, 60, |status| {
+        number(status, "/window/spooled") >= 1 && status["children"]["proof-worker 0"]["state"] == "busy"
+    });
+    let victim = i32::try_from(status["children"]["proof-worker 0"]["pid"].as_i64().unwrap()).unwrap();
+    kill(Pid::from_raw(victim), Signal::SIGKILL).unwrap();
+    let status = host.await_status("a new worker with the weights", &mut miner, 30, |status| {
+        let worker = &status["children"]["proof-worker 0"];
+        worker["pid"].as_i64().is_some_and(|pid| pid != i64::from(victim)) && worker["revision"].is_string()
+    });
+    assert_eq!(status["children"]["proof-worker 0"]["ends"], 1, "{status:#}");
+    let finished = miner.finish(END);
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    let status = host.status();
+    assert_eq!(status["window"]["dropped"].get("proof failed"), None, "the job went to the other worker: {status:#}");
+    let spooled = number(&status, "/window/spooled");
+    assert_eq!(number(&status, "/finished/0/rollouts") + number(&status, "/finished/1/rollouts"), spooled * 16, "{status:#}");
+    assert_accepted(&host, 1);
+}
+
+#[test]
+fn real_problems_are_mined_and_accepted() {
+    let default = workspace().join("../shared/data/gsm8k/test.jsonl");
+    let dataset = std::env::var_os("GRAIL_REAL_DATASET").map_or(default, Into::into);
+    if !dataset.exists() {
+        println!("SKIPPED: the real GSM8K test set is not at {} (set GRAIL_REAL_DATASET)", dataset.display());
+        return;
+    }
+    let _turn = one_at_a_time();
+    let host = Host::new(2.0, 8.0);
+    let published = host.publish("checkpoint-a", &["--split", "test"]);
+    assert_eq!(published.code, 0, "{}", published.stderr);
+    let dataset = dataset.canonicalize().unwrap();
+    let arguments = ["run", "--windows", "1", "--dataset", dataset.to_str().unwrap()];
+    let finished = host.start(&arguments).finish(Duration::from_secs(150));
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    let validated = host.run(&["validate", "--test-mode", "--last", "1", "--all", "--dataset", dataset.to_str().unwrap()]);
+    assert_eq!(validated.code, 0, "{}\n{}\n{}", finished.stdout, validated.stdout, validated.stderr);
+}

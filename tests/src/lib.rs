@@ -1,0 +1,272 @@
+//! Drives the real programs as a user would: real processes, sockets, files and exit codes, each with a time limit.
+//! Everything a test starts is ended by pid.
+#![allow(clippy::disallowed_methods, reason = "tests start programs and measure time; the rule is for the product")]
+
+use std::fmt::Write as _;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// The workspace's root.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the workspace").to_path_buf()
+}
+
+/// The folder of the programs, built in the profile of the tests.
+pub fn programs() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let test = std::env::current_exe().expect("a test knows where it lies");
+        let folder = test.ancestors().nth(2).expect("target/<profile>/deps/<test>").to_path_buf();
+        let profile = if folder.ends_with("release") { "release" } else { "dev" };
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile])
+            .current_dir(workspace())
+            .status()
+            .expect("cargo builds the programs");
+        assert!(built.success(), "the programs do not build");
+        folder
+    })
+}
+
+/// Mining tests use both cores and a clock; two at once would make each other late.
+pub fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The wall clock in Unix seconds.
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64()
+}
+
+/// A host of its own: state folder, buckets, cache and configuration in one temporary folder.
+pub struct Host {
+    folder: tempfile::TempDir,
+    extra: Vec<(String, String)>,
+}
+
+/// What a finished command left.
+#[derive(Debug)]
+pub struct Finished {
+    /// Exit code, -1 for a signal.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Host {
+    /// A host whose block 30 comes `lead` seconds from now, with blocks of `block_seconds`.
+    pub fn new(block_seconds: f64, lead: f64) -> Self {
+        let folder = tempfile::Builder::new().prefix("grail").tempdir().expect("a temporary folder");
+        let genesis = now() + lead - 30.0 * block_seconds;
+        let demo = workspace().join("demo/gsm8k");
+        let text = format!(
+            "[state]\nfolder = 'state'\n[wallet]\ndevelopment = '//Alice'\n[chain]\nnetwork = 'local'\ngenesis = {genesis:.3}\n\
+             block_seconds = {block_seconds:.3}\n[storage]\nlocal_folder = 'buckets'\nlocal_address = '127.0.0.1:{port}'\n\
+             [checkpoints]\ncache = 'cache'\n[environment]\ndataset = {demo:?}\n[generation]\nbackend = 'embedded'\n\
+             max_model_length = 2048\n[proof]\ndevice = 'cpu'\ncpu_slots = 2\n",
+            port = free_port()
+        );
+        std::fs::write(folder.path().join("host.toml"), text).expect("the configuration is written");
+        Self { folder, extra: Vec::new() }
+    }
+
+    /// Adds a variable to the environment of every command.
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.extra.push((name.into(), value.into()));
+        self
+    }
+
+    /// The host's folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The trainer's bucket as a folder.
+    pub fn trainer_bucket(&self) -> PathBuf {
+        self.path().join("buckets/grail-trainer")
+    }
+
+    /// The miner's bucket as a folder.
+    pub fn miner_bucket(&self) -> PathBuf {
+        self.path().join("buckets/grail-miner")
+    }
+
+    /// Window files in the miner's bucket.
+    pub fn uploaded(&self) -> Vec<PathBuf> {
+        let folder = self.miner_bucket().join("grail/windows");
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut files: Vec<PathBuf> =
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|kind| kind == "parquet")).collect();
+        files.sort();
+        files
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(programs().join("grail-supervisor"));
+        command.arg("--config").arg(self.path().join("host.toml")).args(arguments).current_dir(self.path());
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.path());
+        command.envs(self.extra.iter().cloned()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, arguments: &[&str]) -> Finished {
+        self.start(arguments).finish(Duration::from_secs(240))
+    }
+
+    /// Starts a command; its output goes to files.
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = |kind: &str| self.path().join(format!("{number}.{kind}"));
+        let file = |kind: &str| std::fs::File::create(path(kind)).expect("an output file");
+        let child = self.command(arguments).stdout(file("out")).stderr(file("err")).spawn().expect("the supervisor starts");
+        Running { child, stdout: path("out"), stderr: path("err") }
+    }
+
+    /// Publishes a checkpoint of the demo.
+    pub fn publish(&self, checkpoint: &str, more: &[&str]) -> Finished {
+        let directory = workspace().join("demo").join(checkpoint);
+        let directory = directory.to_str().expect("a path in UTF-8");
+        let mut arguments =
+            vec!["publish-checkpoint", directory, "--max-tokens", "192", "--temperature", "0.7", "--top-p", "0.95"];
+        arguments.extend(more);
+        self.run(&arguments)
+    }
+
+    /// The supervisor's status, or null while there is none.
+    pub fn status(&self) -> Value {
+        let text = std::fs::read(self.path().join("state/status.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Waits until the status satisfies `wanted`; a timeout shows the status and the log.
+    pub fn await_status(&self, what: &str, running: &mut Running, limit: u64, wanted: impl Fn(&Value) -> bool) -> Value {
+        let end = Instant::now() + Duration::from_secs(limit);
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return status;
+            }
+            let ended = running.child.try_wait().expect("the supervisor can be asked");
+            assert!(
+                Instant::now() < end && ended.is_none(),
+                "{what}: not within {limit} s (ended: {ended:?})\n{status:#}\n{}",
+                running.output()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// A started command. Dropping it kills it.
+pub struct Running {
+    child: std::process::Child,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Running {
+    /// The command's process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Sends a signal to the command itself.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).expect("the command lives");
+    }
+
+    /// What it has printed so far.
+    pub fn output(&self) -> String {
+        let mut text = String::new();
+        for path in [&self.stdout, &self.stderr] {
+            let _ = write!(text, "--- {}\n{}", path.display(), read(path));
+        }
+        text
+    }
+
+    /// Waits for the end.
+    pub fn finish(mut self, limit: Duration) -> Finished {
+        let status = self.wait(limit);
+        Finished { code: status.code().unwrap_or(-1), stdout: read(&self.stdout), stderr: read(&self.stderr) }
+    }
+
+    fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the command can be asked") {
+                return status;
+            }
+            assert!(Instant::now() < end, "the command did not end within {limit:?}\n{}", self.output());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn read(path: &Path) -> String {
+    let mut text = Vec::new();
+    if let Ok(mut file) = std::fs::File::open(path) {
+        let _ = file.read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// A port that nobody uses at this moment.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// Whether a process exists and is no zombie.
+pub fn lives(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+/// The process and everything below it, by parent ids.
+pub fn tree(root: i32) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pairs: Vec<(i32, i32)> = entries
+        .filter_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+            Some((pid, parent))
+        })
+        .collect();
+    let mut found = vec![root];
+    let mut next = 0;
+    while next < found.len() {
+        let parent = found[next];
+        found.extend(pairs.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found
+}
+
+/// Asserts that every process of an earlier [`tree`] is gone, with a moment for the kernel.
+pub fn assert_all_gone(pids: &[i32]) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while pids.iter().any(|pid| lives(*pid)) {
+        assert!(Instant::now() < end, "orphans: {:?}", pids.iter().filter(|pid| lives(**pid)).collect::<Vec<_>>());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
