@@ -4,8 +4,8 @@
     python3 demo/train.py train                        # writes demo/checkpoint-a and demo/checkpoint-b
     python3 demo/train.py evaluate demo/checkpoint-a   # accuracy and the validator's numbers, from the saved files
 
-Needs torch, transformers, tokenizers, safetensors (versions in demo/README.md). One thread and one seed: a second run
-on the same machine and library versions writes the same files.
+Needs torch, transformers, tokenizers, safetensors (versions in demo/README.md). One thread and one seed, so that a
+second run with the same library versions on the same kind of processor repeats the first.
 """
 
 import argparse
@@ -160,6 +160,7 @@ def build_model(tokenizer):
 
 
 def write_json(path, value):
+    """Writes a value as sorted, indented JSON: the same value gives the same bytes."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -332,6 +333,7 @@ def evaluate(folder, data, limit, group):
 
 
 def main():
+    """Reads the command line and runs the command."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = arguments.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train", help="train and write both snapshots")

@@ -1,5 +1,9 @@
 //! Bad input: a clear error, the documented exit code, nothing started or lost.
-#![allow(clippy::disallowed_methods, reason = "tests start programs and measure time; the rule is for the product")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests start programs, measure time and may panic; the rules are for the product"
+)]
 
 use std::io::Write;
 use std::path::Path;

@@ -1,5 +1,9 @@
 //! Windows from start to verdict on the real programs.
-#![allow(clippy::disallowed_methods, reason = "tests start programs and measure time; the rule is for the product")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests start programs, measure time and may panic; the rules are for the product"
+)]
 
 use std::time::Duration;
 
@@ -109,6 +113,27 @@ fn a_worker_killed_in_mid_window_costs_no_group() {
     assert_eq!(status["window"]["dropped"].get("proof failed"), None, "the job went to the other worker: {status:#}");
     let spooled = number(&status, "/window/spooled");
     assert_eq!(number(&status, "/finished/0/rollouts") + number(&status, "/finished/1/rollouts"), spooled * 16, "{status:#}");
+    assert_accepted(&host, 1);
+}
+
+#[test]
+fn a_killed_supervisor_leaves_no_orphan_and_its_groups_are_uploaded_by_the_next() {
+    let _turn = one_at_a_time();
+    let host = Host::new(1.5, 6.0);
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run"]);
+    let before = host.await_status("three finished groups", &mut miner, 60, |status| number(status, "/window/spooled") >= 3);
+    let family = tree(miner.pid());
+    miner.signal(Signal::SIGKILL);
+    assert_eq!(miner.finish(END).code, -1);
+    assert_all_gone(&family);
+    let finished = host.start(&["run", "--windows", "1"]).finish(END);
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    assert!(finished.stderr.contains("were found in the spool"), "{}", finished.stderr);
+    let status = host.status();
+    let window = status["finished"].as_array().unwrap().iter().find(|window| window["outcome"] == "uploaded").unwrap();
+    assert_eq!(window["window"], before["window"]["window"], "the same window goes on");
+    assert!(number(window, "/rollouts") >= number(&before, "/window/spooled") * 16, "{window:#}");
     assert_accepted(&host, 1);
 }
 

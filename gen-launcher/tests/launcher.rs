@@ -1,5 +1,8 @@
 //! The real program over its real socket, with the real server behind it.
 
+// The lint spares test functions only, not what they share.
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +17,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 struct Rig {
     child: Child,
+    /// The kernel kills the child when the spawner's thread ends.
+    _spawner: Spawner,
     link: Connection<FromLauncher, ToLauncher>,
     client: reqwest::Client,
     _folder: tempfile::TempDir,
@@ -38,11 +43,12 @@ impl Rig {
             arguments: arguments.into_iter().chain([listener.path().into()]).collect(),
             environment: environment::for_child(std::env::vars_os(), []),
         };
-        let mut child = Spawner::start().unwrap().spawn(launch).await.unwrap();
+        let spawner = Spawner::start().unwrap();
+        let mut child = spawner.spawn(launch).await.unwrap();
         let mut output = child.take_output().unwrap();
         tokio::spawn(async move { tokio::io::copy(&mut output.stderr, &mut tokio::io::sink()).await });
         let link = tokio::time::timeout(LIMIT, listener.accept(child.pid())).await.unwrap().unwrap();
-        let mut rig = Self { child, link, client: reqwest::Client::new(), _folder: folder };
+        let mut rig = Self { child, _spawner: spawner, link, client: reqwest::Client::new(), _folder: folder };
         assert_eq!(rig.receive().await, FromLauncher::Hello { pid: rig.child.pid(), backend: "embedded".into() });
         rig
     }
@@ -77,7 +83,10 @@ impl Rig {
 async fn serves_updates_and_refuses_and_takes_the_server_with_it() {
     let mut rig = Rig::start().await;
     let refused = rig.reload(1, "/no/such/checkpoint".into()).await;
-    assert!(matches!(&refused, FromLauncher::ReloadRefused { reason, .. } if reason.contains("/no/such/checkpoint")), "{refused:?}");
+    assert!(
+        matches!(&refused, FromLauncher::ReloadRefused { reason, .. } if reason.contains("/no/such/checkpoint")),
+        "{refused:?}"
+    );
 
     let url = rig.serving(30).await;
     let body = json!({"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 6, "temperature": 0.0, "ignore_eos": true}});
@@ -98,7 +107,7 @@ async fn serves_updates_and_refuses_and_takes_the_server_with_it() {
     let (status, answer) = rig.generate(&url, &json!({"input_ids": [512]})).await;
     assert_eq!(status, 400, "{answer}");
 
-    let Rig { mut child, link, client, .. } = rig;
+    let Rig { mut child, _spawner, link, client, .. } = rig;
     drop(link);
     let status = tokio::time::timeout(LIMIT, child.exited()).await.unwrap();
     assert!(status.success(), "{status}");

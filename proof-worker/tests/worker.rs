@@ -1,13 +1,14 @@
 //! The real program over its real socket.
 
+// The lint spares test functions only, not what they share.
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use grail_link::Connection;
 use grail_link::Listener;
-use grail_link::message::{
-    ExamineTerms, FromWorker, ProofJob, ProofSequence, ReloadCommand, Revision, SequenceProof, ToWorker,
-};
+use grail_link::message::{ExamineTerms, FromWorker, ProofJob, ProofSequence, ReloadCommand, Revision, SequenceProof, ToWorker};
 use grail_model::Checkpoint;
 use grail_process::{Child, Launch, Spawner, clock, environment};
 use grail_protocol::commitment;
@@ -17,6 +18,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 struct Rig {
     child: Child,
+    /// The kernel kills the child when the spawner's thread ends.
+    _spawner: Spawner,
     link: Connection<FromWorker, ToWorker>,
     _folder: tempfile::TempDir,
 }
@@ -35,7 +38,7 @@ fn reload(window: u64, directory: PathBuf) -> ToWorker {
 
 fn sequence(length: u32, prompt_length: u32) -> ProofSequence {
     let tokens = (0..length).map(|position| (position * 37 + length) % 512).collect();
-    ProofSequence { tokens, prompt_length, coefficients: std::array::from_fn(|index| index as i8 * 9 - 60) }
+    ProofSequence { tokens, prompt_length, coefficients: std::array::from_fn(|index| index as i8 * 8 - 60) }
 }
 
 fn job(id: u64, sequences: Vec<ProofSequence>) -> ProofJob {
@@ -56,11 +59,12 @@ impl Rig {
                 .collect(),
             environment: environment::for_child(std::env::vars_os(), [("OMP_WAIT_POLICY".into(), "passive".into())]),
         };
-        let mut child = Spawner::start().unwrap().spawn(launch).await.unwrap();
+        let spawner = Spawner::start().unwrap();
+        let mut child = spawner.spawn(launch).await.unwrap();
         let mut output = child.take_output().unwrap();
         tokio::spawn(async move { tokio::io::copy(&mut output.stderr, &mut tokio::io::sink()).await });
         let link = tokio::time::timeout(LIMIT, listener.accept(child.pid())).await.unwrap().unwrap();
-        let mut rig = Self { child, link, _folder: folder };
+        let mut rig = Self { child, _spawner: spawner, link, _folder: folder };
         match rig.receive().await {
             FromWorker::Hello(hello) => {
                 assert_eq!((hello.pid, hello.slot, hello.dtype.as_str()), (rig.child.pid(), 3, "f32"));
@@ -164,7 +168,7 @@ async fn an_interrupt_changes_nothing_and_the_end_of_the_socket_ends_the_worker_
     let long: Vec<_> = (0..4000).map(|_| sequence(500, 8)).collect();
     rig.link.outbox.send(&ToWorker::Prove(job(2, long))).await.unwrap();
     assert!(matches!(rig.receive().await, FromWorker::Sequence(_)));
-    let Rig { mut child, link, .. } = rig;
+    let Rig { mut child, _spawner, link, .. } = rig;
     let closed = clock::monotonic();
     drop(link);
     let status = tokio::time::timeout(LIMIT, child.exited()).await.unwrap();

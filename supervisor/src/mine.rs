@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use grail_process::Spawner;
-use grail_protocol::keys::Hotkey;
+use grail_protocol::keys::{Hotkey, KeyScheme};
 use grail_protocol::time_budget::TimeBudget;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -190,6 +190,11 @@ pub fn plan(settings: &Settings) -> Result<Plan, Failure> {
 async fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, Failure> {
     let state = StateFolder::lock(&settings.state)?;
     let hotkey = Arc::new(wallet::load(&settings.wallet)?);
+    if hotkey.scheme() == KeyScheme::Ed25519 {
+        tracing::warn!(
+            "The hotkey is ed25519. The network's validators verify sr25519 only: this key is good for the local chain."
+        );
+    }
     let programs = Programs::find(settings.programs.as_deref(), &[ChildPrograms::ProofWorker, ChildPrograms::GenLauncher])?;
     let dataset = check_dataset(settings.dataset.as_deref())?;
     let attempt = Duration::from_secs_f64(settings.upload_timeout);

@@ -42,9 +42,10 @@ async fn plain(board: Board, end: CancellationToken) {
         going_on = next(&mut ticks, &end).await;
         let status = board.snapshot();
         for (name, child) in &status.children {
-            let line = child_line(name, child);
-            if children.insert(name.clone(), line.clone()).is_none_or(|before| before != line) {
-                say(&line);
+            // Ready and busy alternate with every group; that is no news.
+            let news = child_line(name, child).replace("busy ", "ready");
+            if children.insert(name.clone(), news.clone()).is_none_or(|before| before != news) {
+                say(&news);
             }
         }
         for window in status.finished.iter().skip(finished) {

@@ -130,6 +130,7 @@ impl Miner {
             let finished = self.window(window, stop).await;
             attempted += u64::from(finished.outcome != "skipped");
             tell(&finished);
+            self.board.window(|status| status.phase = finished.outcome.clone());
             self.board.finish(finished);
             last = Some(window);
         }
@@ -234,7 +235,8 @@ impl Miner {
         spool: &Spool,
         stop: &CancellationToken,
     ) -> Result<(), NoFile> {
-        let mut shift = Shift { jobs: JoinSet::new(), next_index: self.resume(spool)?, blocked_until: 0.0, rollouts: 0 };
+        let (next_index, rollouts) = self.resume(spool)?;
+        let mut shift = Shift { jobs: JoinSet::new(), next_index, blocked_until: 0.0, rollouts };
         let mut stopped_at = None;
         loop {
             let block = self.chain.head().await.unwrap_or(clockwork.window);
@@ -282,7 +284,7 @@ impl Miner {
     }
 
     /// Groups of this very window that an earlier run left in the spool stay in it; indices go on after theirs.
-    fn resume(&self, spool: &Spool) -> Result<i64, NoFile> {
+    fn resume(&self, spool: &Spool) -> Result<(i64, usize), NoFile> {
         let groups = spool.groups().map_err(skip)?;
         for rows in &groups {
             self.count_spooled(rows);
@@ -290,7 +292,8 @@ impl Miner {
         if !groups.is_empty() {
             tracing::info!(groups = groups.len(), "Groups of this window were found in the spool.");
         }
-        Ok(groups.iter().flatten().map(|row| row.rollout_group + 1).max().unwrap_or(0))
+        let next_index = groups.iter().flatten().map(|row| row.rollout_group + 1).max().unwrap_or(0);
+        Ok((next_index, groups.iter().map(Vec::len).sum()))
     }
 
     fn record(&mut self, ended: Result<Ended, tokio::task::JoinError>, shift: &mut Shift, spool: &Spool) {

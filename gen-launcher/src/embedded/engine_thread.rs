@@ -153,7 +153,7 @@ pub fn start(engine: Engine, facts: Facts) -> std::io::Result<Handle> {
     std::thread::Builder::new().name("engine".into()).spawn(move || {
         // A panic is caught here for the same end: libtorch calls that cannot fail by contract panic when they do.
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| turning.run(&inbox)));
-        let reason = ended.map_or_else(|_| "the engine thread panicked".to_owned(), |error| error);
+        let reason = ended.unwrap_or_else(|_| "the engine thread panicked".to_owned());
         tracing::error!(reason, "The embedded engine cannot go on.");
         std::process::exit(1);
     })?;

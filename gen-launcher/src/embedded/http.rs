@@ -94,56 +94,55 @@ impl Drop for Slot {
 }
 
 async fn generate(State(server): State<Server>, body: Bytes) -> Response {
-    let started = clock::monotonic();
     let body: Value = match serde_json::from_slice(&body) {
         Ok(body) => body,
         Err(error) => return malformed(&error),
     };
-    // The whole batch is judged before any of it is handed over: one bad member refuses all of it.
-    let judged = Generate::read(&body).and_then(|generate| {
-        let config = server.engine.config();
-        let bad = |error: RequestError| BadBody::Value(error.to_string());
-        generate.requests.iter().try_for_each(|request| request.check(config).map(drop).map_err(bad))?;
-        Ok(generate)
-    });
-    let generate = match judged {
+    let generate = match judge(&server, &body) {
         Ok(generate) => generate,
         Err(bad) => return refused(StatusCode::BAD_REQUEST, bad.body()),
     };
+    let batch = generate.batch;
+    match complete(&server, generate).await {
+        Ok(completions) if batch => Json(Value::Array(completions)).into_response(),
+        Ok(mut completions) => Json(completions.pop()).into_response(),
+        Err(refusal) => refusal,
+    }
+}
+
+/// The whole batch is judged before any of it is handed over: one bad member refuses all of it.
+fn judge(server: &Server, body: &Value) -> Result<Generate, BadBody> {
+    let generate = Generate::read(body)?;
+    let config = server.engine.config();
+    let check = |request: &Request| request.check(config).map_err(|error| BadBody::Value(error.to_string()));
+    generate.requests.iter().try_for_each(|request| check(request).map(drop))?;
+    Ok(generate)
+}
+
+/// Hands every request over, then waits for all of them, in order.
+async fn complete(server: &Server, generate: Generate) -> Result<Vec<Value>, Response> {
+    let started = clock::monotonic();
     let count = generate.requests.len() as u64;
     let _slot = Slot(server.in_flight.clone(), count);
     if server.in_flight.fetch_add(count, Ordering::Relaxed) + count > MAX_IN_FLIGHT {
-        let message = "The request queue is full.";
-        return refused(StatusCode::SERVICE_UNAVAILABLE, json!({"object": "error", "message": message, "code": 503}));
+        let body = json!({"object": "error", "message": "The request queue is full.", "code": 503});
+        return Err(refused(StatusCode::SERVICE_UNAVAILABLE, body));
     }
     let mut answers = Vec::new();
     for (request, rid) in generate.requests.into_iter().zip(generate.rids) {
         let id = rid.unwrap_or_else(|| format!("{:016x}", server.next_id.fetch_add(1, Ordering::Relaxed)));
         let prompt_tokens = request.prompt.len();
-        match hand_over(&server, request, id.clone()) {
-            Some(answer) => answers.push((id, prompt_tokens, answer)),
-            None => return gone(),
-        }
+        let answer = hand_over(server, request, id.clone()).ok_or_else(gone)?;
+        answers.push((id, prompt_tokens, answer));
     }
     let mut completions = Vec::new();
     for (id, prompt_tokens, answer) in answers {
-        match answer.await {
-            Ok(Ok(finished)) => {
-                let version = server.engine.facts().weight_version;
-                completions.push(completion(&id, prompt_tokens, &finished, &version, started.elapsed().as_secs_f64()));
-            }
-            Ok(Err(error)) => return refused(StatusCode::BAD_REQUEST, BadBody::Value(error.to_string()).body()),
-            Err(_) => return gone(),
-        }
+        let bad = |error: RequestError| refused(StatusCode::BAD_REQUEST, BadBody::Value(error.to_string()).body());
+        let finished = answer.await.map_err(|_| gone())?.map_err(bad)?;
+        let version = server.engine.facts().weight_version;
+        completions.push(completion(&id, prompt_tokens, &finished, &version, started.elapsed().as_secs_f64()));
     }
-    match completions.pop() {
-        Some(only) if !generate.batch => Json(only).into_response(),
-        Some(last) => {
-            completions.push(last);
-            Json(Value::Array(completions)).into_response()
-        }
-        None => Json(json!([])).into_response(),
-    }
+    Ok(completions)
 }
 
 /// The receiver lives in the handler's future: when the client goes, hyper drops the future, and the engine sees it.

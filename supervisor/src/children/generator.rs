@@ -1,6 +1,7 @@
 //! The generation side's child: one launcher, which owns the server. The supervisor learns the server's address from it and
 //! then talks to the server itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use grail_link::message::{FromLauncher, ReloadCommand, Revision, ToLauncher};
@@ -46,7 +47,7 @@ pub struct LauncherSettings {
 pub struct Generator {
     target: watch::Sender<Option<ReloadCommand>>,
     serving: watch::Receiver<Option<Serving>>,
-    refused: watch::Receiver<Option<(Revision, String)>>,
+    refused: Arc<watch::Sender<Option<(Revision, String)>>>,
     stop: CancellationToken,
     task: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
 }
@@ -57,15 +58,17 @@ impl Generator {
         let (target, wanted) = watch::channel(None);
         let (report, serving) = watch::channel(None);
         let stop = CancellationToken::new();
-        let (refuse, refused) = watch::channel(None);
-        let slot = Slot { settings, spawner, board, wanted, report, refuse };
+        let refused = Arc::new(watch::channel(None).0);
+        let slot = Slot { settings, spawner, board, wanted, report, refused: refused.clone() };
         let mut task = tokio::task::JoinSet::new();
         task.spawn(slot.run(stop.clone()));
         Self { target, serving, refused, stop, task: task.into() }
     }
 
-    /// The server shall hold these weights.
+    /// The server shall hold these weights. Asked again for weights that it refused, it tries again: a start may fail for
+    /// reasons that pass.
     pub fn reload(&self, command: ReloadCommand) {
+        self.refused.send_replace(None);
         self.target.send_replace(Some(command));
     }
 
@@ -83,7 +86,7 @@ impl Generator {
 
     /// Waits until the server refuses `revision`, and says why. The caller sets the time limit.
     pub async fn refusing(&self, revision: &Revision) -> String {
-        let mut refused = self.refused.clone();
+        let mut refused = self.refused.subscribe();
         let found = refused
             .wait_for(|last| last.as_ref().is_some_and(|(last, _)| last == revision))
             .await
@@ -111,7 +114,7 @@ struct Slot {
     board: Board,
     wanted: watch::Receiver<Option<ReloadCommand>>,
     report: watch::Sender<Option<Serving>>,
-    refuse: watch::Sender<Option<(Revision, String)>>,
+    refused: Arc<watch::Sender<Option<(Revision, String)>>>,
 }
 
 impl Slot {
@@ -214,9 +217,12 @@ impl Slot {
                 }
             }
         });
-        // What was answered last, and whether with yes.
-        let mut settled: Option<Revision> = None;
+        // What was answered last, and whether with no.
+        let (mut settled, mut refused): (Option<Revision>, bool) = (None, false);
         loop {
+            if refused && self.wanted.has_changed().unwrap_or(false) {
+                settled = None;
+            }
             let wanted = self.wanted.borrow_and_update().clone();
             if let Some(command) = wanted.filter(|command| settled.as_ref() != Some(&command.revision)) {
                 self.report(None);
@@ -229,10 +235,12 @@ impl Slot {
                     Ok(Ok(serving)) => {
                         tracing::info!(child = NAME, %revision, url = serving.url, "The generation server holds the checkpoint.");
                         self.report(Some(serving));
+                        refused = false;
                     }
                     Ok(Err(reason)) => {
                         tracing::error!(child = NAME, %revision, reason, "The generation server refused the checkpoint.");
-                        self.refuse.send_replace(Some((revision.clone(), reason)));
+                        self.refused.send_replace(Some((revision.clone(), reason)));
+                        refused = true;
                     }
                     Err(why) => return why,
                 }

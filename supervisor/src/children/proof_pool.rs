@@ -91,7 +91,7 @@ struct Shared {
     arrived: Notify,
     /// What the first worker said it computes with; the others must agree.
     agreed: Mutex<Option<WorkerHello>>,
-    /// The last checkpoint that a worker refused, and why: it is not offered to that worker again.
+    /// The last checkpoint that a worker refused since it was asked for, and why.
     refused: watch::Sender<Option<(Revision, String)>>,
     board: Board,
     spawner: Spawner,
@@ -134,8 +134,10 @@ impl ProofPool {
         Self { shared, target, resident, next_job: Default::default(), stop, slots: tasks.into() }
     }
 
-    /// Every worker shall hold these weights; idle ones reload at once, busy ones after their job.
+    /// Every worker shall hold these weights; idle ones reload at once, busy ones after their job. Asked again for weights that
+    /// it refused, a worker tries again.
     pub fn reload(&self, command: ReloadCommand) {
+        self.shared.refused.send_replace(None);
         self.target.send_replace(Some(command));
     }
 
@@ -362,6 +364,9 @@ impl Slot {
     /// Reloads when asked, works when there is work, until the worker fails.
     async fn serve(&mut self, worker: &mut Worker) -> Ended {
         loop {
+            if self.wanted.has_changed().unwrap_or(false) {
+                worker.refused = None;
+            }
             let wanted = self.wanted.borrow_and_update().clone();
             if let Some(command) = wanted.filter(|command| worker.lacks(&command.revision)) {
                 if let Err(why) = self.load(worker, command).await {

@@ -179,7 +179,7 @@ impl Validator {
 
     async fn window(&mut self, window: u64) -> Result<Judged, Failure> {
         let begun = clock::monotonic();
-        let mut judged = Judged::new(window, self.uid, self.hotkey.address());
+        let mut judged = Judged::new(window, self.uid, self.hotkey.address(), self.chain.nominal_block_seconds());
         judged.outcome = match self.fetch(window).await? {
             Fetched::None(why) => Outcome::NoFile(why),
             Fetched::Corrupt(why) => Outcome::Rejected { reason: Some("file:corrupt_parquet".into()), why },

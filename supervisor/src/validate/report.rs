@@ -48,11 +48,13 @@ pub struct Judged {
     pub unlikely: usize,
     /// Wall time.
     pub seconds: f64,
+    /// Nominal seconds of a block.
+    pub block_seconds: f64,
 }
 
 impl Judged {
     /// A window that was not judged yet.
-    pub fn new(window: u64, uid: usize, hotkey: &str) -> Self {
+    pub fn new(window: u64, uid: usize, hotkey: &str, block_seconds: f64) -> Self {
         Self {
             window,
             uid,
@@ -67,6 +69,7 @@ impl Judged {
             deviations: Vec::new(),
             unlikely: 0,
             seconds: 0.0,
+            block_seconds,
         }
     }
 
@@ -104,6 +107,7 @@ impl Judged {
             "logprob_deviation_max": self.deviations.iter().copied().fold(None, |most: Option<f64>, next| Some(most.map_or(next, |most| most.max(next)))),
             "unlikely_rollouts": self.unlikely,
             "validation_sec": (self.seconds * 100.0).round() / 100.0,
+            "validation_blocks": (self.seconds / self.block_seconds).ceil(),
         })
     }
 
