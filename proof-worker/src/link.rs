@@ -1,11 +1,12 @@
 //! The socket on a thread of its own, so that its end is seen while the main thread computes.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use anyhow::Context;
 use grail_link::message::{FromWorker, ToWorker, WorkerHello};
-use grail_link::{Connection, Inbox, Outbox};
+use grail_link::{Connection, Inbox, LinkError, Outbox};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Results that may wait for the socket; then computing waits, which bounds the memory.
@@ -85,7 +86,14 @@ async fn receive(mut inbox: Inbox<ToWorker>, commands: mpsc::Sender<ToWorker>) -
 
 async fn send(mut outbox: Outbox<FromWorker>, mut results: tokio::sync::mpsc::Receiver<FromWorker>) -> anyhow::Result<()> {
     while let Some(message) = results.recv().await {
-        outbox.send(&message).await?;
+        match outbox.send(&message).await {
+            Ok(()) => {}
+            // A writer may meet the closed socket before the reader does; it is the same end.
+            Err(LinkError::Broken(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     std::future::pending().await
 }

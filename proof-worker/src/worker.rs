@@ -35,7 +35,7 @@ pub enum Broken {
         /// The new revision.
         revision: Revision,
         /// What happened.
-        source: ReloadError,
+        source: Box<ReloadError>,
     },
     /// The device failed under a job; on CUDA the process can do nothing more with it.
     #[error("job {job} failed: {source}")]
@@ -80,7 +80,7 @@ impl Worker {
         let started = clock::monotonic();
         let revision = command.revision.clone();
         let taken = match self.take(command) {
-            Err(source @ ReloadError::Unfit { .. }) => return Err(Broken::Unfit { revision, source }),
+            Err(source @ ReloadError::Unfit { .. }) => return Err(Broken::Unfit { revision, source: Box::new(source) }),
             taken => taken.map_err(|error| error.to_string()),
         };
         let message = match taken.and_then(|()| self.describe()) {

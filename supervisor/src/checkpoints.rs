@@ -1,6 +1,7 @@
 //! Which checkpoint a window is mined with, on disk and understood: weights, prompt, tasks, sampling policy.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,8 +69,28 @@ impl Checkpoints {
         self.current.as_ref().map(|(_, command)| command.clone())
     }
 
-    /// Removes every cached checkpoint but the one in use: a window never goes back to an older one.
+    /// Announces to other processes over the same cache that checkpoints are being read, for as long as the file lives.
+    ///
+    /// # Errors
+    /// When the cache folder cannot be used.
+    pub fn hold(&self) -> std::io::Result<File> {
+        let file = self.lock_file()?;
+        file.lock_shared()?;
+        Ok(file)
+    }
+
+    fn lock_file(&self) -> std::io::Result<File> {
+        std::fs::create_dir_all(&self.cache)?;
+        File::options().create(true).truncate(false).write(true).open(self.cache.join("in-use.lock"))
+    }
+
+    /// Removes every cached checkpoint but the one in use: a window never goes back to an older one. Nothing is removed while
+    /// another process reads checkpoints; the next window tries again.
     pub fn clean(&self, terms: &Terms) {
+        let Ok(lock) = self.lock_file() else { return };
+        if lock.try_lock().is_err() {
+            return;
+        }
         match clean(&self.cache, &[terms.revision.window]) {
             Ok(removed) if removed.is_empty() => {}
             Ok(removed) => tracing::info!(count = removed.len(), "Old checkpoints were removed from the cache."),

@@ -23,7 +23,7 @@ use crate::state::StateFolder;
 use crate::status::{self, Board};
 use crate::view::{self, View};
 use crate::wallet;
-use crate::window::Miner;
+use crate::window::{ClosingTime, Miner};
 
 /// UID 0 of the local chain.
 const LOCAL_TRAINER: &str = "//Trainer";
@@ -156,6 +156,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         windows: prepared.state.windows(),
         board: board.clone(),
         budget,
+        closing: ClosingTime::default(),
         groups_in_flight: settings.generation.groups_in_flight as usize,
         shutdown_budget: settings.shutdown_budget,
     })

@@ -53,17 +53,48 @@ pub struct Clockwork {
 }
 
 impl Clockwork {
-    /// Groups that are not durable by then are abandoned: what is left is for closing and uploading the file, twice over.
-    pub fn cut_off(&self, budget: &TimeBudget) -> f64 {
+    /// Groups that are not durable by then are abandoned: what is left is for closing a file of `rollouts`, and for
+    /// uploading it twice over.
+    pub fn cut_off(&self, budget: &TimeBudget, closing: &ClosingTime, rollouts: usize) -> f64 {
         let upload = budget.upload_seconds().min(budget.block_seconds() * 2.0);
-        self.deadline - 2.0 * upload - 1.0
+        self.deadline - 2.0 * upload - closing.expected(rollouts)
     }
 
     /// The reference's gate (grail-miner 4) and, for clocks faster than the network's, the deadline itself.
-    pub fn admits(&self, budget: &TimeBudget, block: u64, now: f64) -> bool {
+    pub fn admits(&self, budget: &TimeBudget, closing: &ClosingTime, rollouts: usize, block: u64, now: f64) -> bool {
         window_start(block) == self.window
             && budget.admits(block, self.window)
-            && now + budget.generation_seconds().min(budget.block_seconds() * 6.0) < self.cut_off(budget)
+            && now + budget.generation_seconds().min(budget.block_seconds() * 6.0) < self.cut_off(budget, closing, rollouts)
+    }
+}
+
+/// How long it takes from the last group to a file that has passed the gate. A late file is a lost window, so a slow close is
+/// remembered at once and a fast one believed slowly.
+#[derive(Debug, Clone)]
+pub struct ClosingTime {
+    seconds_per_rollout: f64,
+}
+
+impl Default for ClosingTime {
+    /// Before anything was measured: slower than any host that mines.
+    fn default() -> Self {
+        Self { seconds_per_rollout: 0.004 }
+    }
+}
+
+impl ClosingTime {
+    const FIXED_SECONDS: f64 = 0.5;
+    const MARGIN: f64 = 1.5;
+
+    /// Seconds to plan for a file of `rollouts`.
+    pub fn expected(&self, rollouts: usize) -> f64 {
+        Self::FIXED_SECONDS + Self::MARGIN * self.seconds_per_rollout * rollouts as f64
+    }
+
+    /// A file of `rollouts` took `seconds`.
+    pub fn observe(&mut self, rollouts: usize, seconds: f64) {
+        let measured = seconds / rollouts.max(1) as f64;
+        self.seconds_per_rollout = measured.max(0.8 * self.seconds_per_rollout + 0.2 * measured);
     }
 }
 
@@ -85,6 +116,8 @@ pub struct Miner {
     pub board: Board,
     /// Averages that the gate decides by.
     pub budget: TimeBudget,
+    /// What closing a file takes here.
+    pub closing: ClosingTime,
     /// Groups under way at once.
     pub groups_in_flight: usize,
     /// Seconds for an orderly stop.
@@ -202,7 +235,8 @@ impl Miner {
         let command = self.checkpoints.reload_command().ok_or_else(|| NoFile::Skipped("no checkpoint is loaded".into()))?;
         self.workshop.proofs.reload(command.clone());
         self.workshop.generator.reload(command);
-        let left = Duration::try_from_secs_f64(clockwork.cut_off(&self.budget) - clock::unix_seconds()).unwrap_or_default();
+        let left = Duration::try_from_secs_f64(clockwork.cut_off(&self.budget, &self.closing, 0) - clock::unix_seconds())
+            .unwrap_or_default();
         let ready = async {
             self.workshop.generator.serving_revision(&terms.revision).await;
             self.workshop.proofs.serving(&terms.revision).await;
@@ -247,8 +281,10 @@ impl Miner {
                 stopped_at.get_or_insert(now);
             }
             let finishing = stopped_at.map_or(f64::INFINITY, |at| at + self.shutdown_budget * FINISHING_SHARE);
-            let cut_off = clockwork.cut_off(&self.budget).min(finishing);
-            let open = stopped_at.is_none() && shift.rollouts < ROLLOUT_TARGET && clockwork.admits(&self.budget, block, now);
+            let planned = shift.rollouts + shift.jobs.len().max(1) * ROLLOUTS_PER_PROBLEM;
+            let cut_off = clockwork.cut_off(&self.budget, &self.closing, planned).min(finishing);
+            let admits = clockwork.admits(&self.budget, &self.closing, planned, block, now);
+            let open = stopped_at.is_none() && shift.rollouts < ROLLOUT_TARGET && admits;
             // Without a server an index would be burnt for nothing.
             let served = self.workshop.generator.serving().is_some_and(|serving| serving.revision == terms.revision);
             if open && served && now >= shift.blocked_until {
@@ -365,6 +401,7 @@ impl Miner {
         };
         let made = tokio::task::spawn_blocking(move || job.run()).await.unwrap_or_else(|error| Err(error.to_string()));
         let (size, sha256) = made.map_err(NoFile::Lost)?;
+        self.closing.observe(rollouts, begun.elapsed().as_secs_f64());
         self.board.window(|status| status.phase = "uploading".into());
         let object = WindowObject { key: &key, path: &path, size, sha256 };
         let spent = upload(&self.bucket, &object, clockwork.deadline).await.map_err(|error| NoFile::Lost(error.to_string()))?;
@@ -480,16 +517,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fast_clock_respects_the_four_seconds_before_the_deadline() {
+    fn a_fast_clock_respects_the_deadline_and_the_time_to_close() {
         let mut budget = TimeBudget::new(1.0, 3.0).unwrap();
         budget.observe_kept_group(2.0);
         budget.observe_upload(0.2);
-        let clockwork = Clockwork { window: 30, deadline: 26.0 };
-        assert!((clockwork.cut_off(&budget) - 24.6).abs() < 1e-9);
-        assert!(clockwork.admits(&budget, 52, 22.5));
-        assert!(!clockwork.admits(&budget, 52, 22.7), "the group would end after the cut-off");
-        assert!(!clockwork.admits(&budget, 54, 10.0), "the reference's gate is closed");
-        assert!(!clockwork.admits(&budget, 60, 10.0), "another window");
+        let (clockwork, closing) = (Clockwork { window: 30, deadline: 26.0 }, ClosingTime::default());
+        assert!((clockwork.cut_off(&budget, &closing, 0) - 25.1).abs() < 1e-9);
+        assert!((clockwork.cut_off(&budget, &closing, 500) - 22.1).abs() < 1e-9);
+        assert!(clockwork.admits(&budget, &closing, 500, 52, 20.0));
+        assert!(!clockwork.admits(&budget, &closing, 500, 52, 20.2), "the group would end after the cut-off");
+        assert!(!clockwork.admits(&budget, &closing, 0, 54, 10.0), "the reference's gate is closed");
+        assert!(!clockwork.admits(&budget, &closing, 0, 60, 10.0), "another window");
     }
 
     #[test]
@@ -497,6 +535,15 @@ mod tests {
         let mut budget = TimeBudget::new(12.0, 3.0).unwrap();
         budget.observe_dropped_group(3600.0);
         let clockwork = Clockwork { window: 0, deadline: 356.0 };
-        assert!(clockwork.admits(&budget, 0, 0.0));
+        assert!(clockwork.admits(&budget, &ClosingTime::default(), 0, 0, 0.0));
+    }
+
+    #[test]
+    fn a_slow_close_is_remembered_and_a_fast_one_believed_slowly() {
+        let mut closing = ClosingTime::default();
+        closing.observe(1000, 10.0);
+        assert!((closing.expected(1000) - 15.5).abs() < 1e-9);
+        closing.observe(1000, 1.0);
+        assert!((closing.expected(1000) - 12.8).abs() < 1e-9);
     }
 }

@@ -53,7 +53,7 @@ mod tests {
         let got = sketches(&hidden, &coefficients).unwrap().unwrap();
         for (row, got) in values.chunks(WIDTH).zip(got) {
             let row: Vec<A> = row.iter().map(|&value| narrow(value)).collect();
-            assert_eq!(got, sketch(&row, &coefficients.map(i32::from)).unwrap());
+            assert_eq!(got, sketch(&row, &coefficients).unwrap());
         }
     }
 
