@@ -215,6 +215,12 @@ async fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, Failure> {
 pub fn open_chain(settings: &Settings, hotkey: &Hotkey, buckets: &Buckets) -> Result<Arc<dyn Chain>, Failure> {
     match &settings.chain {
         settings::Chain::Local { genesis, block_seconds, file } => {
+            tracing::info!(
+                genesis,
+                block_seconds,
+                file = %file.display(),
+                "A local chain stands in for the network's: a block clock, with registration and commitments in a file."
+            );
             let chain = LocalChain::new(*genesis, *block_seconds, file.clone());
             let trainer = local_trainer()?;
             chain.found(&[

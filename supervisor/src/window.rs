@@ -210,7 +210,9 @@ impl Miner {
         let deadline = self.chain.block_time(window + WINDOW_LENGTH).await.map_err(skip)? - DEADLINE_SLACK_SECONDS;
         let clockwork = Clockwork { window, deadline };
         let terms = self.checkpoints.terms_for(window).await.map_err(|unready| match unready {
-            Unready::None => NoFile::Skipped("there is no checkpoint that was ready before this window".into()),
+            Unready::None => NoFile::Skipped(
+                "there is no checkpoint that was ready before this window (on a local chain: grail-supervisor publish-checkpoint DIR)".into(),
+            ),
             Unready::Unusable(why) => NoFile::Skipped(why),
         })?;
         *checkpoint = Some(terms.revision.window);

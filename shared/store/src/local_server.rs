@@ -107,7 +107,7 @@ impl LocalBucketServer {
         let refused = |source| LocalServerError::Address { address: settings.address, source };
         let listener = TcpListener::bind(settings.address).await.map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
-        tracing::info!(%address, folder = %settings.folder.display(), "A local bucket server is listening.");
+        tracing::info!(%address, folder = %settings.folder.display(), "A local bucket server stands in for R2: S3 over a folder, on loopback.");
         Ok(Self { address, accepting: tokio::spawn(accept(listener, service)) })
     }
 

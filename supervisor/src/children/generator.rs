@@ -1,17 +1,17 @@
 //! The generation side's child: one launcher, which owns the server. The supervisor learns the server's address from it and
 //! then talks to the server itself.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use grail_link::Connection;
 use grail_link::message::{FromLauncher, ReloadCommand, Revision, ToLauncher};
-use grail_link::{Connection, LinkError};
-use grail_process::{Spawner, clock};
-use tokio::sync::{mpsc, watch};
+use grail_process::Spawner;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::life_cycle::{ChildState, LifeCycle, Next, RestartPolicy};
-use super::session::{self, ChildPrograms, Opening, Programs, Session};
+use super::keep::{Ended, Kept, Refusals, keep};
+use super::life_cycle::ChildState;
+use super::session::{self, ChildPrograms, Incoming, Opening, Programs, Session};
 use crate::settings::Generation;
 use crate::status::Board;
 
@@ -47,7 +47,7 @@ pub struct LauncherSettings {
 pub struct Generator {
     target: watch::Sender<Option<ReloadCommand>>,
     serving: watch::Receiver<Option<Serving>>,
-    refused: Arc<watch::Sender<Option<(Revision, String)>>>,
+    refusals: Refusals,
     stop: CancellationToken,
     task: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
 }
@@ -58,17 +58,17 @@ impl Generator {
         let (target, wanted) = watch::channel(None);
         let (report, serving) = watch::channel(None);
         let stop = CancellationToken::new();
-        let refused = Arc::new(watch::channel(None).0);
-        let slot = Slot { settings, spawner, board, wanted, report, refused: refused.clone() };
+        let refusals = Refusals::new();
+        let slot = Slot { settings, spawner, board, wanted, report, refusals: refusals.clone() };
         let mut task = tokio::task::JoinSet::new();
-        task.spawn(slot.run(stop.clone()));
-        Self { target, serving, refused, stop, task: task.into() }
+        task.spawn(keep(slot, stop.clone()));
+        Self { target, serving, refusals, stop, task: task.into() }
     }
 
     /// The server shall hold these weights. Asked again for weights that it refused, it tries again: a start may fail for
     /// reasons that pass.
     pub fn reload(&self, command: ReloadCommand) {
-        self.refused.send_replace(None);
+        self.refusals.clear();
         self.target.send_replace(Some(command));
     }
 
@@ -86,17 +86,7 @@ impl Generator {
 
     /// Waits until the server refuses `revision`, and says why. The caller sets the time limit.
     pub async fn refusing(&self, revision: &Revision) -> String {
-        let mut refused = self.refused.subscribe();
-        let found = refused
-            .wait_for(|last| last.as_ref().is_some_and(|(last, _)| last == revision))
-            .await
-            .ok()
-            .and_then(|found| found.clone());
-        match found {
-            Some((_, why)) => why,
-            // The side is down for good; it will never refuse anything.
-            None => std::future::pending().await,
-        }
+        self.refusals.of(revision).await
     }
 
     /// Ends launcher and server and waits until both are gone.
@@ -106,81 +96,56 @@ impl Generator {
     }
 }
 
-type Incoming = Result<FromLauncher, LinkError>;
-
 struct Slot {
     settings: LauncherSettings,
     spawner: Spawner,
     board: Board,
     wanted: watch::Receiver<Option<ReloadCommand>>,
     report: watch::Sender<Option<Serving>>,
-    refused: Arc<watch::Sender<Option<(Revision, String)>>>,
+    refusals: Refusals,
 }
 
-impl Slot {
-    async fn run(mut self, stop: CancellationToken) {
-        let mut life = LifeCycle::new(RestartPolicy::default());
-        let zero = clock::monotonic();
-        loop {
-            life.started(zero.elapsed());
-            self.show(ChildState::Starting, None);
-            let why = self.session(&stop).await;
-            self.report(None);
-            if stop.is_cancelled() {
-                return self.show(ChildState::Absent, None);
-            }
-            match life.ended(zero.elapsed(), rand::random()) {
-                Next::Quarantine => {
-                    tracing::error!(child = NAME, why, "The generation side ended too often and is quarantined.");
-                    return self.show(ChildState::Quarantined, Some(why));
-                }
-                Next::RestartAfter(wait) => {
-                    tracing::warn!(
-                        child = NAME,
-                        why,
-                        wait_ms = wait.as_millis() as u64,
-                        "The generation side ended and will be restarted."
-                    );
-                    self.show(ChildState::Backoff, Some(why));
-                    tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
-                        () = stop.cancelled() => return self.show(ChildState::Absent, None),
-                    }
-                }
-            }
-        }
+impl Kept for Slot {
+    fn name(&self) -> &str {
+        NAME
     }
 
-    fn show(&self, state: ChildState, why: Option<String>) {
-        self.board.child(NAME, |child| child.enter(state, why));
+    fn board(&self) -> &Board {
+        &self.board
     }
 
-    fn report(&self, serving: Option<Serving>) {
-        self.board.child(NAME, |child| child.revision = serving.as_ref().map(|serving| serving.revision.to_string()));
-        self.report.send_replace(serving);
+    fn vacated(&mut self) {
+        self.report(None);
     }
 
-    /// Runs until the launcher has ended; the answer says why.
-    async fn session(&mut self, stop: &CancellationToken) -> String {
+    async fn session(&mut self, stop: &CancellationToken) -> Ended {
         let opened = tokio::select! {
             opened = session::open::<FromLauncher, ToLauncher>(self.opening()) => opened,
-            () = stop.cancelled() => return "stopped".into(),
+            () = stop.cancelled() => return Ended::Stopped,
         };
         let Session { mut child, link, hello } = match opened {
             Ok(session) => session,
-            Err(error) => return error.to_string(),
+            Err(error) => return error.ended(),
         };
-        let FromLauncher::Hello { backend, .. } = hello else { return "its first message was no hello".into() };
+        let FromLauncher::Hello { backend, .. } = hello else { return Ended::Died("its first message was no hello".into()) };
         tracing::info!(child = NAME, backend, pid = child.pid(), "The launcher is there.");
         self.board.child(NAME, |shown| shown.pid = Some(child.pid()));
-        let why = tokio::select! {
-            why = self.serve(link) => why,
-            status = child.exited() => format!("it ended ({status})"),
-            () = stop.cancelled() => "stopped".into(),
+        self.show(ChildState::Ready, None);
+        let ended = tokio::select! {
+            why = self.serve(link) => Ended::Died(why),
+            status = child.exited() => Ended::Died(format!("it ended ({status})")),
+            () = stop.cancelled() => Ended::Stopped,
         };
         child.stop(self.settings.grace).await;
         self.board.child(NAME, |shown| shown.pid = None);
-        why
+        ended
+    }
+}
+
+impl Slot {
+    fn report(&self, serving: Option<Serving>) {
+        self.board.child(NAME, |child| child.revision = serving.as_ref().map(|serving| serving.revision.to_string()));
+        self.report.send_replace(serving);
     }
 
     fn opening(&self) -> Opening<'_> {
@@ -207,16 +172,8 @@ impl Slot {
     }
 
     async fn serve(&mut self, link: Connection<FromLauncher, ToLauncher>) -> String {
-        let Connection { mut inbox, mut outbox } = link;
-        let (forward, mut incoming) = mpsc::channel::<Incoming>(4);
-        tokio::spawn(async move {
-            while let Some(message) = inbox.receive().await.transpose() {
-                let broken = message.is_err();
-                if forward.send(message).await.is_err() || broken {
-                    return;
-                }
-            }
-        });
+        let Connection { inbox, mut outbox } = link;
+        let mut incoming = session::forward(inbox);
         // What was answered last, and whether with no.
         let (mut settled, mut refused): (Option<Revision>, bool) = (None, false);
         loop {
@@ -239,7 +196,7 @@ impl Slot {
                     }
                     Ok(Err(reason)) => {
                         tracing::error!(child = NAME, %revision, reason, "The generation server refused the checkpoint.");
-                        self.refused.send_replace(Some((revision.clone(), reason)));
+                        self.refusals.tell(revision.clone(), reason);
                         refused = true;
                     }
                     Err(why) => return why,
@@ -250,7 +207,7 @@ impl Slot {
             }
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return "the supervisor is ending".into() },
-                message = incoming.recv() => return unexpected(message),
+                message = incoming.recv() => return session::unexpected(message),
             }
         }
     }
@@ -259,7 +216,7 @@ impl Slot {
     async fn answer(
         &self,
         revision: &Revision,
-        incoming: &mut mpsc::Receiver<Incoming>,
+        incoming: &mut Incoming<FromLauncher>,
     ) -> Result<Result<Serving, String>, String> {
         let limit = Duration::from_secs_f64(self.settings.generation.server_timeout);
         let answer = tokio::time::timeout(limit, incoming.recv()).await;
@@ -268,15 +225,7 @@ impl Slot {
                 Ok(Ok(Serving { revision: held, url, context_length }))
             }
             Some(Ok(FromLauncher::ReloadRefused { reason, .. })) => Ok(Err(reason)),
-            other => Err(unexpected(other)),
+            other => Err(session::unexpected(other)),
         }
-    }
-}
-
-fn unexpected(message: Option<Incoming>) -> String {
-    match message {
-        None => "it closed the connection".into(),
-        Some(Err(error)) => error.to_string(),
-        Some(Ok(message)) => format!("it sent an unexpected message: {message:?}"),
     }
 }

@@ -9,6 +9,7 @@
 //! ```
 
 mod generator;
+mod keep;
 mod life_cycle;
 mod proof_pool;
 mod session;

@@ -5,18 +5,19 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use grail_link::Connection;
 use grail_link::message::{
     ExamineTerms, FromWorker, ProofJob, ProofSequence, ReloadCommand, Revision, SequenceProof, ToWorker, WorkerHello,
 };
-use grail_link::{Connection, LinkError};
 use grail_process::{Child, Spawner, clock};
 use grail_protocol::commitment::hash_sketches;
 use grail_protocol::constants::PRIME_Q;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::life_cycle::{ChildState, LifeCycle, Next, RestartPolicy};
-use super::session::{self, ChildPrograms, Opening, Programs, Session};
+use super::keep::{Ended, Kept, Refusals, keep};
+use super::life_cycle::ChildState;
+use super::session::{self, ChildPrograms, Incoming, Opening, Programs, Session};
 use crate::plan::ProofSlot;
 use crate::status::Board;
 
@@ -91,8 +92,7 @@ struct Shared {
     arrived: Notify,
     /// What the first worker said it computes with; the others must agree.
     agreed: Mutex<Option<WorkerHello>>,
-    /// The last checkpoint that a worker refused since it was asked for, and why.
-    refused: watch::Sender<Option<(Revision, String)>>,
+    refusals: Refusals,
     board: Board,
     spawner: Spawner,
     settings: WorkerSettings,
@@ -116,7 +116,7 @@ impl ProofPool {
             queue: Mutex::default(),
             arrived: Notify::new(),
             agreed: Mutex::default(),
-            refused: watch::channel(None).0,
+            refusals: Refusals::new(),
             board,
             spawner,
             settings,
@@ -129,7 +129,7 @@ impl ProofPool {
         for (place, slot) in slots.into_iter().enumerate() {
             let name = format!("proof-worker {}", slot.slot);
             let task = Slot { shared: shared.clone(), wanted: wanted.clone(), report: report.clone(), place, slot, name };
-            tasks.spawn(task.run(stop.clone()));
+            tasks.spawn(keep(task, stop.clone()));
         }
         Self { shared, target, resident, next_job: Default::default(), stop, slots: tasks.into() }
     }
@@ -137,7 +137,7 @@ impl ProofPool {
     /// Every worker shall hold these weights; idle ones reload at once, busy ones after their job. Asked again for weights that
     /// it refused, a worker tries again.
     pub fn reload(&self, command: ReloadCommand) {
-        self.shared.refused.send_replace(None);
+        self.shared.refusals.clear();
         self.target.send_replace(Some(command));
     }
 
@@ -149,17 +149,7 @@ impl ProofPool {
 
     /// Waits until a worker refuses `revision`, and says why. The caller sets the time limit.
     pub async fn refusing(&self, revision: &Revision) -> String {
-        let mut refused = self.shared.refused.subscribe();
-        let found = refused
-            .wait_for(|last| last.as_ref().is_some_and(|(last, _)| last == revision))
-            .await
-            .ok()
-            .and_then(|found| found.clone());
-        match found {
-            Some((_, why)) => why,
-            // Every worker is down for good; none will ever refuse anything.
-            None => std::future::pending().await,
-        }
+        self.shared.refusals.of(revision).await
     }
 
     /// Waits until every worker that is not quarantined holds `revision`, which spares a validation the difference between
@@ -227,16 +217,6 @@ impl Shared {
     }
 }
 
-/// How a session with a worker ended.
-enum Ended {
-    /// The supervisor wants it so.
-    Stopped,
-    /// It died, hung or spoke nonsense; it is started again.
-    Died(String),
-    /// It must not be used at all.
-    Unfit(String),
-}
-
 /// One slot's task. It alone changes the state of its worker.
 struct Slot {
     shared: Arc<Shared>,
@@ -247,51 +227,17 @@ struct Slot {
     name: String,
 }
 
-impl Slot {
-    async fn run(mut self, stop: CancellationToken) {
-        let mut life = LifeCycle::new(RestartPolicy::default());
-        let zero = clock::monotonic();
-        loop {
-            life.started(zero.elapsed());
-            self.show(ChildState::Starting, None);
-            let ended = self.session(&stop).await;
-            self.report(None);
-            let why = match ended {
-                Ended::Stopped => return self.show(ChildState::Absent, None),
-                Ended::Unfit(why) => {
-                    tracing::error!(child = %self.name, why, "The worker is quarantined.");
-                    return self.show(ChildState::Quarantined, Some(why));
-                }
-                Ended::Died(why) => why,
-            };
-            match life.ended(zero.elapsed(), rand::random()) {
-                Next::Quarantine => {
-                    tracing::error!(child = %self.name, why, "The worker ended too often and is quarantined.");
-                    return self.show(ChildState::Quarantined, Some(why));
-                }
-                Next::RestartAfter(wait) => {
-                    tracing::warn!(child = %self.name, why, wait_ms = wait.as_millis() as u64, "The worker ended and will be restarted.");
-                    self.show(ChildState::Backoff, Some(why));
-                    tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
-                        () = stop.cancelled() => return self.show(ChildState::Absent, None),
-                    }
-                }
-            }
-        }
+impl Kept for Slot {
+    fn name(&self) -> &str {
+        &self.name
     }
 
-    fn show(&self, state: ChildState, why: Option<String>) {
-        self.shared.board.child(&self.name, |child| child.enter(state, why));
+    fn board(&self) -> &Board {
+        &self.shared.board
     }
 
-    fn report(&self, held: Option<Revision>) {
-        self.shared.board.child(&self.name, |child| child.revision = held.as_ref().map(ToString::to_string));
-        self.report.send_modify(|slots| {
-            if let Some(slot) = slots.get_mut(self.place) {
-                *slot = held;
-            }
-        });
+    fn vacated(&mut self) {
+        self.report(None);
     }
 
     async fn session(&mut self, stop: &CancellationToken) -> Ended {
@@ -301,7 +247,7 @@ impl Slot {
         };
         let Session { mut child, link, hello } = match opened {
             Ok(session) => session,
-            Err(error) => return Ended::Died(error.to_string()),
+            Err(error) => return error.ended(),
         };
         let FromWorker::Hello(hello) = hello else { return Ended::Died("its first message was no hello".into()) };
         if let Err(why) = self.shared.agree(&hello) {
@@ -318,6 +264,17 @@ impl Slot {
         self.give_back(&mut worker, &ended);
         self.end(child).await;
         ended
+    }
+}
+
+impl Slot {
+    fn report(&self, held: Option<Revision>) {
+        self.shared.board.child(&self.name, |child| child.revision = held.as_ref().map(ToString::to_string));
+        self.report.send_modify(|slots| {
+            if let Some(slot) = slots.get_mut(self.place) {
+                *slot = held;
+            }
+        });
     }
 
     fn opening(&self) -> Opening<'_> {
@@ -387,7 +344,7 @@ impl Slot {
             tokio::select! {
                 () = arrived => {}
                 changed = self.wanted.changed() => if changed.is_err() { return Ended::Stopped },
-                message = worker.incoming.recv() => return Ended::Died(unexpected(message)),
+                message = worker.incoming.recv() => return Ended::Died(session::unexpected(message)),
                 // The queue may have been filled between the look and the wait.
                 () = tokio::time::sleep(Duration::from_millis(200)) => {}
             }
@@ -405,12 +362,12 @@ impl Slot {
             FromWorker::ReloadRefused { reason, .. } => {
                 tracing::error!(child = %self.name, %revision, reason, "The worker refused the checkpoint.");
                 worker.refused = Some(revision.clone());
-                self.shared.refused.send_replace(Some((revision, reason)));
+                self.shared.refusals.tell(revision, reason);
                 self.report(worker.resident.clone());
                 self.show(ChildState::Ready, None);
                 return Ok(());
             }
-            other => return Err(unexpected(Some(Ok(other)))),
+            other => return Err(session::unexpected(Some(Ok(other)))),
         };
         if reloaded.revision != revision || reloaded.weights_hash != revision.weights_hash {
             return Err(format!("it holds weights {} where {revision} was asked for", reloaded.weights_hash));
@@ -423,11 +380,9 @@ impl Slot {
     }
 }
 
-type Incoming = Result<FromWorker, LinkError>;
-
 /// The live side of a session: the link, what the worker holds and what it is doing.
 struct Worker {
-    incoming: mpsc::Receiver<Incoming>,
+    incoming: Incoming<FromWorker>,
     outbox: grail_link::Outbox<ToWorker>,
     resident: Option<Revision>,
     refused: Option<Revision>,
@@ -436,17 +391,8 @@ struct Worker {
 
 impl Worker {
     fn over(link: Connection<FromWorker, ToWorker>) -> Self {
-        let Connection { mut inbox, outbox } = link;
-        // Bounded: a worker that floods us waits in its own socket.
-        let (forward, incoming) = mpsc::channel(4);
-        tokio::spawn(async move {
-            while let Some(message) = inbox.receive().await.transpose() {
-                let broken = message.is_err();
-                if forward.send(message).await.is_err() || broken {
-                    return;
-                }
-            }
-        });
+        let Connection { inbox, outbox } = link;
+        let incoming = session::forward(inbox);
         Self { incoming, outbox, resident: None, refused: None, current: None }
     }
 
@@ -461,7 +407,7 @@ impl Worker {
     async fn receive(&mut self, limit: Duration) -> Result<FromWorker, String> {
         match tokio::time::timeout(limit, self.incoming.recv()).await {
             Ok(Some(Ok(message))) => Ok(message),
-            Ok(other) => Err(unexpected(other)),
+            Ok(other) => Err(session::unexpected(other)),
             Err(_) => Err(format!("it gave no answer within {} s", limit.as_secs())),
         }
     }
@@ -495,7 +441,7 @@ impl Worker {
                 FromWorker::Sequence(proof) if Some(proof.job) == id && proofs.len() < 4096 => proofs.push(proof),
                 FromWorker::JobDone { job, .. } if Some(job) == id => return Ok(Ok(proofs)),
                 FromWorker::JobRefused { job, reason } if Some(job) == id => return Ok(Err(ProofError::Refused(reason))),
-                other => return Err(unexpected(Some(Ok(other)))),
+                other => return Err(session::unexpected(Some(Ok(other)))),
             }
         }
     }
@@ -540,15 +486,4 @@ fn check_sequence(sequence: &ProofSequence, examined: bool, proof: SequenceProof
         (true, _) => return Err("the examination that was asked for is missing".into()),
     };
     Ok(Proved { sketches: proof.sketches, logprobs: proof.logprobs, commitments_hash, eos_probability, probabilities })
-}
-
-fn unexpected(message: Option<Incoming>) -> String {
-    match message {
-        None => "it closed the connection".into(),
-        Some(Err(error)) => error.to_string(),
-        Some(Ok(message)) => {
-            let kind = format!("{message:?}");
-            format!("it sent an unexpected message: {}", kind.split(['(', '{']).next().unwrap_or_default())
-        }
-    }
 }

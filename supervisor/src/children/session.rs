@@ -4,11 +4,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use grail_link::{Connection, LinkError, Listener};
+use grail_link::{Connection, Inbox, LinkError, Listener};
 use grail_process::{Child, Launch, SpawnError, Spawner, environment};
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::sync::mpsc;
 
+use super::keep::Ended;
 use crate::exit::Failure;
 
 /// Longest time from spawn to the first message. Loading a model comes later and has its own limit.
@@ -79,6 +81,46 @@ pub(super) enum SessionError {
     Silent,
     #[error("it said nothing within {} s", HELLO_LIMIT.as_secs())]
     Late,
+}
+
+impl SessionError {
+    /// A child that refuses its arguments (exit code 64) will refuse them again.
+    pub fn ended(self) -> Ended {
+        match self {
+            Self::Ended(status) if status.code() == Some(64) => Ended::Unfit(format!("it refused its arguments ({status})")),
+            error => Ended::Died(error.to_string()),
+        }
+    }
+}
+
+/// What came over a link, in order.
+pub(super) type Incoming<In> = mpsc::Receiver<Result<In, LinkError>>;
+
+/// Reads a link on a task of its own, because receiving must not be cancelled in mid-frame. Bounded: a child that floods us
+/// waits in its own socket.
+pub(super) fn forward<In: DeserializeOwned + Send + 'static>(mut inbox: Inbox<In>) -> Incoming<In> {
+    let (forward, incoming) = mpsc::channel(4);
+    tokio::spawn(async move {
+        while let Some(message) = inbox.receive().await.transpose() {
+            let broken = message.is_err();
+            if forward.send(message).await.is_err() || broken {
+                return;
+            }
+        }
+    });
+    incoming
+}
+
+/// Why a message ends the session: none was due, or it is of another kind.
+pub(super) fn unexpected<In: std::fmt::Debug>(message: Option<Result<In, LinkError>>) -> String {
+    match message {
+        None => "it closed the connection".into(),
+        Some(Err(error)) => error.to_string(),
+        Some(Ok(message)) => {
+            let kind = format!("{message:?}");
+            format!("it sent an unexpected message: {}", kind.split(['(', '{']).next().unwrap_or_default().trim())
+        }
+    }
 }
 
 /// A child that has said hello.
