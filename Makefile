@@ -21,9 +21,10 @@ lint: setup
 conformance: setup
 	cargo test --package grail-tests --test conformance
 
-bench: setup
+# The arithmetic in the release profile; memory and idle CPU on the programs that `make demo` runs.
+bench: build
 	cargo bench --package grail-supervisor --bench window
-	cargo bench --package grail-tests --bench footprint
+	cargo test --package grail-tests --bench footprint
 
 clean:
 	cargo clean

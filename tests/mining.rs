@@ -87,12 +87,16 @@ fn windows_are_mined_reloaded_and_accepted() {
 #[test]
 fn sigterm_in_mid_window_uploads_what_is_finished() {
     let _turn = one_at_a_time();
-    let host = Host::new(2.0, 6.0);
+    let host = Host::new(2.0, 6.0).variable("R2_WRITE_SECRET_ACCESS_KEY", "hush-hush").variable("WANDB_API_KEY", "hush-hush");
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
     host.await_status("two finished groups", &mut miner, 90, |status| number(status, "/window/spooled") >= 2);
     let family = tree(miner.pid());
     assert!(family.len() >= 5, "supervisor, launcher, server, two workers: {family:?}");
+    for child in &family[1..] {
+        let environment = std::fs::read(format!("/proc/{child}/environ")).unwrap();
+        assert!(!String::from_utf8_lossy(&environment).contains("hush"), "a secret reached process {child}");
+    }
     miner.signal(Signal::SIGTERM);
     let finished = miner.finish(Duration::from_secs(40));
     assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);

@@ -108,24 +108,21 @@ fn close_a_window() {
     let hotkey = Hotkey::from_uri("//Alice").expect("a development key");
     let delivered = delivered();
     let metadata = WindowMetadata { wallet: hotkey.address().into(), window_start: WINDOW, timestamp: 1.8e9 };
-    let (mut signing, mut encoding, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut signing, mut encoding, mut rows, mut size) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for _ in 0..5 {
         let begun = Instant::now();
-        let rows: Vec<WindowRow> = delivered.iter().enumerate().map(|(place, rollout)| row(&hotkey, place, rollout)).collect();
+        rows = delivered.iter().enumerate().map(|(place, rollout)| row(&hotkey, place, rollout)).collect();
         signing.push(begun.elapsed().as_secs_f64());
         let begun = Instant::now();
-        let mut writer = WindowWriter::new(Vec::new(), &metadata).expect("a writer");
-        for group in rows.chunks(ROLLOUTS_PER_PROBLEM) {
-            writer.append_group(group).expect("rows are encoded");
-        }
-        bytes = writer.finish().expect("the file is finished");
+        let bytes = encode(&metadata, &rows);
         encoding.push(begun.elapsed().as_secs_f64());
+        size = bytes.len();
     }
     let total: Vec<f64> = signing.iter().zip(&encoding).map(|(one, other)| one + other).collect();
     figure("sign and hash 5,000 rollouts of 1,200 tokens", signing);
     figure("encode them into Parquet", encoding);
     figure("both (aim: under 2 s)", total);
-    println!("{:<52} {:.1} MiB", "the file", bytes.len() as f64 / 1_048_576.0);
+    println!("{:<52} {:>12.1} MiB", "the file", size as f64 / 1_048_576.0);
     let judge = Judge {
         hotkey: hotkey.address().into(),
         scheme: hotkey.scheme(),
@@ -135,10 +132,20 @@ fn close_a_window() {
         vocab_size: 151_936,
         max_positions: 32_768,
     };
+    // 5,000 is no multiple of 16, and the gate lets whole groups pass only.
+    let bytes = encode(&metadata, &rows[..ROLLOUTS - ROLLOUTS % ROLLOUTS_PER_PROBLEM]);
+    drop(rows);
     let begun = Instant::now();
-    let doubt = judge.judge(bytes).map_err(|doubt| doubt.to_string());
-    // 5,000 is no multiple of 16, so the last group is short and the gate must say so.
-    println!("{:<52} {:.3} s ({doubt:?})", "the gate reads it back until its first doubt", begun.elapsed().as_secs_f64());
+    judge.judge(bytes).expect("the file passes the gate");
+    println!("{:<52} {:>12.3} s", "the gate reads back and judges 4,992 of them", begun.elapsed().as_secs_f64());
+}
+
+fn encode(metadata: &WindowMetadata, rows: &[WindowRow]) -> Vec<u8> {
+    let mut writer = WindowWriter::new(Vec::new(), metadata).expect("a writer");
+    for group in rows.chunks(ROLLOUTS_PER_PROBLEM) {
+        writer.append_group(group).expect("rows are encoded");
+    }
+    writer.finish().expect("the file is finished")
 }
 
 fn proofs_over_a_socket() {

@@ -250,6 +250,13 @@ impl Reader<'_> {
             if !local_chain {
                 self.refuse("wallet.development", "works with chain.network = \"local\" only: everybody knows this key");
             }
+            // Only derivations of the development phrase: a seed or mnemonic has no place in a settings file.
+            if !uri.starts_with("//") {
+                self.refuse(
+                    "wallet.development",
+                    "is not a development key such as //Alice; a real key belongs in a wallet file",
+                );
+            }
             return Wallet::Development(uri);
         }
         let folder = self.path("wallet.path").unwrap_or_default();

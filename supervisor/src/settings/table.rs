@@ -58,7 +58,7 @@ pub const TABLE: &[Setting] = &[
     setting(
         "wallet.development",
         &[],
-        Form::Text,
+        Form::Secret,
         "",
         "A development key such as //Alice instead of a wallet file; local chain only.",
     ),

@@ -122,3 +122,10 @@ fn development_keys_and_outside_addresses_are_refused() {
             .unwrap_err();
     assert!(error.contains("local\" only") && error.contains("not a loopback address"), "{error}");
 }
+
+#[test]
+fn a_seed_is_no_development_key_and_is_not_shown() {
+    let text = LOCAL.replace("//Alice", "0x5ec2e75ec2e7");
+    let error = load_text(&text, &[]).unwrap_err();
+    assert!(error.contains("belongs in a wallet file") && !error.contains("5ec2e7"), "{error}");
+}
