@@ -149,7 +149,10 @@ impl Miner {
         let mut attempted = 0;
         while !stop.is_cancelled() && limit.is_none_or(|limit| attempted < limit) {
             let window = match self.chain.head().await {
-                Ok(block) => window_start(block),
+                Ok(block) => {
+                    self.board.update(|status| status.block = block);
+                    window_start(block)
+                }
                 Err(error) => {
                     tracing::warn!(%error, "The chain gives no head.");
                     pause(stop, Duration::from_secs(2)).await;
