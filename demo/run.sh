@@ -16,8 +16,16 @@ supervisor() {
 }
 
 publish_the_second() {
-  until supervisor status 2>/dev/null | grep -q '"outcome": "uploaded"'; do sleep 0.5; done
-  supervisor publish-checkpoint demo/checkpoint-b "${policy[@]}"
+  # Bounded: if no window is uploaded at all, the demo must fail, not wait for ever.
+  for _ in $(seq 300); do
+    if supervisor status 2>/dev/null | grep -q '"outcome": "uploaded"'; then
+      supervisor publish-checkpoint demo/checkpoint-b "${policy[@]}"
+      return
+    fi
+    sleep 0.5
+  done
+  echo "no window was uploaded within 150 s"
+  return 1
 }
 
 echo "A local chain, a local bucket and a model of one million parameters; nothing leaves this machine."

@@ -20,7 +20,7 @@ pub enum SpoolError {
     Disk {
         /// File or folder.
         path: PathBuf,
-        /// `written`, `read` or `cleaned`.
+        /// `written` or `read`.
         doing: &'static str,
         /// What the operating system said.
         source: std::io::Error,
@@ -42,13 +42,16 @@ impl Spool {
     /// Opens the window's folder, and removes those of other windows: their deadlines are over.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// When the folder cannot be made or its parent not read.
     pub fn open(root: &Path, wallet: &str, window: u64) -> Result<Self, SpoolError> {
         let folder = root.join(window.to_string());
         fs::create_dir_all(&folder).map_err(disk(&folder, "written"))?;
-        for other in fs::read_dir(root).map_err(disk(root, "read"))?.flatten() {
-            if other.path() != folder {
-                fs::remove_dir_all(other.path()).map_err(disk(&other.path(), "cleaned"))?;
+        for other in fs::read_dir(root).map_err(disk(root, "read"))?.flatten().map(|entry| entry.path()) {
+            // What cannot be removed costs disk, and must not cost the window.
+            if other != folder
+                && let Err(error) = fs::remove_dir_all(&other)
+            {
+                tracing::warn!(%error, path = %other.display(), "A past window's spool cannot be removed.");
             }
         }
         Ok(Self { folder, wallet: wallet.to_owned(), window })
