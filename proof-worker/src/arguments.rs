@@ -4,21 +4,41 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use grail_model::Precision;
+use grail_model::{Mode, Precision};
 
 /// Exit code for arguments that cannot be used (`EX_USAGE`).
 const USAGE: u8 = 64;
 
 /// Proves rollouts on one device for grail-supervisor, which starts it.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    pub task: Option<Task>,
+    #[command(flatten)]
+    pub serve: Option<Serve>,
+}
+
+/// What can be done beside serving a supervisor.
+#[derive(Debug, clap::Subcommand)]
+pub enum Task {
+    /// Measures every mode beside a transformers baseline, and how far their proofs lie apart.
+    Bench(crate::bench::Arguments),
+}
+
+/// Serving a supervisor.
+#[derive(Debug, clap::Args)]
+pub struct Serve {
     /// The supervisor's Unix socket for this worker.
     #[arg(long)]
     pub socket: PathBuf,
     /// The proof slot, for logs and the handshake.
     #[arg(long)]
     pub slot: u32,
+    /// How batches are computed: exact (the validator's composition), packed (no padding) or packed-shared (the prompt of a
+    /// group computed once).
+    #[arg(long, default_value = "exact")]
+    pub mode: Mode,
     /// What to compute in: auto (bf16 on CUDA, f32 on the CPU), f32 or bf16.
     #[arg(long, default_value = "auto")]
     pub dtype: Precision,

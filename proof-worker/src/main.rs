@@ -10,13 +10,15 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod bench;
 mod link;
 mod worker;
 
 use std::process::ExitCode;
 
-use arguments::Arguments;
-use clap::Parser;
+use arguments::{Arguments, Serve, Task};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -24,19 +26,27 @@ fn main() -> ExitCode {
         Err(error) => return arguments::refuse(&error),
     };
     arguments::start_logging();
-    match run(&arguments) {
+    let done = match (arguments.task, arguments.serve) {
+        (Some(Task::Bench(arguments)), _) => bench::run(&arguments),
+        (None, Some(arguments)) => serve(&arguments),
+        (None, None) => {
+            let missing = Arguments::command().error(ErrorKind::MissingRequiredArgument, "--socket and --slot, or a command");
+            return arguments::refuse(&missing);
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(slot = arguments.slot, error = format!("{error:#}"), "The proof worker cannot go on.");
+            tracing::error!(error = format!("{error:#}"), "The proof worker cannot go on.");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<()> {
+fn serve(arguments: &Serve) -> anyhow::Result<()> {
     let runtime = grail_model::startup(arguments.threads);
     tracing::info!(slot = arguments.slot, %runtime, "The proof worker starts.");
-    let mut worker = worker::Worker::new(&runtime, arguments.dtype);
+    let mut worker = worker::Worker::new(&runtime, arguments.dtype, arguments.mode);
     let link = link::open(arguments.socket.clone(), worker.hello(&runtime, arguments.slot))?;
     while let Some(command) = link.next() {
         worker.handle(command, &mut |message| link.send(message))?;

@@ -11,18 +11,20 @@
 use grail_link::message::{
     Examined, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision, SequenceProof, ToWorker, WorkerHello,
 };
-use grail_model::{ExamineTerms, LoadOptions, Model, Precision, Proof, ProveError, ReloadError, Runtime, Sequence};
+use grail_model::{ExamineTerms, LoadOptions, Mode, Model, Precision, Proof, ProveError, Prover, ReloadError, Runtime, Sequence};
 use grail_process::clock;
 use grail_protocol::commitment;
 
 /// The worker's whole state: at most one model and the revision it was asked to hold.
 pub struct Worker {
     options: LoadOptions,
+    mode: Mode,
     resident: Option<Resident>,
 }
 
 struct Resident {
     model: Model,
+    prover: Prover,
     revision: Revision,
 }
 
@@ -49,8 +51,8 @@ pub enum Broken {
 
 impl Worker {
     /// A worker without weights.
-    pub fn new(runtime: &Runtime, precision: Precision) -> Self {
-        Self { options: LoadOptions { device: runtime.device(), precision }, resident: None }
+    pub fn new(runtime: &Runtime, precision: Precision, mode: Mode) -> Self {
+        Self { options: LoadOptions { device: runtime.device(), precision }, mode, resident: None }
     }
 
     /// What the worker says of itself first.
@@ -108,8 +110,12 @@ impl Worker {
             }
             None => {
                 let model = Model::load(&command.directory, self.options).map_err(ReloadError::Refused)?;
-                tracing::info!(%model, "The model is loaded.");
-                self.resident = Some(Resident { model, revision });
+                let prover = Prover::new(&model, self.mode, None);
+                tracing::info!(%model, mode = %self.mode, "The model is loaded.");
+                if self.mode != Mode::Exact {
+                    tracing::info!(budget = %prover.budget(), "Batches are packed.");
+                }
+                self.resident = Some(Resident { model, prover, revision });
             }
         }
         Ok(())
@@ -123,12 +129,12 @@ impl Worker {
         Ok((hash, vocab_size, u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX)))
     }
 
-    fn prove(&self, job: &ProofJob, send: &mut dyn FnMut(FromWorker)) -> Result<(), Broken> {
+    fn prove(&mut self, job: &ProofJob, send: &mut dyn FnMut(FromWorker)) -> Result<(), Broken> {
         let started = clock::monotonic();
         let outcome = match self.ready_for(job) {
             Err(reason) => Err(reason),
-            Ok(model) => match compute(model, job, send) {
-                Ok(()) => Ok(()),
+            Ok(resident) => match compute(resident, job, send) {
+                Ok(()) => Ok(resident.prover.take_time_beside()),
                 Err(source @ ProveError::Torch(_)) if !source.is_out_of_memory() => {
                     return Err(Broken::Device { job: job.id, source });
                 }
@@ -136,7 +142,11 @@ impl Worker {
             },
         };
         send(match outcome {
-            Ok(()) => FromWorker::JobDone { job: job.id, seconds: started.elapsed().as_secs_f64() },
+            Ok(beside) => FromWorker::JobDone {
+                job: job.id,
+                seconds: started.elapsed().as_secs_f64(),
+                seconds_beside: beside.as_secs_f64(),
+            },
             Err(reason) => {
                 tracing::warn!(job = job.id, reason, "The job is refused.");
                 FromWorker::JobRefused { job: job.id, reason }
@@ -145,13 +155,13 @@ impl Worker {
         Ok(())
     }
 
-    /// The model, if it holds the job's revision and every sequence is one it can prove.
-    fn ready_for(&self, job: &ProofJob) -> Result<&Model, String> {
-        let Some(Resident { model, revision }) = &self.resident else {
+    /// What is resident, if it holds the job's revision and every sequence is one it can prove.
+    fn ready_for(&mut self, job: &ProofJob) -> Result<&mut Resident, String> {
+        let Some(resident) = &mut self.resident else {
             return Err(format!("revision {} is asked for, no weights are resident", job.revision));
         };
-        if *revision != job.revision {
-            return Err(format!("revision {} is asked for, {revision} is resident", job.revision));
+        if resident.revision != job.revision {
+            return Err(format!("revision {} is asked for, {} is resident", job.revision, resident.revision));
         }
         for (index, sequence) in job.sequences.iter().enumerate() {
             if sequence.prompt_length as usize == sequence.tokens.len() {
@@ -160,9 +170,9 @@ impl Worker {
             if sequence.coefficients.contains(&i8::MIN) {
                 return Err(format!("sequence {index}: a sketch coefficient is -128, want -127 to 127"));
             }
-            model.check_sequence(index, &borrow(sequence), 2).map_err(|error| error.to_string())?;
+            resident.model.check_sequence(index, &borrow(sequence), 2).map_err(|error| error.to_string())?;
         }
-        Ok(model)
+        Ok(resident)
     }
 }
 
@@ -170,20 +180,15 @@ fn borrow(sequence: &ProofSequence) -> Sequence<'_> {
     Sequence { tokens: &sequence.tokens, prompt_length: sequence.prompt_length as usize, coefficients: sequence.coefficients }
 }
 
-fn compute(model: &Model, job: &ProofJob, send: &mut dyn FnMut(FromWorker)) -> Result<(), ProveError> {
+fn compute(resident: &mut Resident, job: &ProofJob, send: &mut dyn FnMut(FromWorker)) -> Result<(), ProveError> {
     let sequences: Vec<Sequence> = job.sequences.iter().map(borrow).collect();
+    let terms = job.examine.map(|terms| ExamineTerms {
+        temperature: terms.temperature,
+        repetition_penalty: terms.repetition_penalty,
+        eos_token_id: terms.eos_token_id,
+    });
     let mut deliver = |index: usize, proof| send(FromWorker::Sequence(answer(job.id, index, proof)));
-    match job.examine {
-        None => model.prove(&sequences, &mut deliver),
-        Some(terms) => {
-            let terms = ExamineTerms {
-                temperature: terms.temperature,
-                repetition_penalty: terms.repetition_penalty,
-                eos_token_id: terms.eos_token_id,
-            };
-            model.examine(&sequences, &terms, &mut deliver)
-        }
-    }
+    resident.prover.prove(&resident.model, &sequences, terms.as_ref(), &mut deliver)
 }
 
 fn answer(job: u64, index: usize, proof: Proof) -> SequenceProof {

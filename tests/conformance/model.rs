@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use base64::Engine as _;
-use grail_model::{Checkpoint, Kind, LoadOptions, Model, Precision, Proof, Sequence, Tensor, startup};
+use grail_model::{Checkpoint, Kind, LoadOptions, Mode, Model, Precision, Proof, Prover, Sequence, Tensor, startup};
 use grail_protocol::sketch::{distance, tolerance};
 use serde_json::Value;
 
@@ -78,7 +78,8 @@ fn forward(folder: &Path, cases: &mut Cases) {
     let sequences: Vec<Sequence> =
         expected.iter().map(|row| Sequence { tokens: &row.tokens, prompt_length: row.prompt_length, coefficients }).collect();
     let mut proofs: Vec<Proof> = Vec::new();
-    if let Err(error) = model.prove(&sequences, &mut |_, proof| proofs.push(proof)) {
+    if let Err(error) = Prover::new(&model, Mode::Exact, None).prove(&model, &sequences, None, &mut |_, proof| proofs.push(proof))
+    {
         return cases.case("prove", || Err(error.to_string()));
     }
     for (first, (rows, proofs)) in (0..).step_by(BATCH).zip(expected.chunks(BATCH).zip(proofs.chunks(BATCH))) {

@@ -102,6 +102,8 @@ pub enum FromWorker {
         job: u64,
         /// Wall time of the job in the worker, seconds.
         seconds: f64,
+        /// Of it, host time that went into anything but the forward pass: packing, sketches, hashes, handing over.
+        seconds_beside: f64,
     },
     /// The job cannot be done by this or any worker; the worker lives.
     JobRefused {

@@ -24,6 +24,6 @@ mod weights;
 pub use checkpoint::{Checkpoint, WeightsError};
 pub use config::{Architecture, ConfigError, ModelConfig, stop_token_ids};
 pub use model::{LoadError, LoadOptions, Model, Precision, ReloadError};
-pub use prove::{ExamineTerms, Examined, Proof, ProveError, Sequence};
+pub use prove::{Drift, ExamineTerms, Examined, MemoryPlan, Mode, Proof, ProveError, Prover, Sequence, TokenBudget};
 pub use startup::{Runtime, startup};
 pub use tch::{Device, Kind, TchError, Tensor};

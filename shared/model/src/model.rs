@@ -1,5 +1,6 @@
 //! A model that is resident on a device: load, reload in place, and say which checkpoint it holds.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -23,12 +24,22 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// As it is written on a command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
     /// `f32` or `bf16`: what a model is computed in on this device.
     pub fn name_on(self, device: Device) -> &'static str {
         if self.on(device) == Kind::Float { "f32" } else { "bf16" }
     }
 
-    fn on(self, device: Device) -> Kind {
+    /// The kind of tensors it means on this device.
+    pub fn on(self, device: Device) -> Kind {
         match self {
             Self::F32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
@@ -140,6 +151,11 @@ impl Model {
         self.weights.refill(&checkpoint).map_err(failed)?;
         self.config = config;
         Ok(())
+    }
+
+    /// Names and shapes of the tensors that a configuration asks for.
+    pub fn layout(config: &ModelConfig) -> BTreeMap<String, Vec<i64>> {
+        weights::layout(config)
     }
 
     /// The configuration of the checkpoint that is loaded.

@@ -1,6 +1,8 @@
 //! The forward pass, operation by operation as transformers' `sdpa` path does it: on the same libtorch the final hidden
 //! states are equal to the bit, so do not reorder anything here.
 
+mod packed;
+
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::config::ModelConfig;

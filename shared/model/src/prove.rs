@@ -1,15 +1,29 @@
 //! Proofs: sketches and log-probabilities of finished rollouts, and what a validator wants to know beyond them.
+//!
+//! ```text
+//!  sequences ──┬─ exact   chunks of 16, padded, logits of all positions      what the validator computes, to the bit
+//!              └─ packed  batches under a token budget, no padding,          the same numbers but for the last bits,
+//!                         logits of completion positions only                at a multiple of the speed
+//! ```
 
-use grail_protocol::constants::{PROOF_BATCH_SIZE, PROOF_TOPK};
-use tch::{Kind, TchError, Tensor};
+mod budget;
+mod drift;
+mod exact;
+mod layout;
+mod packed;
+mod readout;
 
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use grail_protocol::constants::PROOF_TOPK;
+use tch::TchError;
+
+use self::budget::Blocks;
+pub use self::budget::{MemoryPlan, TokenBudget};
+pub use self::drift::Drift;
 use crate::model::Model;
-use crate::sketch;
-
-/// Logits held at once in f32, at most (256 MiB), so that a long sequence over a large vocabulary fits anywhere.
-const LOGITS_AT_ONCE: i64 = 1 << 26;
-/// Rows of logits at once, at most: the reference's chunk.
-const MAX_ROWS: i64 = 512;
 
 /// One rollout to be proved.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +36,31 @@ pub struct Sequence<'a> {
     pub coefficients: [i8; PROOF_TOPK],
 }
 
-/// The sampling policy for [`Model::examine`] (GRAIL protocol 6.4, rows 5 and 9).
+impl Sequence<'_> {
+    fn prompt(&self) -> &[u32] {
+        &self.tokens[..self.prompt_length]
+    }
+
+    /// The first position whose token is given a probability: no logits precede position 0.
+    fn first_predicted(&self) -> usize {
+        self.prompt_length.max(1)
+    }
+
+    /// Completion tokens that are given a probability.
+    fn predicted(&self) -> usize {
+        self.tokens.len().saturating_sub(self.first_predicted())
+    }
+
+    /// Without a prompt the reference gives the first token minus infinity; in an examination it is left out.
+    fn with_unpredicted(&self, logprobs: Vec<f32>, terms: Option<&ExamineTerms>) -> Vec<f32> {
+        if self.prompt_length > 0 || terms.is_some() {
+            return logprobs;
+        }
+        std::iter::once(f32::NEG_INFINITY).chain(logprobs).collect()
+    }
+}
+
+/// The sampling policy for [`Prover::prove`] (GRAIL protocol 6.4, rows 5 and 9).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExamineTerms {
     /// Sampling temperature, above 0.
@@ -42,6 +80,13 @@ pub struct Proof {
     pub logprobs: Vec<f32>,
     /// Present when the sequence was examined.
     pub examined: Option<Examined>,
+}
+
+impl Proof {
+    /// Nothing that is not a number may be signed. (Sketches were judged when they were made.)
+    fn check(&self, index: usize) -> Result<(), ProveError> {
+        if self.logprobs.iter().any(|logprob| logprob.is_nan()) { Err(ProveError::NotFinite { index }) } else { Ok(()) }
+    }
 }
 
 /// What termination and distribution are judged by.
@@ -117,29 +162,120 @@ impl ProveError {
     }
 }
 
-impl Model {
-    /// Proves sequences in the given order, in chunks of 16 that are padded to their longest, and hands over each proof with
-    /// its index as soon as it is there (GRAIL protocol 5). If memory runs out the chunk is halved for the rest.
-    ///
-    /// # Errors
-    /// When a sequence does not fit the model, the model computes nonsense, or libtorch fails. Proofs handed over before are
-    /// good.
-    pub fn prove(&self, sequences: &[Sequence], on_result: &mut dyn FnMut(usize, Proof)) -> Result<(), ProveError> {
-        self.prove_in_chunks(sequences, None, on_result)
+/// How batches are composed and computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// The reference's composition and kernels: on the same libtorch and device the same bits as its validator.
+    #[default]
+    Exact,
+    /// Sequences laid end to end.
+    Packed,
+    /// As [`Mode::Packed`], with the prompt that neighbours have in common computed once.
+    PackedShared,
+}
+
+impl Mode {
+    /// `exact`, `packed` or `packed-shared`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Packed => "packed",
+            Self::PackedShared => "packed-shared",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Exact, Self::Packed, Self::PackedShared];
+        let found = all.into_iter().find(|mode| mode.name() == text);
+        found.ok_or_else(|| format!("{text:?} is no mode: use exact, packed or packed-shared"))
+    }
+}
+
+/// Makes proofs in one mode and remembers what the device can hold.
+#[derive(Debug)]
+pub struct Prover {
+    mode: Mode,
+    blocks: Blocks,
+    budget: TokenBudget,
+    /// Host time spent on anything but the forward pass.
+    beside: Duration,
+}
+
+impl Prover {
+    /// A prover for `model`; `free` is the device's free memory beside the weights in bytes, where it is known.
+    pub fn new(model: &Model, mode: Mode, free: Option<u64>) -> Self {
+        let config = model.config();
+        let blocks = Blocks::on(model.device().is_cuda(), config.vocab_size);
+        let plan = MemoryPlan::of(config, model.network.kind().elt_size_in_bytes(), blocks);
+        Self { mode, blocks, budget: TokenBudget::new(plan, free, blocks.most_tokens), beside: Duration::ZERO }
     }
 
-    /// [`Model::prove`], with end-of-sequence and chosen-token probabilities for every sequence.
+    /// How batches are composed.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// What the packed modes compute at once.
+    pub fn budget(&self) -> &TokenBudget {
+        &self.budget
+    }
+
+    /// Host time since the last call that went into packing, sketching and handing over rather than into the forward pass.
+    pub fn take_time_beside(&mut self) -> Duration {
+        std::mem::take(&mut self.beside)
+    }
+
+    /// Proves sequences and hands over each proof with its index, in order, as soon as it is there; with `terms` each has
+    /// end-of-sequence and chosen-token probabilities. If memory runs out the rest is computed in smaller batches.
     ///
     /// # Errors
-    /// As [`Model::prove`], and when the policy is out of range or a sequence has fewer than 2 tokens.
-    pub fn examine(
-        &self,
+    /// When a sequence does not fit the model, the policy is out of range, the model computes nonsense, or libtorch fails.
+    /// Proofs handed over before are good.
+    pub fn prove(
+        &mut self,
+        model: &Model,
         sequences: &[Sequence],
-        terms: &ExamineTerms,
+        terms: Option<&ExamineTerms>,
         on_result: &mut dyn FnMut(usize, Proof),
     ) -> Result<(), ProveError> {
-        self.check_terms(terms)?;
-        self.prove_in_chunks(sequences, Some(terms), on_result)
+        let _guard = tch::no_grad_guard();
+        model.check_job(sequences, terms)?;
+        match self.mode {
+            Mode::Exact => self.prove_exact(model, sequences, terms, on_result),
+            Mode::Packed => self.prove_packed(model, sequences, false, terms, on_result),
+            Mode::PackedShared => self.prove_packed(model, sequences, true, terms, on_result),
+        }
+    }
+
+    /// Runs something that is no part of the forward pass and counts its time.
+    fn aside<R>(&mut self, work: impl FnOnce() -> R) -> R {
+        #[allow(clippy::disallowed_methods, reason = "a duration on this thread; nothing is decided by it")]
+        let begun = Instant::now();
+        let done = work();
+        self.beside += begun.elapsed();
+        done
+    }
+}
+
+impl Model {
+    fn check_job(&self, sequences: &[Sequence], terms: Option<&ExamineTerms>) -> Result<(), ProveError> {
+        let hidden_size = self.config().hidden_size;
+        if hidden_size < PROOF_TOPK as i64 {
+            return Err(ProveError::TooNarrow { hidden_size });
+        }
+        terms.map_or(Ok(()), |terms| self.check_terms(terms))?;
+        let shortest = if terms.is_some() { 2 } else { 1 };
+        sequences.iter().enumerate().try_for_each(|(index, sequence)| self.check_sequence(index, sequence, shortest))
     }
 
     fn check_terms(&self, terms: &ExamineTerms) -> Result<(), ProveError> {
@@ -173,129 +309,6 @@ impl Model {
             None => Ok(()),
         }
     }
-
-    fn prove_in_chunks(
-        &self,
-        sequences: &[Sequence],
-        terms: Option<&ExamineTerms>,
-        on_result: &mut dyn FnMut(usize, Proof),
-    ) -> Result<(), ProveError> {
-        let _guard = tch::no_grad_guard();
-        let hidden_size = self.config().hidden_size;
-        if hidden_size < PROOF_TOPK as i64 {
-            return Err(ProveError::TooNarrow { hidden_size });
-        }
-        let shortest = if terms.is_some() { 2 } else { 1 };
-        for (index, sequence) in sequences.iter().enumerate() {
-            self.check_sequence(index, sequence, shortest)?;
-        }
-        let (mut next, mut size) = (0, PROOF_BATCH_SIZE);
-        while next < sequences.len() {
-            let chunk = next..sequences.len().min(next + size);
-            let mut deliver = |index, proof| {
-                on_result(index, proof);
-                next = index + 1;
-            };
-            match self.prove_chunk(sequences, chunk, terms, &mut deliver) {
-                Ok(()) => {}
-                Err(error) if error.is_out_of_memory() && size > 1 => size /= 2,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn prove_chunk(
-        &self,
-        sequences: &[Sequence],
-        chunk: std::ops::Range<usize>,
-        terms: Option<&ExamineTerms>,
-        deliver: &mut dyn FnMut(usize, Proof),
-    ) -> Result<(), ProveError> {
-        let batch: Vec<&[u32]> = sequences[chunk.clone()].iter().map(|sequence| sequence.tokens).collect();
-        let hidden = self.hidden(&batch)?;
-        for (row, index) in chunk.enumerate() {
-            let sequence = &sequences[index];
-            let hidden = hidden.f_select(0, row as i64)?.f_narrow(0, 0, sequence.tokens.len() as i64)?;
-            let sketches = sketch::sketches(&hidden, &sequence.coefficients)?.ok_or(ProveError::NotFinite { index })?;
-            let (logprobs, probabilities) = self.token_probabilities(&hidden, sequence, terms)?;
-            let examined = match terms {
-                None => None,
-                Some(terms) => Some(Examined { eos_probability: self.eos_probability(&hidden, terms)?, probabilities }),
-            };
-            if logprobs.iter().any(|logprob| logprob.is_nan()) {
-                return Err(ProveError::NotFinite { index });
-            }
-            deliver(index, Proof { sketches, logprobs, examined });
-        }
-        Ok(())
-    }
-
-    /// Log-probabilities of the completion tokens and, under terms, their probabilities; `hidden` is `[tokens, width]`.
-    fn token_probabilities(
-        &self,
-        hidden: &Tensor,
-        sequence: &Sequence,
-        terms: Option<&ExamineTerms>,
-    ) -> Result<(Vec<f32>, Vec<f32>), TchError> {
-        let tokens: Vec<i64> = sequence.tokens.iter().map(|&token| i64::from(token)).collect();
-        let ids = Tensor::f_from_slice(&tokens)?.f_to(self.device())?;
-        let (mut logprobs, mut probabilities) = (Vec::new(), Vec::new());
-        let mut start = sequence.prompt_length as i64;
-        if start == 0 && terms.is_none() {
-            // No logits precede the first token; the reference gives it no probability.
-            logprobs.push(f32::NEG_INFINITY);
-        }
-        if start == 0 {
-            start = 1;
-        }
-        let step = (LOGITS_AT_ONCE / self.config().vocab_size).clamp(1, MAX_ROWS);
-        while start < tokens.len() as i64 {
-            let rows = step.min(tokens.len() as i64 - start);
-            // The token at position t is predicted by row t - 1.
-            let logits = self.network.logits(&hidden.f_narrow(0, start - 1, rows)?)?.f_to_kind(Kind::Float)?;
-            let chosen = ids.f_narrow(0, start, rows)?.f_unsqueeze(1)?;
-            logprobs.extend(gathered(&logits.f_log_softmax(-1, None)?, &chosen)?);
-            if let Some(terms) = terms {
-                let tempered = temper(logits, &ids, start, terms)?;
-                probabilities.extend(gathered(&tempered.f_softmax(-1, None)?, &chosen)?);
-            }
-            start += rows;
-        }
-        Ok((logprobs, probabilities))
-    }
-
-    fn eos_probability(&self, hidden: &Tensor, terms: &ExamineTerms) -> Result<f32, TchError> {
-        let second_last = hidden.f_narrow(0, hidden.size()[0] - 2, 1)?;
-        let probabilities = self.network.logits(&second_last)?.f_softmax(-1, None)?;
-        Ok(probabilities.f_double_value(&[0, i64::from(terms.eos_token_id)])? as f32)
-    }
-}
-
-/// The values of `rows` (`[R, vocabulary]`) at `chosen` (`[R, 1]`), on the host.
-fn gathered(rows: &Tensor, chosen: &Tensor) -> Result<Vec<f32>, TchError> {
-    Vec::<f32>::try_from(rows.f_gather(-1, chosen, false)?.f_squeeze_dim(1)?)
-}
-
-/// Repetition penalty over all tokens before each row's position, then temperature (GRAIL protocol 6.4, row 9). Row `r` of
-/// `logits` predicts position `start + r` of `ids`.
-fn temper(mut logits: Tensor, ids: &Tensor, start: i64, terms: &ExamineTerms) -> Result<Tensor, TchError> {
-    if terms.repetition_penalty != 1.0 {
-        let rows = logits.size()[0];
-        let columns = start + rows - 1;
-        let positions = Tensor::f_arange_start(start, start + rows, (Kind::Int64, ids.device()))?.f_unsqueeze(1)?;
-        let before = Tensor::f_arange(columns, (Kind::Int64, ids.device()))?.f_unsqueeze(0)?.f_lt_tensor(&positions)?;
-        // Where a row has fewer predecessors the first token fills up: it precedes every row, and writing a value twice is
-        // writing it once.
-        let first = ids.f_narrow(0, 0, 1)?.f_unsqueeze(0)?.f_expand([rows, columns], false)?;
-        let all = ids.f_narrow(0, 0, columns)?.f_unsqueeze(0)?.f_expand([rows, columns], false)?;
-        let seen = all.f_where_self(&before, &first)?;
-        let scores = logits.f_gather(-1, &seen, false)?;
-        let multiplied = scores.f_mul_scalar(terms.repetition_penalty)?;
-        let penalised = multiplied.f_where_self(&scores.f_lt(0)?, &scores.f_divide_scalar(terms.repetition_penalty)?)?;
-        logits = logits.f_scatter_(-1, &seen, &penalised)?;
-    }
-    if terms.temperature == 1.0 { Ok(logits) } else { logits.f_divide_scalar(terms.temperature) }
 }
 
 #[cfg(test)]
@@ -311,6 +324,14 @@ mod tests {
         Model::load(directory.path(), LoadOptions { device: Device::Cpu, precision: Precision::F32 }).unwrap()
     }
 
+    fn prover(model: &Model, mode: Mode) -> Prover {
+        Prover::new(model, mode, None)
+    }
+
+    fn exact(model: &Model) -> Prover {
+        prover(model, Mode::Exact)
+    }
+
     fn sequence(tokens: &[u32], prompt_length: usize) -> Sequence<'_> {
         Sequence { tokens, prompt_length, coefficients: std::array::from_fn(|index| index as i8 - 7) }
     }
@@ -321,10 +342,10 @@ mod tests {
         let rows: Vec<Vec<u32>> = (0..19).map(|row| (0..20 + row).map(|position| (row * 7 + position) % 96).collect()).collect();
         let sequences: Vec<Sequence> = rows.iter().map(|tokens| sequence(tokens, 5)).collect();
         let mut proofs = Vec::new();
-        model.prove(&sequences, &mut |index, proof| proofs.push((index, proof))).unwrap();
+        exact(&model).prove(&model, &sequences, None, &mut |index, proof| proofs.push((index, proof))).unwrap();
         assert!(proofs.iter().map(|(index, _)| *index).eq(0..19));
         let mut alone = Vec::new();
-        model.prove(&sequences[18..], &mut |_, proof| alone.push(proof)).unwrap();
+        exact(&model).prove(&model, &sequences[18..], None, &mut |_, proof| alone.push(proof)).unwrap();
         for ((_, proof), tokens) in proofs.iter().zip(&rows) {
             assert_eq!((proof.sketches.len(), proof.logprobs.len()), (tokens.len(), tokens.len() - 5));
             assert!(proof.logprobs.iter().all(|logprob| *logprob < 0.0));
@@ -339,8 +360,13 @@ mod tests {
         let tokens: Vec<u32> = (0..40).map(|position| position * position % 96).collect();
         let terms = ExamineTerms { temperature: 0.7, repetition_penalty: 1.3, eos_token_id: 2 };
         let mut proofs = Vec::new();
-        model.examine(&[sequence(&tokens, 6)], &terms, &mut |_, proof| proofs.push(proof)).unwrap();
-        let examined = proofs[0].examined.clone().unwrap();
+        for mode in [Mode::Exact, Mode::Packed] {
+            let take = &mut |_, proof| proofs.push(proof);
+            prover(&model, mode).prove(&model, &[sequence(&tokens, 6)], Some(&terms), take).unwrap();
+        }
+        let [examined, packed] = [0, 1].map(|index: usize| proofs[index].examined.clone().unwrap());
+        assert!(examined.probabilities.iter().zip(&packed.probabilities).all(|(one, other)| (one - other).abs() < 1e-5));
+        assert!((examined.eos_probability - packed.eos_probability).abs() < 1e-5);
         let hidden = model.hidden(&[&tokens]).unwrap().select(0, 0);
         let logits = Vec::<Vec<f32>>::try_from(model.logits(&hidden).unwrap()).unwrap();
         let softmax = |row: &[f64], id: u32| {
@@ -372,8 +398,68 @@ mod tests {
             (sequence(&[1, 96], 1), "token 96 at position 1"),
         ];
         for (bad, word) in cases {
-            let error = model.prove(&[sequence(&[1, 2], 1), bad], &mut |_, _| panic!("nothing is proved")).unwrap_err();
+            let both = [sequence(&[1, 2], 1), bad];
+            let error = exact(&model).prove(&model, &both, None, &mut |_, _| panic!("nothing is proved")).unwrap_err();
             assert!(error.to_string().contains(word) && error.to_string().contains("sequence 1"), "{error}");
+        }
+    }
+
+    /// A group of 16 of one prompt, then sequences of other prompts, one of them without.
+    fn mixed() -> Vec<(Vec<u32>, usize)> {
+        let group =
+            (0..16u32).map(|row| ((0..9).map(|p| p * 5 % 96).chain((0..4 + row * 3).map(|p| (p * p + row) % 96)).collect(), 9));
+        let others = [(0..30).collect(), (40..90).collect(), (5..77).collect()];
+        group.chain(others.into_iter().zip([0, 12, 70])).collect()
+    }
+
+    fn prove(model: &Model, prover: &mut Prover, rows: &[(Vec<u32>, usize)], terms: Option<&ExamineTerms>) -> Vec<Proof> {
+        let sequences: Vec<Sequence> = rows.iter().map(|(tokens, prompt)| sequence(tokens, *prompt)).collect();
+        let mut proofs = Vec::new();
+        let take = &mut |index, proof| {
+            assert_eq!(index, proofs.len());
+            proofs.push(proof);
+        };
+        prover.prove(model, &sequences, terms, take).unwrap();
+        proofs
+    }
+
+    #[test]
+    fn packed_modes_give_the_numbers_of_exact_whatever_the_budget() {
+        let model = model();
+        let rows = mixed();
+        let want = prove(&model, &mut exact(&model), &rows, None);
+        for mode in [Mode::Packed, Mode::PackedShared] {
+            for tokens in [1, 37, 300, 100_000] {
+                let mut prover = prover(&model, mode);
+                prover.budget.ran_out(2 * tokens);
+                let got = prove(&model, &mut prover, &rows, None);
+                assert_eq!(got[16].logprobs[0], f32::NEG_INFINITY, "{mode}");
+                let finite = |proofs: &[Proof]| {
+                    let mut proofs = proofs.to_vec();
+                    proofs[16].logprobs[0] = 0.0;
+                    proofs
+                };
+                let drift = Drift::between(&finite(&want), &finite(&got)).unwrap();
+                assert!(drift.identical_sketches > 0.99 && drift.logprob_max < 1e-4, "{mode}, {tokens} tokens: {drift}");
+            }
+        }
+    }
+
+    #[test]
+    fn packed_modes_examine_as_exact_does() {
+        let model = model();
+        let rows = mixed();
+        let terms = ExamineTerms { temperature: 0.7, repetition_penalty: 1.3, eos_token_id: 2 };
+        let want = prove(&model, &mut exact(&model), &rows, Some(&terms));
+        for mode in [Mode::Packed, Mode::PackedShared] {
+            let got = prove(&model, &mut prover(&model, mode), &rows, Some(&terms));
+            for (want, got) in want.iter().zip(got) {
+                let (want, got) = (want.examined.as_ref().unwrap(), got.examined.unwrap());
+                let near = |(one, other): (&f32, &f32)| (one - other).abs() < 1e-5;
+                assert!(want.probabilities.len() == got.probabilities.len());
+                assert!(want.probabilities.iter().zip(&got.probabilities).all(near), "{mode}");
+                assert!(near((&want.eos_probability, &got.eos_probability)), "{mode}");
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Sketches of hidden states: coefficients, buckets, the sixteen largest activations, comparison (grail-protocol 2.3 to 2.7).
 
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::constants::{PRIME_Q, PROOF_TOPK};
 use crate::hexadecimal::{HexError, randomness_bytes};
@@ -45,6 +45,12 @@ impl Activation for f32 {
 }
 
 impl Activation for bf16 {
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Activation for f16 {
     fn widen(self) -> f32 {
         self.to_f32()
     }

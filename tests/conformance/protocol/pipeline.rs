@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use grail_model::{Device, ExamineTerms, LoadOptions, Model, Precision, Sequence};
+use grail_model::{Device, ExamineTerms, LoadOptions, Mode, Model, Precision, Prover, Sequence};
 use grail_protocol::keys::KeyScheme;
 use grail_protocol::python_json::canonical_hash;
 use grail_protocol::sketch::coefficients;
@@ -78,7 +78,8 @@ impl Examiner {
         };
         let mut examination = Examination::default();
         let sequence = Sequence { tokens: &tokens, prompt_length, coefficients };
-        let outcome = self.model.examine(&[sequence], &terms, &mut |_, proof| {
+        let mut prover = Prover::new(&self.model, Mode::Exact, None);
+        let outcome = prover.prove(&self.model, &[sequence], Some(&terms), &mut |_, proof| {
             let examined = proof.examined.expect("an examination");
             examination = Examination {
                 sketches: proof.sketches,

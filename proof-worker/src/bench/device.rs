@@ -1,0 +1,19 @@
+//! How fast the device multiplies matrices: the measure that a forward pass is held against.
+
+use grail_model::{Device, Kind, Tensor};
+use grail_process::clock;
+
+/// Floating-point operations per second of a large matrix product in `kind`; the best of several.
+pub fn gemm_rate(device: Device, kind: Kind) -> anyhow::Result<f64> {
+    let side: i64 = if device.is_cuda() { 8192 } else { 2048 };
+    let make = || Tensor::f_randn([side, side], (Kind::Float, device))?.f_to_kind(kind);
+    let (one, other) = (make()?, make()?);
+    let mut best = f64::INFINITY;
+    for _ in 0..8 {
+        let begun = clock::monotonic();
+        // Reading one value waits for the device.
+        one.f_matmul(&other)?.f_double_value(&[0, 0])?;
+        best = best.min(begun.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (side as f64).powi(3) / best)
+}
