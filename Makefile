@@ -2,8 +2,11 @@
 
 .PHONY: setup build demo test lint conformance bench clean
 
+# What is set up beside libtorch: for the tests, a Python with transformers.
+SETUP =
+
 setup:
-	@python3 scripts/setup.py
+	@python3 scripts/setup.py $(SETUP)
 
 build: setup
 	cargo build --workspace --bins
@@ -11,6 +14,7 @@ build: setup
 demo: build
 	@demo/run.sh
 
+test: SETUP = --reference
 test: lint build
 	cargo test --workspace --no-fail-fast
 

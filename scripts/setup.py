@@ -3,6 +3,9 @@
 
 About 530 MB are downloaded once and 500 MB stay. torch-sys 0.24 needs exactly libtorch 2.11.0. The libraries find each
 other by their own run path, which counts on the wheels being unpacked side by side (torch/ and nvidia/).
+
+With --reference also .venv-reference/bin/python, a Python with torch and transformers on the CPU, which the tests compare
+with; see reference.py. The wheel is downloaded once for both.
 """
 
 import pathlib
@@ -11,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+
+import reference
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DESTINATION = ROOT / "third_party" / "libtorch"
@@ -22,8 +27,10 @@ PLATFORMS = ["manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux2014_x8
 
 
 def download(folder):
+    # Any version's wheel has the same libtorch; the reference needs the one of this Python.
+    version = "{}.{}".format(*sys.version_info) if reference.supported() else "3.11"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--only-binary=:all:", "--python-version", "3.11", "--dest", str(folder)]
+               "--only-binary=:all:", "--python-version", version, "--dest", str(folder)]
     for platform in PLATFORMS:
         command += ["--platform", platform]
     subprocess.run(command + WHEELS, check=True)
@@ -45,25 +52,35 @@ def unpack(wheel, folder):
             archive.extract(name, folder)
 
 
-def main():
-    if (DESTINATION / "torch" / "build-version").is_file():
-        print(f"libtorch {TORCH} is in {DESTINATION.relative_to(ROOT)}")
-        return
-    print(f"Fetching libtorch {TORCH} (CPU part, about 530 MB) …", flush=True)
-    DESTINATION.parent.mkdir(parents=True, exist_ok=True)
+def install_libtorch(wheels, scratch):
     # Unpacked beside and renamed, so that an interrupted set-up is never taken for a complete one.
-    with tempfile.TemporaryDirectory(dir=DESTINATION.parent) as scratch:
-        scratch = pathlib.Path(scratch)
-        unpacked = scratch / "libtorch"
-        (scratch / "wheels").mkdir()
-        for wheel in download(scratch / "wheels"):
-            unpack(wheel, unpacked)
-        # torch-sys always links libtorch.so; this linker script keeps libtorch_cuda.so out of it.
-        (unpacked / "torch" / "lib" / "libtorch.so").write_text("INPUT(libtorch_cpu.so)\n")
-        (unpacked / "torch" / "build-version").write_text(TORCH + "\n")
-        shutil.rmtree(DESTINATION, ignore_errors=True)
-        unpacked.rename(DESTINATION)
+    unpacked = scratch / "libtorch"
+    for wheel in wheels:
+        unpack(wheel, unpacked)
+    # torch-sys always links libtorch.so; this linker script keeps libtorch_cuda.so out of it.
+    (unpacked / "torch" / "lib" / "libtorch.so").write_text("INPUT(libtorch_cpu.so)\n")
+    (unpacked / "torch" / "build-version").write_text(TORCH + "\n")
+    shutil.rmtree(DESTINATION, ignore_errors=True)
+    unpacked.rename(DESTINATION)
+
+
+def main():
+    libtorch = not (DESTINATION / "torch" / "build-version").is_file()
+    python = "--reference" in sys.argv[1:] and reference.supported() and not reference.complete(ROOT)
+    if libtorch or python:
+        print(f"Fetching torch {TORCH} (about 530 MB) …", flush=True)
+        DESTINATION.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=DESTINATION.parent) as scratch:
+            scratch = pathlib.Path(scratch)
+            (scratch / "wheels").mkdir()
+            wheels = download(scratch / "wheels")
+            if libtorch:
+                install_libtorch(wheels, scratch)
+            if python:
+                reference.install(ROOT, wheels, DESTINATION)
     print(f"libtorch {TORCH} is in {DESTINATION.relative_to(ROOT)}")
+    if "--reference" in sys.argv[1:]:
+        print(reference.state(ROOT))
 
 
 if __name__ == "__main__":

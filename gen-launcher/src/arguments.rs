@@ -56,7 +56,7 @@ pub enum Backend {
 /// What the launcher passes to the embedded engine.
 #[derive(Debug, Clone, Args)]
 pub struct EngineArguments {
-    /// What to compute in: auto (bf16 on CUDA, f32 on the CPU), f32 or bf16.
+    /// What to compute in: auto (bf16 on CUDA, f32 on the CPU), f32, bf16 or f16.
     #[arg(long, default_value = "auto", value_parser = precision)]
     pub dtype: String,
     /// CPU threads of libtorch; without it, one per core.

@@ -167,7 +167,7 @@ async fn model_info(State(server): State<Server>) -> Json<Value> {
         "tokenizer_path": facts.model_path,
         "is_generation": true,
         "weight_version": facts.weight_version,
-        "model_type": "qwen2",
+        "model_type": server.engine.config().architecture.name(),
     }))
 }
 

@@ -1,10 +1,19 @@
 //! `config.json` and `generation_config.json` of a checkpoint, judged strictly: a field that would change the numbers is
-//! honoured or refused by name, so that no model is ever computed half.
+//! honoured or refused by name, so that no model is ever computed half. Absent fields have the defaults of the configuration
+//! classes of transformers 4.57.1.
+
+mod document;
+mod rotary;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
+
+use document::Document;
+pub use rotary::{Rotary, RotaryScaling};
 
 /// A configuration file larger than this is not one.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
@@ -12,8 +21,30 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// The families of models this crate computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
-    /// `qwen2`: biases on q, k and v, no norm on q and k, rotary embedding over the whole head.
+    /// `qwen2`, Qwen2.5 included: biases on q, k and v always.
     Qwen2,
+    /// `qwen3`: RMS norm over each head of q and k before the rotary embedding.
+    Qwen3,
+    /// `llama`, 3.x included.
+    Llama,
+}
+
+impl Architecture {
+    pub(crate) const ALL: [Self; 3] = [Self::Qwen2, Self::Qwen3, Self::Llama];
+
+    /// The family's `model_type`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Llama => "llama",
+        }
+    }
+
+    /// Whether q and k are normalised head by head.
+    pub fn normalises_heads(self) -> bool {
+        self == Self::Qwen3
+    }
 }
 
 /// What the forward pass needs to know of a model.
@@ -33,12 +64,20 @@ pub struct ModelConfig {
     pub num_attention_heads: i64,
     /// Key and value heads; divides the query heads.
     pub num_key_value_heads: i64,
-    /// Width of one head.
+    /// Width of one head, even; the heads together need not be as wide as a hidden state.
     pub head_dim: i64,
+    /// Whether the projections to q, k and v have biases.
+    pub attention_bias: bool,
+    /// Whether the projection behind the attention has a bias.
+    pub output_bias: bool,
+    /// Whether the three feed-forward projections have biases.
+    pub mlp_bias: bool,
     /// Epsilon of every RMS norm.
     pub rms_norm_eps: f64,
-    /// Base of the rotary embedding.
-    pub rope_theta: f64,
+    /// The rotary embedding.
+    pub rotary: Rotary,
+    /// For each layer how many tokens back a token sees, itself included; `None` is all of them.
+    pub windows: Vec<Option<i64>>,
     /// Whether the output head is the embedding matrix.
     pub tie_word_embeddings: bool,
     /// The longest sequence, in tokens.
@@ -103,15 +142,14 @@ const HARMLESS: &[&str] = &[
     "initializer_range",
     "label2id",
     "max_length",
-    "max_window_layers",
     "min_length",
     "model_name",
     "output_attentions",
     "output_hidden_states",
+    "pretraining_tp",
     "problem_type",
     "repetition_penalty",
     "return_dict",
-    "sliding_window",
     "task_specific_params",
     "temperature",
     "tokenizer_class",
@@ -124,14 +162,13 @@ const HARMLESS: &[&str] = &[
     "use_cache",
 ];
 
-/// Fields that are read below, in `Fields` or in `refuse_unsupported`.
+/// Fields of every family that are read below.
 const HONOURED: &[&str] = &[
     "eos_token_id",
     "head_dim",
     "hidden_act",
     "hidden_size",
     "intermediate_size",
-    "layer_types",
     "max_position_embeddings",
     "model_type",
     "num_attention_heads",
@@ -143,28 +180,16 @@ const HONOURED: &[&str] = &[
     "rope_scaling",
     "rope_theta",
     "tie_word_embeddings",
-    "use_sliding_window",
     "vocab_size",
 ];
 
-#[derive(Deserialize)]
-struct Fields {
-    vocab_size: i64,
-    hidden_size: i64,
-    intermediate_size: i64,
-    num_hidden_layers: i64,
-    num_attention_heads: i64,
-    num_key_value_heads: Option<i64>,
-    head_dim: Option<i64>,
-    #[serde(default = "rms_norm_eps")]
-    rms_norm_eps: f64,
-    rope_theta: Option<f64>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default = "max_position_embeddings")]
-    max_position_embeddings: i64,
-    pad_token_id: Option<i64>,
-    eos_token_id: Option<Ids>,
+/// Fields that only some families have.
+fn honoured_by(architecture: Architecture) -> &'static [&'static str] {
+    match architecture {
+        Architecture::Qwen2 => &["layer_types", "max_window_layers", "sliding_window", "use_sliding_window"],
+        Architecture::Qwen3 => &["attention_bias", "layer_types", "max_window_layers", "sliding_window", "use_sliding_window"],
+        Architecture::Llama => &["attention_bias", "mlp_bias"],
+    }
 }
 
 /// One id, a list of them, or null.
@@ -185,18 +210,42 @@ impl Ids {
     }
 }
 
-/// The default of the reference's Qwen2 configuration class.
-fn rms_norm_eps() -> f64 {
-    1e-6
+/// What a family's configuration class assumes where a field is absent; what all three assume alike is where it is read.
+struct Defaults {
+    vocab_size: i64,
+    intermediate_size: i64,
+    /// `None`: as many as query heads.
+    num_key_value_heads: Option<i64>,
+    /// `None`: hidden size by query heads.
+    head_dim: Option<i64>,
+    max_position_embeddings: i64,
+    eos_token_id: Option<u32>,
 }
 
-/// The default of the reference's Qwen2 configuration class.
-fn max_position_embeddings() -> i64 {
-    32_768
+impl Defaults {
+    fn of(architecture: Architecture) -> Self {
+        let qwen2 = Self {
+            vocab_size: 151_936,
+            intermediate_size: 22_016,
+            num_key_value_heads: Some(32),
+            head_dim: None,
+            max_position_embeddings: 32_768,
+            eos_token_id: None,
+        };
+        match architecture {
+            Architecture::Qwen2 => qwen2,
+            Architecture::Qwen3 => Self { head_dim: Some(128), ..qwen2 },
+            Architecture::Llama => Self {
+                vocab_size: 32_000,
+                intermediate_size: 11_008,
+                num_key_value_heads: None,
+                head_dim: None,
+                max_position_embeddings: 2_048,
+                eos_token_id: Some(2),
+            },
+        }
+    }
 }
-
-/// The default of the reference's Qwen2 configuration class.
-const ROPE_THETA: f64 = 10_000.0;
 
 impl ModelConfig {
     /// Whether weights of the one are weights of the other: everything equal that the forward pass uses.
@@ -210,54 +259,114 @@ impl ModelConfig {
     /// # Errors
     /// When the file is missing, damaged, or asks for something this build does not compute (the error names the field).
     pub fn read(directory: &Path) -> Result<Self, ConfigError> {
-        let path = directory.join("config.json");
-        let text = read_bounded(&path)?;
-        let document: Map<String, Value> =
-            serde_json::from_slice(&text).map_err(|source| ConfigError::Json { path: path.clone(), source })?;
-        refuse_unsupported(&path, &document)?;
-        let fields: Fields = serde_json::from_value(Value::Object(document.clone()))
-            .map_err(|source| ConfigError::Json { path: path.clone(), source })?;
-        Self::build(&path, &document, &fields)
-    }
-
-    fn build(path: &Path, document: &Map<String, Value>, fields: &Fields) -> Result<Self, ConfigError> {
-        let bounded = |field: &str, value: i64, most: i64| {
-            let reason = "a positive number of a model's usual size is expected";
-            if (1..=most).contains(&value) { Ok(value) } else { Err(unsupported(path, field, &value.into(), reason)) }
-        };
-        let vocab_size = bounded("vocab_size", fields.vocab_size, 1 << 22)?;
-        let hidden_size = bounded("hidden_size", fields.hidden_size, 1 << 17)?;
-        let heads = bounded("num_attention_heads", fields.num_attention_heads, 1 << 12)?;
-        let key_value_heads = bounded("num_key_value_heads", fields.num_key_value_heads.unwrap_or(heads), heads)?;
-        let head_dim = bounded("head_dim", fields.head_dim.unwrap_or(hidden_size / heads), 1 << 12)?;
-        if heads % key_value_heads != 0 {
-            let reason = "it must divide num_attention_heads";
-            return Err(unsupported(path, "num_key_value_heads", &key_value_heads.into(), reason));
-        }
-        if head_dim % 2 != 0 {
-            return Err(unsupported(path, "head_dim", &head_dim.into(), "the rotary embedding needs an even width"));
-        }
-        let layers = bounded("num_hidden_layers", fields.num_hidden_layers, 1 << 10)?;
-        let positions = bounded("max_position_embeddings", fields.max_position_embeddings, 1 << 24)?;
-        let eos = fields.eos_token_id.as_ref().map(|ids| ids.valid(vocab_size)).unwrap_or_default();
-        let pad = fields.pad_token_id.filter(|id| (0..vocab_size).contains(id)).or(eos.first().map(|&id| i64::from(id)));
+        let document = Document::read(directory.join("config.json"))?;
+        let architecture = architecture(&document)?;
+        refuse_unknown(&document, architecture)?;
+        refuse_other_activations(&document)?;
+        let defaults = Defaults::of(architecture);
+        let vocab_size = document.size("vocab_size", defaults.vocab_size, 1 << 22)?;
+        let hidden_size = document.size("hidden_size", 4096, 1 << 17)?;
+        let heads = document.size("num_attention_heads", 32, 1 << 12)?;
+        let layers = usize::try_from(document.size("num_hidden_layers", 32, 1 << 10)?).unwrap_or(0);
+        let positions = document.size("max_position_embeddings", defaults.max_position_embeddings, 1 << 24)?;
+        let (eos_token_ids, pad_token_id) = special_ids(&document, &defaults, vocab_size)?;
+        let qwen2 = architecture == Architecture::Qwen2;
+        let attention_bias = !qwen2 && document.flag("attention_bias")?;
         Ok(Self {
-            architecture: Architecture::Qwen2,
+            architecture,
             vocab_size,
             hidden_size,
-            intermediate_size: bounded("intermediate_size", fields.intermediate_size, 1 << 20)?,
-            num_hidden_layers: usize::try_from(layers).unwrap_or(0),
+            intermediate_size: document.size("intermediate_size", defaults.intermediate_size, 1 << 20)?,
+            num_hidden_layers: layers,
             num_attention_heads: heads,
-            num_key_value_heads: key_value_heads,
-            head_dim,
-            rms_norm_eps: positive(path, "rms_norm_eps", fields.rms_norm_eps)?,
-            rope_theta: positive(path, "rope_theta", rope_theta(document, fields))?,
-            tie_word_embeddings: fields.tie_word_embeddings,
+            num_key_value_heads: key_value_heads(&document, &defaults, heads)?,
+            head_dim: head_dim(&document, architecture, defaults.head_dim.unwrap_or(hidden_size / heads))?,
+            attention_bias: qwen2 || attention_bias,
+            output_bias: attention_bias,
+            mlp_bias: document.flag("mlp_bias")?,
+            rms_norm_eps: document.positive("rms_norm_eps", 1e-6)?,
+            rotary: rotary::read(&document)?,
+            windows: windows(&document, layers)?,
+            tie_word_embeddings: document.flag("tie_word_embeddings")?,
             max_position_embeddings: usize::try_from(positions).unwrap_or(0),
-            pad_token_id: pad.unwrap_or(0),
-            eos_token_ids: eos,
+            pad_token_id,
+            eos_token_ids,
         })
     }
+}
+
+fn architecture(document: &Document) -> Result<Architecture, ConfigError> {
+    let kind = document.field("model_type").unwrap_or(&Value::Null);
+    let known = Architecture::ALL.into_iter().find(|architecture| kind == architecture.name());
+    known.ok_or_else(|| document.refusal("model_type", kind, "this build computes qwen2, qwen3 and llama"))
+}
+
+fn refuse_other_activations(document: &Document) -> Result<(), ConfigError> {
+    // Two names of one function.
+    match document.field("hidden_act").filter(|act| *act != "silu" && *act != "swish") {
+        Some(act) => Err(document.refusal("hidden_act", act, "only silu is computed")),
+        None => Ok(()),
+    }
+}
+
+fn key_value_heads(document: &Document, defaults: &Defaults, heads: i64) -> Result<i64, ConfigError> {
+    let name = "num_key_value_heads";
+    let count = match document.field(name) {
+        Some(Value::Null) => heads,
+        _ => document.size(name, defaults.num_key_value_heads.unwrap_or(heads), 1 << 12)?,
+    };
+    let reason = "it must divide num_attention_heads";
+    if heads % count == 0 { Ok(count) } else { Err(document.refusal(name, &count.into(), reason)) }
+}
+
+fn head_dim(document: &Document, architecture: Architecture, absent: i64) -> Result<i64, ConfigError> {
+    let width = match document.field("head_dim") {
+        // Only this family's class knows what to do with it.
+        Some(Value::Null) if architecture == Architecture::Llama => absent,
+        _ => document.size("head_dim", absent, 1 << 12)?,
+    };
+    let reason = "the rotary embedding needs a positive even width";
+    if width > 0 && width % 2 == 0 { Ok(width) } else { Err(document.refusal("head_dim", &width.into(), reason)) }
+}
+
+/// The ids that end a completion and the one that pads.
+fn special_ids(document: &Document, defaults: &Defaults, vocab_size: i64) -> Result<(Vec<u32>, i64), ConfigError> {
+    let eos = match document.field("eos_token_id") {
+        None => defaults.eos_token_id.into_iter().collect(),
+        Some(Value::Null) => Vec::new(),
+        Some(value) => {
+            let reason = "an id or a list of ids is expected";
+            let ids = Ids::deserialize(value).map_err(|_| document.refusal("eos_token_id", value, reason))?;
+            ids.valid(vocab_size)
+        }
+    };
+    let pad = document.set("pad_token_id").and_then(Value::as_i64).filter(|id| (0..vocab_size).contains(id));
+    let pad = pad.or(eos.first().map(|&id| i64::from(id))).unwrap_or(0);
+    Ok((eos, pad))
+}
+
+/// The window of each layer: `layer_types` says which layers slide, and without it those from `max_window_layers` on do.
+fn windows(document: &Document, layers: usize) -> Result<Vec<Option<i64>>, ConfigError> {
+    let window = match document.field("sliding_window") {
+        _ if !document.flag("use_sliding_window")? => None,
+        Some(Value::Null) => None,
+        _ => Some(document.size("sliding_window", 4096, 1 << 24)?),
+    };
+    let Some(kinds) = document.set("layer_types") else {
+        let Some(window) = window else { return Ok(vec![None; layers]) };
+        let first = usize::try_from(document.integer("max_window_layers", 28, 0..=1 << 10)?).unwrap_or(0);
+        return Ok((0..layers).map(|layer| (layer >= first).then_some(window)).collect());
+    };
+    let refused = |reason| document.refusal("layer_types", kinds, reason);
+    let named =
+        kinds.as_array().filter(|named| named.len() == layers).ok_or_else(|| refused("one type per layer is expected"))?;
+    let of_layer = |kind: &Value| match kind.as_str() {
+        Some("full_attention") => Ok(None),
+        Some("sliding_attention") if window.is_some() => Ok(window),
+        Some("sliding_attention") => Err(refused("layers can only slide with use_sliding_window and a sliding_window")),
+        _ => Err(refused("only full_attention and sliding_attention layers are computed")),
+    };
+    named.iter().map(of_layer).collect()
 }
 
 /// Ids that end a completion: those of `generation_config.json`, else those of `config.json` (as SGLang does).
@@ -291,117 +400,12 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, ConfigError> {
     std::fs::read(path).map_err(failed)
 }
 
-fn rope_theta(document: &Map<String, Value>, fields: &Fields) -> f64 {
-    let newer = document.get("rope_parameters").and_then(|parameters| parameters.get("rope_theta")).and_then(Value::as_f64);
-    newer.or(fields.rope_theta).unwrap_or(ROPE_THETA)
-}
-
-fn positive(path: &Path, field: &str, value: f64) -> Result<f64, ConfigError> {
-    let legal = value.is_finite() && value > 0.0;
-    if legal { Ok(value) } else { Err(unsupported(path, field, &value.into(), "a positive finite number is expected")) }
-}
-
-fn refuse_unsupported(path: &Path, document: &Map<String, Value>) -> Result<(), ConfigError> {
-    let get = |field: &str| document.get(field).filter(|value| !value.is_null());
-    let refuse = |field: &str, value: &Value, reason| Err(unsupported(path, field, value, reason));
-    match get("model_type") {
-        Some(kind) if kind == "qwen2" => {}
-        Some(kind) => return refuse("model_type", kind, "this build computes qwen2"),
-        None => return refuse("model_type", &Value::Null, "this build computes qwen2 and needs it named"),
-    }
-    if let Some(act) = get("hidden_act").filter(|act| *act != "silu") {
-        return refuse("hidden_act", act, "only silu is computed");
-    }
-    if let Some(slides) = get("use_sliding_window").filter(|slides| *slides != &Value::Bool(false)) {
-        return refuse("use_sliding_window", slides, "only full attention is computed");
-    }
-    for field in ["rope_scaling", "rope_parameters"] {
-        if let Some(rope) = get(field).filter(|rope| !is_plain_rope(rope)) {
-            return refuse(field, rope, "only the unscaled rotary embedding is computed");
-        }
-    }
-    let full = |kinds: &Value| kinds.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "full_attention"));
-    if let Some(kinds) = get("layer_types").filter(|kinds| !full(kinds)) {
-        return refuse("layer_types", kinds, "only full_attention layers are computed");
-    }
-    refuse_unknown(path, document)
-}
-
-/// `{"rope_type": "default"}`, with nothing beside it but the base.
-fn is_plain_rope(rope: &Value) -> bool {
-    rope.as_object().is_some_and(|rope| {
-        rope.iter().all(|(key, value)| match key.as_str() {
-            "rope_type" | "type" => value == "default",
-            "rope_theta" => value.is_number(),
-            _ => false,
-        })
-    })
-}
-
 /// A field nobody here knows may change the result; off (`null`, `false`) it cannot.
-fn refuse_unknown(path: &Path, document: &Map<String, Value>) -> Result<(), ConfigError> {
-    let unknown = document.iter().find(|(field, value)| {
-        let known = HONOURED.contains(&field.as_str()) || HARMLESS.contains(&field.as_str());
-        !known && !field.starts_with('_') && !matches!(value, Value::Null | Value::Bool(false))
-    });
-    let reason = "this build does not know the field, and it may change what the model computes";
-    unknown.map_or(Ok(()), |(field, value)| Err(unsupported(path, field, value, reason)))
-}
-
-fn unsupported(path: &Path, field: &str, value: &Value, reason: &'static str) -> ConfigError {
-    let value: String = value.to_string().chars().take(120).collect();
-    ConfigError::Unsupported { path: path.to_path_buf(), field: field.to_owned(), value, reason }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn read(change: impl FnOnce(&mut Map<String, Value>)) -> Result<ModelConfig, ConfigError> {
-        let mut document = crate::fixtures::config();
-        change(&mut document);
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("config.json"), Value::Object(document).to_string()).unwrap();
-        ModelConfig::read(directory.path())
-    }
-
-    #[test]
-    fn reads_what_the_reference_writes() {
-        let config = read(|_| {}).unwrap();
-        assert_eq!((config.vocab_size, config.head_dim, config.pad_token_id), (96, 8, 2));
-        assert_eq!(config.eos_token_ids, [2]);
-    }
-
-    #[test]
-    fn refuses_by_name_what_would_change_the_result() {
-        let cases = [
-            ("model_type", json!("llama")),
-            ("hidden_act", json!("gelu")),
-            ("use_sliding_window", json!(true)),
-            ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
-            ("layer_types", json!(["full_attention", "sliding_attention"])),
-            ("quantization_config", json!({"bits": 4})),
-            ("attention_bias", json!(true)),
-            ("partial_rotary_factor", json!(0.5)),
-            ("num_key_value_heads", json!(3)),
-            ("rms_norm_eps", json!(0.0)),
-            ("vocab_size", json!(0)),
-        ];
-        for (field, value) in cases {
-            let error = read(|document| drop(document.insert(field.into(), value.clone()))).unwrap_err().to_string();
-            assert!(error.contains(field), "{field}: {error}");
-        }
-    }
-
-    #[test]
-    fn honours_the_newer_spelling_of_the_rotary_base_and_ignores_what_is_off() {
-        let config = read(|document| {
-            document.insert("rope_parameters".into(), json!({"rope_type": "default", "rope_theta": 5e5}));
-            document.insert("use_mrope".into(), json!(false));
-            document.insert("eos_token_id".into(), json!([7, 2]));
-        });
-        let config = config.unwrap();
-        assert_eq!((config.rope_theta, config.eos_token_ids, config.pad_token_id), (5e5, vec![7, 2], 7));
-    }
+fn refuse_unknown(document: &Document, architecture: Architecture) -> Result<(), ConfigError> {
+    let known = |name| [HONOURED, honoured_by(architecture), HARMLESS].iter().any(|names| names.contains(&name));
+    let unknown = document
+        .names()
+        .find(|(name, value)| !known(*name) && !name.starts_with('_') && !matches!(value, Value::Null | Value::Bool(false)));
+    let reason = "this build does not know the field for this model_type, and it may change what the model computes";
+    unknown.map_or(Ok(()), |(name, value)| Err(document.refusal(name, value, reason)))
 }

@@ -3,25 +3,46 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use half::bf16;
+use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Map, Value, json};
 
-use crate::config::ModelConfig;
+use crate::config::{Architecture, ModelConfig};
 use crate::weights::layout;
 
 /// A small `qwen2` configuration.
 pub(crate) fn config() -> Map<String, Value> {
-    let document = json!({
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "vocab_size": 96, "hidden_size": 32,
+    family(Architecture::Qwen2)
+}
+
+/// A small configuration of a family, with what only this family has turned on.
+pub(crate) fn family(architecture: Architecture) -> Map<String, Value> {
+    let mut document = json!({
+        "model_type": architecture.name(), "hidden_act": "silu", "vocab_size": 96, "hidden_size": 32,
         "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 128, "eos_token_id": 2, "dtype": "float32",
-        "tie_word_embeddings": false, "use_sliding_window": false, "rope_scaling": null,
+        "tie_word_embeddings": false, "rope_scaling": null,
     });
-    document.as_object().unwrap().clone()
+    let own = match architecture {
+        Architecture::Qwen2 => json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": false}),
+        Architecture::Qwen3 => json!({
+            "architectures": ["Qwen3ForCausalLM"], "head_dim": 12, "attention_bias": true, "use_sliding_window": true,
+            "sliding_window": 5, "max_window_layers": 1,
+        }),
+        Architecture::Llama => json!({
+            "architectures": ["LlamaForCausalLM"], "head_dim": 6, "attention_bias": true, "mlp_bias": true,
+            "rope_scaling": {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        }),
+    };
+    let fields = document.as_object_mut().unwrap();
+    fields.extend(own.as_object().unwrap().clone());
+    fields.clone()
 }
 
 /// Stored tensors by name: type, shape, bytes.
@@ -46,6 +67,7 @@ pub(crate) fn weights(directory: &Path, document: &Map<String, Value>, seed: u64
 fn encode(value: f32, dtype: Dtype) -> Vec<u8> {
     match dtype {
         Dtype::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+        Dtype::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
         _ => value.to_le_bytes().to_vec(),
     }
 }
@@ -57,10 +79,15 @@ pub(crate) fn write(path: &Path, tensors: &Stored) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-/// A whole checkpoint in a fresh folder.
+/// A whole `qwen2` checkpoint in a fresh folder.
 pub(crate) fn checkpoint(seed: u64, dtype: Dtype) -> tempfile::TempDir {
+    checkpoint_of(&config(), seed, dtype)
+}
+
+/// A whole checkpoint of this configuration in a fresh folder.
+pub(crate) fn checkpoint_of(document: &Map<String, Value>, seed: u64, dtype: Dtype) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let tensors = weights(directory.path(), &config(), seed, dtype);
+    let tensors = weights(directory.path(), document, seed, dtype);
     write(&directory.path().join("model.safetensors"), &tensors);
     directory
 }

@@ -1,4 +1,4 @@
-//! Qwen2-family models on libtorch: hidden states, proofs, and batched sampling with a KV cache.
+//! Qwen2, Qwen3 and Llama models on libtorch: hidden states, proofs, and batched sampling with a KV cache.
 //!
 //! ```text
 //!  startup ──▶ Model::load(directory) ──▶ prove / examine      the proof worker
@@ -17,12 +17,13 @@ mod model;
 mod native;
 mod network;
 mod prove;
+mod rotary;
 mod sketch;
 mod startup;
 mod weights;
 
 pub use checkpoint::{Checkpoint, WeightsError};
-pub use config::{Architecture, ConfigError, ModelConfig, stop_token_ids};
+pub use config::{Architecture, ConfigError, ModelConfig, Rotary, RotaryScaling, stop_token_ids};
 pub use model::{LoadError, LoadOptions, Model, Precision, ReloadError};
 pub use prove::{Drift, ExamineTerms, Examined, MemoryPlan, Mode, Proof, ProveError, Prover, Sequence, TokenBudget};
 pub use startup::{Runtime, startup};

@@ -21,6 +21,8 @@ pub enum Precision {
     F32,
     /// bfloat16, the production type.
     Bf16,
+    /// Half precision.
+    F16,
 }
 
 impl Precision {
@@ -30,12 +32,17 @@ impl Precision {
             Self::Auto => "auto",
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::F16 => "f16",
         }
     }
 
-    /// `f32` or `bf16`: what a model is computed in on this device.
+    /// `f32`, `bf16` or `f16`: what a model is computed in on this device.
     pub fn name_on(self, device: Device) -> &'static str {
-        if self.on(device) == Kind::Float { "f32" } else { "bf16" }
+        match self.on(device) {
+            Kind::Float => "f32",
+            Kind::Half => "f16",
+            _ => "bf16",
+        }
     }
 
     /// The kind of tensors it means on this device.
@@ -43,6 +50,7 @@ impl Precision {
         match self {
             Self::F32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
+            Self::F16 => Kind::Half,
             Self::Auto if device.is_cuda() => Kind::BFloat16,
             Self::Auto => Kind::Float,
         }
@@ -57,7 +65,8 @@ impl std::str::FromStr for Precision {
             "auto" => Ok(Self::Auto),
             "f32" | "float32" => Ok(Self::F32),
             "bf16" | "bfloat16" => Ok(Self::Bf16),
-            other => Err(format!("{other:?} is no precision: use auto, f32 or bf16")),
+            "f16" | "float16" => Ok(Self::F16),
+            other => Err(format!("{other:?} is no precision: use auto, f32, bf16 or f16")),
         }
     }
 }
@@ -236,7 +245,8 @@ fn pad(batch: &[&[u32]], pad_token_id: i64) -> Result<(Tensor, Option<Tensor>), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures;
+    use crate::config::Architecture;
+    use crate::fixtures::{self, checkpoint_of};
     use safetensors::Dtype;
     use serde_json::json;
 
@@ -346,15 +356,53 @@ mod tests {
     }
 
     #[test]
-    fn another_rotary_base_is_another_model() {
-        let first = fixtures::checkpoint(1, Dtype::F32);
-        let mut model = Model::load(first.path(), CPU).unwrap();
-        let second = tempfile::tempdir().unwrap();
-        let mut document = fixtures::config();
-        document.insert("rope_theta".into(), json!(1e6));
-        let tensors = fixtures::weights(second.path(), &document, 1, Dtype::F32);
-        fixtures::write(&second.path().join("model.safetensors"), &tensors);
-        assert!(matches!(model.reload(second.path()), Err(ReloadError::OtherModel { .. })));
+    fn every_family_reloads_in_place_and_refuses_a_missing_part_of_its_own() {
+        let parts = [
+            (Architecture::Qwen2, "self_attn.v_proj.bias"),
+            (Architecture::Qwen3, "self_attn.k_norm.weight"),
+            (Architecture::Llama, "mlp.down_proj.bias"),
+        ];
+        for (architecture, part) in parts {
+            let document = fixtures::family(architecture);
+            let (first, second) = (checkpoint_of(&document, 1, Dtype::F32), checkpoint_of(&document, 2, Dtype::F32));
+            let tokens: &[u32] = &[1, 5, 9, 7, 60, 8, 8, 95];
+            let mut model = Model::load(first.path(), CPU).unwrap();
+            let before = model.hidden(&[tokens]).unwrap();
+
+            let damaged = tempfile::tempdir().unwrap();
+            let mut tensors = fixtures::weights(damaged.path(), &document, 3, Dtype::F32);
+            tensors.remove(&format!("model.layers.1.{part}"));
+            fixtures::write(&damaged.path().join("model.safetensors"), &tensors);
+            let error = model.reload(damaged.path()).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+            assert_eq!(model.hidden(&[tokens]).unwrap(), before);
+
+            model.reload(second.path()).unwrap();
+            let fresh = Model::load(second.path(), CPU).unwrap();
+            assert_eq!(model.hidden(&[tokens]).unwrap(), fresh.hidden(&[tokens]).unwrap());
+            assert_ne!(model.hidden(&[tokens]).unwrap(), before);
+            assert_eq!(model.weights_hash().unwrap(), Checkpoint::open(second.path()).unwrap().weights_hash());
+        }
+    }
+
+    #[test]
+    fn what_no_weight_shows_still_makes_another_model() {
+        let cases = [
+            (Architecture::Qwen2, "rope_theta", json!(1e6)),
+            (Architecture::Qwen3, "sliding_window", json!(6)),
+            (Architecture::Llama, "rope_scaling", json!({"rope_type": "linear", "factor": 8.0})),
+        ];
+        for (architecture, field, value) in cases {
+            let mut document = fixtures::family(architecture);
+            let first = checkpoint_of(&document, 1, Dtype::F32);
+            let mut model = Model::load(first.path(), CPU).unwrap();
+            document.insert(field.into(), value);
+            let second = checkpoint_of(&document, 1, Dtype::F32);
+            assert!(matches!(model.reload(second.path()), Err(ReloadError::OtherModel { .. })), "{field}");
+            let tokens: &[u32] = &[1, 5, 9, 7, 60, 8, 8, 95];
+            let other = Model::load(second.path(), CPU).unwrap();
+            assert_ne!(model.hidden(&[tokens]).unwrap(), other.hidden(&[tokens]).unwrap(), "{field}");
+        }
     }
 
     #[test]
@@ -364,6 +412,9 @@ mod tests {
             (Dtype::BF16, Precision::Bf16),
             (Dtype::F32, Precision::F32),
             (Dtype::F32, Precision::Bf16),
+            (Dtype::F16, Precision::F32),
+            (Dtype::F16, Precision::F16),
+            (Dtype::BF16, Precision::F16),
         ] {
             let directory = fixtures::checkpoint(4, dtype);
             let model = Model::load(directory.path(), LoadOptions { device: Device::Cpu, precision }).unwrap();

@@ -6,6 +6,7 @@ mod packed;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::config::ModelConfig;
+use crate::rotary;
 use crate::weights::Weights;
 
 /// Turns rotated queries `[B, heads, L, d]`, rotated keys and values `[B, kv heads, L, d]` of a layer (first argument) into
@@ -34,6 +35,10 @@ struct Layer {
     key: Linear,
     value: Linear,
     output: Linear,
+    /// Norms of q and k over each head, in the families that have them.
+    head_norms: Option<(Tensor, Tensor)>,
+    /// How many positions back the layer sees, itself included; `None` is all.
+    window: Option<i64>,
     inner_norm: Tensor,
     gate: Linear,
     up: Linear,
@@ -53,22 +58,35 @@ impl Linear {
 }
 
 impl Layer {
-    fn share(weights: &Weights, index: usize) -> Result<Self, TchError> {
+    fn share(weights: &Weights, config: &ModelConfig, index: usize) -> Result<Self, TchError> {
         let part = |name: &str| weights.share(&format!("model.layers.{index}.{name}"));
-        let plain = |name: &str| Ok::<_, TchError>(Linear { weight: part(&format!("{name}.weight"))?, bias: None });
-        let biased = |name: &str| Ok::<_, TchError>(Linear { bias: Some(part(&format!("{name}.bias"))?), ..plain(name)? });
+        let linear = |name: &str, bias: bool| {
+            let bias = bias.then(|| part(&format!("{name}.bias"))).transpose()?;
+            Ok::<_, TchError>(Linear { weight: part(&format!("{name}.weight"))?, bias })
+        };
+        let head_norms = || Ok::<_, TchError>((part("self_attn.q_norm.weight")?, part("self_attn.k_norm.weight")?));
         Ok(Self {
             input_norm: part("input_layernorm.weight")?,
-            query: biased("self_attn.q_proj")?,
-            key: biased("self_attn.k_proj")?,
-            value: biased("self_attn.v_proj")?,
-            output: plain("self_attn.o_proj")?,
+            query: linear("self_attn.q_proj", config.attention_bias)?,
+            key: linear("self_attn.k_proj", config.attention_bias)?,
+            value: linear("self_attn.v_proj", config.attention_bias)?,
+            output: linear("self_attn.o_proj", config.output_bias)?,
+            head_norms: config.architecture.normalises_heads().then(head_norms).transpose()?,
+            window: config.windows.get(index).copied().flatten(),
             inner_norm: part("post_attention_layernorm.weight")?,
-            gate: plain("mlp.gate_proj")?,
-            up: plain("mlp.up_proj")?,
-            down: plain("mlp.down_proj")?,
+            gate: linear("mlp.gate_proj", config.mlp_bias)?,
+            up: linear("mlp.up_proj", config.mlp_bias)?,
+            down: linear("mlp.down_proj", config.mlp_bias)?,
         })
     }
+}
+
+/// Who sees whom in a batch without a cache, `[1 or B, 1, L, L]` bool; `None` where plain causal attention says the same,
+/// and then with other last bits.
+#[derive(Debug)]
+pub(crate) struct Masks {
+    full: Option<Tensor>,
+    sliding: Option<Tensor>,
 }
 
 impl Network {
@@ -76,9 +94,9 @@ impl Network {
         let embedding = weights.share("model.embed_tokens.weight")?;
         let head = if config.tie_word_embeddings { embedding.shallow_clone() } else { weights.share("lm_head.weight")? };
         Ok(Self {
-            inverse_frequencies: inverse_frequencies(config.head_dim, config.rope_theta, embedding.device())?,
+            inverse_frequencies: rotary::inverse_frequencies(&config.rotary, config.head_dim)?.f_to(embedding.device())?,
             embedding,
-            layers: (0..config.num_hidden_layers).map(|layer| Layer::share(weights, layer)).collect::<Result<_, _>>()?,
+            layers: (0..config.num_hidden_layers).map(|layer| Layer::share(weights, config, layer)).collect::<Result<_, _>>()?,
             norm: weights.share("model.norm.weight")?,
             head,
             epsilon: config.rms_norm_eps,
@@ -100,33 +118,57 @@ impl Network {
         self.layers.len()
     }
 
+    /// How many positions back a layer sees, itself included; `None` is all. Whoever attends for [`Network::run`] must ask.
+    pub(crate) fn window(&self, layer: usize) -> Option<i64> {
+        self.layers.get(layer).and_then(|layer| layer.window)
+    }
+
+    /// The window of the layers that slide, if any do; all have the same.
+    pub(crate) fn sliding_window(&self) -> Option<i64> {
+        self.layers.iter().find_map(|layer| layer.window)
+    }
+
     /// Final-norm hidden states `[B, L, hidden]` in the model's type of token ids `[B, L]` (i64). `real` is `[B, L]` bool,
     /// false at padding, and given only if there is padding: without it the kernel is another one, with other last bits.
     pub(crate) fn hidden(&self, ids: &Tensor, real: Option<&Tensor>) -> Result<Tensor, TchError> {
-        let (batch, length) = ids.size2()?;
+        let length = ids.size2()?.1;
         let positions = Tensor::f_arange(length, (Kind::Int64, self.device()))?;
-        let mask = real.map(|real| {
-            let causal = positions.f_unsqueeze(0)?.f_less_equal_tensor(&positions.f_unsqueeze(1)?)?;
-            causal.f_view((1, 1, length, length))?.f_logical_and(&real.f_view((batch, 1, 1, length))?)
-        });
-        let mask = mask.transpose()?;
-        self.run(ids, &positions.f_unsqueeze(0)?, &mut |_, q, k, v| match &mask {
+        let masks = self.masks(length, real)?;
+        self.run(ids, &positions.f_unsqueeze(0)?, &mut |layer, q, k, v| self.attend(layer, q, k, v, &masks))
+    }
+
+    /// The masks of sequences of `length` tokens; `real` as for [`Network::hidden`].
+    pub(crate) fn masks(&self, length: i64, real: Option<&Tensor>) -> Result<Masks, TchError> {
+        let positions = Tensor::f_arange(length, (Kind::Int64, self.device()))?;
+        let (keys, queries) = (positions.f_unsqueeze(0)?, positions.f_unsqueeze(1)?);
+        let with_padding = |mask: Tensor| {
+            let mask = mask.f_view((1, 1, length, length))?;
+            real.map_or(Ok(mask.shallow_clone()), |real| mask.f_logical_and(&real.f_view((-1, 1, 1, length))?))
+        };
+        let causal = || keys.f_less_equal_tensor(&queries);
+        let within = |window: i64| keys.f_greater_tensor(&queries.f_sub_scalar(window)?)?.f_logical_and(&causal()?);
+        // The reference builds the mask of a window from the length on that equals it, although it hides nothing yet.
+        let window = self.sliding_window().filter(|window| real.is_some() || length >= *window);
+        Ok(Masks {
+            full: real.map(|_| with_padding(causal()?)).transpose()?,
+            sliding: window.map(|window| with_padding(within(window)?)).transpose()?,
+        })
+    }
+
+    /// Attention of a layer in a batch without a cache: `[B, L, heads * d]`.
+    pub(crate) fn attend(&self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, masks: &Masks) -> Result<Tensor, TchError> {
+        match if self.window(layer).is_some() { &masks.sliding } else { &masks.full } {
             None => self.attend_causal(q, k, v),
             Some(mask) => self.attend_masked(q, k, v, mask),
-        })
+        }
     }
 
     /// The layers around whatever attention the caller brings. `positions` is `[1 or B, L]` i64.
     pub(crate) fn run(&self, ids: &Tensor, positions: &Tensor, attend: &mut Attend) -> Result<Tensor, TchError> {
-        let (batch, length) = ids.size2()?;
         let mut x = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;
         let (cos, sin) = self.rotation(positions)?;
-        let heads = |x: Tensor| x.f_view((batch, length, -1, self.head_dim))?.f_transpose(1, 2);
         for (index, layer) in self.layers.iter().enumerate() {
-            let h = self.rms_norm(&x, &layer.input_norm)?;
-            let q = rotate(&heads(layer.query.forward(&h)?)?, &cos, &sin)?;
-            let k = rotate(&heads(layer.key.forward(&h)?)?, &cos, &sin)?;
-            let v = heads(layer.value.forward(&h)?)?;
+            let (q, k, v) = self.project(layer, &x, &cos, &sin)?;
             let attended = attend(index, &q, &k, &v)?;
             x = x.f_add(&layer.output.forward(&attended)?)?;
             let h = self.rms_norm(&x, &layer.inner_norm)?;
@@ -134,6 +176,20 @@ impl Network {
             x = x.f_add(&layer.down.forward(&inner)?)?;
         }
         self.rms_norm(&x, &self.norm)
+    }
+
+    /// Residuals `[B, L, hidden]`, normed here, to rotated queries `[B, heads, L, d]`, rotated keys and values `[B, kv heads, L, d]`.
+    fn project(&self, layer: &Layer, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<(Tensor, Tensor, Tensor), TchError> {
+        let (batch, length, _) = x.size3()?;
+        let heads = |x: Tensor| x.f_view((batch, length, -1, self.head_dim));
+        let h = self.rms_norm(x, &layer.input_norm)?;
+        let (mut q, mut k) = (heads(layer.query.forward(&h)?)?, heads(layer.key.forward(&h)?)?);
+        if let Some((query_norm, key_norm)) = &layer.head_norms {
+            (q, k) = (self.rms_norm(&q, query_norm)?, self.rms_norm(&k, key_norm)?);
+        }
+        let q = rotate(&q.f_transpose(1, 2)?, cos, sin)?;
+        let k = rotate(&k.f_transpose(1, 2)?, cos, sin)?;
+        Ok((q, k, heads(layer.value.forward(&h)?)?.f_transpose(1, 2)?))
     }
 
     /// Logits `[.., vocabulary]` in the model's type of hidden states `[.., hidden]`.
@@ -179,13 +235,6 @@ impl Network {
         let normed = wide.f_mul(&variance.f_add_scalar(self.epsilon)?.f_rsqrt()?)?;
         weight.f_mul(&normed.f_to_kind(x.kind())?)
     }
-}
-
-/// `1 / theta^(2i / d)` in f32, computed on the CPU as the reference does, then moved.
-fn inverse_frequencies(head_dim: i64, theta: f64, device: Device) -> Result<Tensor, TchError> {
-    let even = Tensor::f_arange_start_step(0, head_dim, 2, (Kind::Int64, Device::Cpu))?;
-    let exponents = even.f_to_kind(Kind::Float)?.f_divide_scalar(head_dim)?;
-    Tensor::f_pow_scalar(theta, &exponents)?.f_reciprocal()?.f_to(device)
 }
 
 fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, TchError> {

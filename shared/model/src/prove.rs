@@ -314,13 +314,18 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Architecture;
     use crate::fixtures;
     use crate::model::{LoadOptions, Precision};
     use safetensors::Dtype;
     use tch::Device;
 
     fn model() -> Model {
-        let directory = fixtures::checkpoint(21, Dtype::F32);
+        model_of(Architecture::Qwen2)
+    }
+
+    fn model_of(family: Architecture) -> Model {
+        let directory = fixtures::checkpoint_of(&fixtures::family(family), 21, Dtype::F32);
         Model::load(directory.path(), LoadOptions { device: Device::Cpu, precision: Precision::F32 }).unwrap()
     }
 
@@ -425,7 +430,11 @@ mod tests {
 
     #[test]
     fn packed_modes_give_the_numbers_of_exact_whatever_the_budget() {
-        let model = model();
+        Architecture::ALL.into_iter().for_each(packed_modes_give_the_numbers_of_exact);
+    }
+
+    fn packed_modes_give_the_numbers_of_exact(family: Architecture) {
+        let model = model_of(family);
         let rows = mixed();
         let want = prove(&model, &mut exact(&model), &rows, None);
         for mode in [Mode::Packed, Mode::PackedShared] {
@@ -440,7 +449,10 @@ mod tests {
                     proofs
                 };
                 let drift = Drift::between(&finite(&want), &finite(&got)).unwrap();
-                assert!(drift.identical_sketches > 0.99 && drift.logprob_max < 1e-4, "{mode}, {tokens} tokens: {drift}");
+                assert!(
+                    drift.identical_sketches > 0.99 && drift.logprob_max < 1e-4,
+                    "{family:?}, {mode}, {tokens} tokens: {drift}"
+                );
             }
         }
     }

@@ -37,21 +37,27 @@ pub(crate) fn layout(config: &ModelConfig) -> BTreeMap<String, Vec<i64>> {
         shapes.insert("lm_head.weight".to_owned(), vec![c.vocab_size, hidden]);
     }
     for layer in 0..c.num_hidden_layers {
-        let parts = [
-            ("input_layernorm.weight", vec![hidden]),
-            ("post_attention_layernorm.weight", vec![hidden]),
-            ("self_attn.q_proj.weight", vec![query, hidden]),
-            ("self_attn.q_proj.bias", vec![query]),
-            ("self_attn.k_proj.weight", vec![key_value, hidden]),
-            ("self_attn.k_proj.bias", vec![key_value]),
-            ("self_attn.v_proj.weight", vec![key_value, hidden]),
-            ("self_attn.v_proj.bias", vec![key_value]),
-            ("self_attn.o_proj.weight", vec![hidden, query]),
-            ("mlp.gate_proj.weight", vec![inner, hidden]),
-            ("mlp.up_proj.weight", vec![inner, hidden]),
-            ("mlp.down_proj.weight", vec![hidden, inner]),
-        ];
-        shapes.extend(parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}"), shape)));
+        let prefix = format!("model.layers.{layer}");
+        let mut linear = |name: &str, rows: i64, columns: i64, bias: bool| {
+            shapes.insert(format!("{prefix}.{name}.weight"), vec![rows, columns]);
+            if bias {
+                shapes.insert(format!("{prefix}.{name}.bias"), vec![rows]);
+            }
+        };
+        linear("self_attn.q_proj", query, hidden, c.attention_bias);
+        linear("self_attn.k_proj", key_value, hidden, c.attention_bias);
+        linear("self_attn.v_proj", key_value, hidden, c.attention_bias);
+        linear("self_attn.o_proj", hidden, query, c.output_bias);
+        linear("mlp.gate_proj", inner, hidden, c.mlp_bias);
+        linear("mlp.up_proj", inner, hidden, c.mlp_bias);
+        linear("mlp.down_proj", hidden, inner, c.mlp_bias);
+        let mut norm = |name: &str, width: i64| shapes.insert(format!("{prefix}.{name}.weight"), vec![width]);
+        norm("input_layernorm", hidden);
+        norm("post_attention_layernorm", hidden);
+        if c.architecture.normalises_heads() {
+            norm("self_attn.q_norm", c.head_dim);
+            norm("self_attn.k_norm", c.head_dim);
+        }
     }
     shapes
 }

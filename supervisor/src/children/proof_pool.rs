@@ -37,7 +37,7 @@ pub struct WorkerSettings {
     pub sockets: std::path::PathBuf,
     /// Slots and their GPUs.
     pub slots: Vec<ProofSlot>,
-    /// `auto`, `f32` or `bf16`.
+    /// `auto`, `f32`, `bf16` or `f16`.
     pub dtype: String,
     /// Threads of one worker on the CPU.
     pub threads: u32,

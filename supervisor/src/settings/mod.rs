@@ -169,7 +169,7 @@ pub struct Generation {
     pub server_timeout: f64,
     /// Threads of the embedded engine.
     pub threads: u32,
-    /// `auto`, `f32` or `bf16`.
+    /// `auto`, `f32`, `bf16` or `f16`.
     pub dtype: String,
 }
 
@@ -180,7 +180,7 @@ pub struct Proof {
     pub slots: ProofSlots,
     /// Threads of one worker on the CPU.
     pub threads: u32,
-    /// `auto`, `f32` or `bf16`.
+    /// `auto`, `f32`, `bf16` or `f16`.
     pub dtype: String,
 }
 
@@ -308,7 +308,7 @@ impl Reader<'_> {
             groups_in_flight: self.whole("generation.groups_in_flight", 1, 4096),
             server_timeout: self.number("generation.server_timeout_seconds", 1.0, 7200.0),
             threads: self.whole("generation.threads", 1, 1024),
-            dtype: self.choice("generation.dtype", &["auto", "f32", "bf16"]),
+            dtype: self.choice("generation.dtype", &["auto", "f32", "bf16", "f16"]),
         }
     }
 
@@ -319,7 +319,7 @@ impl Reader<'_> {
             let listed: Vec<u32> = self.list("proof.gpus");
             ProofSlots::Gpus(if listed.is_empty() { vec![self.whole("proof.gpu", 0, 1023)] } else { listed })
         };
-        let dtype = self.choice("proof.dtype", &["auto", "f32", "bf16"]);
+        let dtype = self.choice("proof.dtype", &["auto", "f32", "bf16", "f16"]);
         Proof { slots, threads: self.whole("proof.threads", 1, 1024), dtype }
     }
 

@@ -186,7 +186,7 @@ pub const TABLE: &[Setting] = &[
         "Longest start-up of the server.",
     ),
     setting("generation.threads", &[], Form::Whole, "1", "Threads of the embedded engine."),
-    setting("generation.dtype", &[], Form::Text, "'auto'", "auto, f32 or bf16 for the embedded engine."),
+    setting("generation.dtype", &[], Form::Text, "'auto'", "auto, f32, bf16 or f16 for the embedded engine."),
     setting("proof.device", &[], Form::Text, "'cuda'", "cuda (one worker per GPU) or cpu (slots without a GPU)."),
     setting(
         "proof.gpus",
@@ -198,7 +198,7 @@ pub const TABLE: &[Setting] = &[
     setting("proof.gpu", &["GRAIL_PIPELINE_PROOF_GPU"], Form::Whole, "1", "The proof GPU where proof.gpus is empty."),
     setting("proof.cpu_slots", &[], Form::Whole, "2", "Proof workers where proof.device is cpu."),
     setting("proof.threads", &[], Form::Whole, "1", "Threads of one proof worker on the CPU."),
-    setting("proof.dtype", &[], Form::Text, "'auto'", "auto (bf16 on CUDA, f32 on the CPU), f32 or bf16."),
+    setting("proof.dtype", &[], Form::Text, "'auto'", "auto (bf16 on CUDA, f32 on the CPU), f32, bf16 or f16."),
     setting(
         "schedule.safety_blocks",
         &["GRAIL_MINER_SAFETY_BLOCKS"],

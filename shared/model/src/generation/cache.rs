@@ -24,6 +24,8 @@ pub(super) struct Shape {
     pub(super) width: i64,
     pub(super) max_rows: i64,
     pub(super) max_positions: i64,
+    /// The window of the layers that slide.
+    pub(super) window: Option<i64>,
     pub(super) kind: Kind,
     pub(super) device: Device,
 }
@@ -34,7 +36,9 @@ pub(super) struct StepPlan {
     /// `[B]`: where each row's new token goes.
     positions: Tensor,
     /// `[B, 1, 1, T]`: true where a key may be seen.
-    pub(super) mask: Tensor,
+    mask: Tensor,
+    /// The same within the window, for layers that slide.
+    sliding: Option<Tensor>,
     longest: i64,
 }
 
@@ -42,6 +46,11 @@ impl StepPlan {
     /// Positions as the forward pass wants them: `[B, 1]`.
     pub(super) fn positions(&self) -> Result<Tensor, TchError> {
         self.positions.f_unsqueeze(1)
+    }
+
+    /// `[B, 1, 1, T]`: which keys a layer with this window sees.
+    pub(super) fn mask(&self, window: Option<i64>) -> &Tensor {
+        window.and(self.sliding.as_ref()).unwrap_or(&self.mask)
     }
 }
 
@@ -88,10 +97,13 @@ impl KvCache {
         let batch = self.lengths.len() as i64;
         let positions = Tensor::f_from_slice(&self.lengths)?.f_to(device)?;
         let keys = Tensor::f_arange(longest, (Kind::Int64, device))?.f_view((1, 1, 1, longest))?;
-        let mask = keys.f_less_equal_tensor(&positions.f_view((batch, 1, 1, 1))?)?;
+        let queries = positions.f_view((batch, 1, 1, 1))?;
+        let mask = keys.f_less_equal_tensor(&queries)?;
+        let sliding = self.shape.window.map(|window| keys.f_greater_tensor(&queries.f_sub_scalar(window)?)?.f_logical_and(&mask));
+        let sliding = sliding.transpose()?;
         let rows = Tensor::f_arange(batch, (Kind::Int64, device))?;
         self.lengths.iter_mut().for_each(|length| *length += 1);
-        Ok(StepPlan { rows, positions, mask, longest })
+        Ok(StepPlan { rows, positions, mask, sliding, longest })
     }
 
     /// Stores the new keys and values `[B, kv heads, 1, d]` of a layer and returns all of them, `[B, kv heads, T, d]`.

@@ -107,6 +107,7 @@ impl Engine {
             width: config.head_dim,
             max_rows: max_running as i64,
             max_positions: config.max_position_embeddings as i64,
+            window: model.network.sliding_window(),
             kind: model.network.kind(),
             device: model.device(),
         };
@@ -242,7 +243,7 @@ impl Engine {
         let (network, cache) = (&self.model.network, &mut self.cache);
         let hidden = network.run(&ids, &plan.positions()?, &mut |layer, q, k, v| {
             let (keys, values) = cache.extend(layer, &plan, k, v)?;
-            network.attend_cached(q, &keys, &values, &plan.mask)
+            network.attend_cached(q, &keys, &values, plan.mask(network.window(layer)))
         })?;
         network.logits(&hidden.f_squeeze_dim(1)?)
     }
@@ -283,9 +284,10 @@ impl Engine {
         let length = tokens.len() as i64;
         let positions = Tensor::f_arange(length, (Kind::Int64, self.model.device()))?.f_unsqueeze(0)?;
         let mut cache = Prefilled::new();
-        let hidden = network.run(&ids, &positions, &mut |_, q, k, v| {
+        let masks = network.masks(length, None)?;
+        let hidden = network.run(&ids, &positions, &mut |layer, q, k, v| {
             cache.push((k.shallow_clone(), v.shallow_clone()));
-            network.attend_causal(q, k, v)
+            network.attend(layer, q, k, v, &masks)
         })?;
         let logits = network.logits(&hidden.f_narrow(1, length - 1, 1)?.f_squeeze_dim(1)?)?;
         Ok(Prefill { tokens: tokens.to_vec(), cache, logits })

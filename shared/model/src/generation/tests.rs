@@ -4,6 +4,7 @@ use safetensors::Dtype;
 use tch::Device;
 
 use super::*;
+use crate::config::Architecture;
 use crate::fixtures;
 use crate::model::{LoadOptions, Model, Precision};
 
@@ -12,7 +13,11 @@ fn load(directory: &std::path::Path) -> Model {
 }
 
 fn engine(seed: u64, max_running: usize) -> (tempfile::TempDir, Engine) {
-    let directory = fixtures::checkpoint(seed, Dtype::F32);
+    engine_of(Architecture::Qwen2, seed, max_running)
+}
+
+fn engine_of(architecture: Architecture, seed: u64, max_running: usize) -> (tempfile::TempDir, Engine) {
+    let directory = fixtures::checkpoint_of(&fixtures::family(architecture), seed, Dtype::F32);
     let engine = Engine::new(load(directory.path()), vec![2], "first", EngineOptions { max_running, seed: 7 }).unwrap();
     (directory, engine)
 }
@@ -44,7 +49,13 @@ fn run(engine: &mut Engine) -> Vec<Finished> {
 
 #[test]
 fn greedy_decoding_is_the_argmax_of_the_full_forward_while_rows_join_and_leave() {
-    let (directory, mut engine) = engine(11, 3);
+    for architecture in [Architecture::Qwen2, Architecture::Qwen3, Architecture::Llama] {
+        joins_and_leaves(architecture);
+    }
+}
+
+fn joins_and_leaves(architecture: Architecture) {
+    let (directory, mut engine) = engine_of(architecture, 11, 3);
     let model = load(directory.path());
     let prompts: [&[u32]; 6] = [&[5, 6, 7], &[9], &[5, 6, 7], &[50, 40, 30, 20, 10, 3, 4], &[80; 20], &[1, 90]];
     let counts = [9, 30, 2, 12, 1, 25];
@@ -58,7 +69,7 @@ fn greedy_decoding_is_the_argmax_of_the_full_forward_while_rows_join_and_leave()
     finished.sort_by_key(|finished| finished.ticket);
     for (((finished, prompt), count), ticket) in finished.iter().zip(prompts).zip(counts).zip(tickets) {
         assert_eq!((finished.ticket, &finished.reason), (ticket, &FinishReason::Length));
-        assert_eq!(finished.output, by_full_forward(&model, prompt, count), "prompt {prompt:?}");
+        assert_eq!(finished.output, by_full_forward(&model, prompt, count), "{architecture:?}, prompt {prompt:?}");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use tch::{TchError, Tensor};
 
-use super::{Attend, Network, rotate};
+use super::{Attend, Network};
 
 impl Network {
     /// Final-norm hidden states `[T, hidden]` of packed token ids `[T]` at `positions` `[T]` (both i64). `attend` gets rotated
@@ -25,10 +25,10 @@ impl Network {
         for (index, layer) in self.layers.iter().enumerate() {
             let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
             for ((x, cos), sin) in x.iter().zip(&cos).zip(&sin) {
-                let h = self.rms_norm(x, &layer.input_norm)?;
-                q.push(rotate(&self.split_heads(layer.query.forward(&h)?)?, cos, sin)?);
-                k.push(rotate(&self.split_heads(layer.key.forward(&h)?)?, cos, sin)?);
-                v.push(self.split_heads(layer.value.forward(&h)?)?);
+                let (queries, keys, values) = self.project(layer, x, cos, sin)?;
+                q.push(queries);
+                k.push(keys);
+                v.push(values);
             }
             let attended = attend(index, &joined(q, 2)?, &joined(k, 2)?, &joined(v, 2)?)?;
             for (x, attended) in x.iter_mut().zip(blocks(&attended, 1, block)?) {
@@ -40,11 +40,6 @@ impl Network {
         }
         let normed = x.iter().map(|x| self.rms_norm(x, &self.norm)).collect::<Result<Vec<_>, _>>()?;
         joined(normed, 1)?.f_squeeze_dim(0)
-    }
-
-    fn split_heads(&self, x: Tensor) -> Result<Tensor, TchError> {
-        let rows = x.size()[1];
-        x.f_view((1, rows, -1, self.head_dim))?.f_transpose(1, 2)
     }
 }
 

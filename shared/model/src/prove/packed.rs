@@ -11,7 +11,7 @@ use super::layout::{Layout, Place, batches};
 use super::readout::{Columns, Readout, Rows, eos_probabilities};
 use super::{ExamineTerms, Examined, Proof, ProveError, Prover, Sequence};
 use crate::model::Model;
-use crate::network::Network;
+use crate::network::{Masks, Network};
 use crate::sketch;
 
 /// A batch under way: what the device was asked for, nothing of it fetched.
@@ -87,9 +87,12 @@ impl Prover {
         let device = model.device();
         let (ids, positions) = (to_device(&layout.ids, device)?, to_device(&layout.positions, device)?);
         let network = &model.network;
-        let hidden = network.hidden_packed(&ids, &positions, self.blocks.hidden_rows as i64, &mut |_, q, k, v| {
-            attend(network, &layout.places, q, k, v)
+        let masked = layout.places.iter().map(|place| Ok((place, network.masks(place.len() as i64, None)?)));
+        let masked = masked.collect::<Result<Vec<_>, TchError>>()?;
+        let hidden = network.hidden_packed(&ids, &positions, self.blocks.hidden_rows as i64, &mut |layer, q, k, v| {
+            attend(network, layer, &masked, q, k, v)
         })?;
+        drop(masked);
         let columns = self.read(model, &hidden, sequences, &layout, terms)?;
         let eos = terms.map(|terms| {
             let rows: Vec<i64> = layout.places.iter().map(|place| place.row(place.len() - 2) as i64).collect();
@@ -230,21 +233,28 @@ fn largest(hidden: &Tensor, block: i64) -> Result<Tensor, TchError> {
     Tensor::f_cat(&found, 0)
 }
 
-/// Causal attention within each sequence: queries `[1, heads, T, d]`, keys and values `[1, kv heads, T, d]` to
+/// Causal attention of a layer within each sequence: queries `[1, heads, T, d]`, keys and values `[1, kv heads, T, d]` to
 /// `[1, T, heads * d]`.
 ///
 /// A sequence whose prompt lies elsewhere is put together for the call, queries included: the kernel then computes exactly
 /// what it computes for a whole sequence, at the price of the prompt's few rows.
-fn attend(network: &Network, places: &[Place], q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, TchError> {
+fn attend(
+    network: &Network,
+    layer: usize,
+    places: &[(&Place, Masks)],
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+) -> Result<Tensor, TchError> {
     let slice = |x: &Tensor, rows: &std::ops::Range<usize>| x.f_narrow(2, rows.start as i64, rows.len() as i64);
     let mut parts = Vec::with_capacity(places.len());
-    for place in places {
+    for (place, masks) in places {
         if place.is_whole() {
             let all = place.prompt.start..place.completion.end;
-            parts.push(network.attend_causal(&slice(q, &all)?, &slice(k, &all)?, &slice(v, &all)?)?);
+            parts.push(network.attend(layer, &slice(q, &all)?, &slice(k, &all)?, &slice(v, &all)?, masks)?);
         } else {
             let whole = |x: &Tensor| Tensor::f_cat(&[slice(x, &place.prompt)?, slice(x, &place.completion)?], 2);
-            let out = network.attend_causal(&whole(q)?, &whole(k)?, &whole(v)?)?;
+            let out = network.attend(layer, &whole(q)?, &whole(k)?, &whole(v)?, masks)?;
             parts.push(out.f_narrow(1, place.prompt.len() as i64, place.completion.len() as i64)?);
         }
     }
