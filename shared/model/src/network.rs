@@ -4,6 +4,7 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::config::ModelConfig;
+use crate::numerics::Attention;
 use crate::weights::Weights;
 
 /// Turns rotated queries `[B, heads, L, d]`, rotated keys and values `[B, kv heads, L, d]` of a layer (first argument) into
@@ -23,6 +24,8 @@ pub(crate) struct Network {
     head_dim: i64,
     groups: i64,
     scale: f64,
+    /// How [`Network::hidden`] attends; the generation engine has its own way.
+    pub(crate) attention: Attention,
 }
 
 #[derive(Debug)]
@@ -83,6 +86,7 @@ impl Network {
             head_dim: config.head_dim,
             groups: config.num_attention_heads / config.num_key_value_heads,
             scale: (config.head_dim as f64).powf(-0.5),
+            attention: Attention::default(),
         })
     }
 
@@ -103,14 +107,23 @@ impl Network {
     pub(crate) fn hidden(&self, ids: &Tensor, real: Option<&Tensor>) -> Result<Tensor, TchError> {
         let (batch, length) = ids.size2()?;
         let positions = Tensor::f_arange(length, (Kind::Int64, self.device()))?;
-        let mask = real.map(|real| {
+        let causal = || {
             let causal = positions.f_unsqueeze(0)?.f_less_equal_tensor(&positions.f_unsqueeze(1)?)?;
-            causal.f_view((1, 1, length, length))?.f_logical_and(&real.f_view((batch, 1, 1, length))?)
-        });
-        let mask = mask.transpose()?;
-        self.run(ids, &positions.f_unsqueeze(0)?, &mut |_, q, k, v| match &mask {
-            None => self.attend_causal(q, k, v),
-            Some(mask) => self.attend_masked(q, k, v, mask),
+            causal.f_view((1, 1, length, length))
+        };
+        let mask = match (real, self.attention) {
+            (Some(real), _) => Some(causal()?.f_logical_and(&real.f_view((batch, 1, 1, length))?)?),
+            (None, Attention::Sdpa) => None,
+            (None, Attention::Eager) => Some(causal()?),
+        };
+        let mask = match self.attention {
+            Attention::Sdpa => mask,
+            Attention::Eager => mask.map(|mask| self.added(&mask)).transpose()?,
+        };
+        self.run(ids, &positions.f_unsqueeze(0)?, &mut |_, q, k, v| match (&mask, self.attention) {
+            (None, _) => self.attend_causal(q, k, v),
+            (Some(mask), Attention::Sdpa) => self.attend_masked(q, k, v, mask),
+            (Some(added), Attention::Eager) => self.attend_eager(q, k, v, added),
         })
     }
 
@@ -150,6 +163,19 @@ impl Network {
         let (k, v) = (repeat_heads(k, self.groups)?, repeat_heads(v, self.groups)?);
         let out = Tensor::f_scaled_dot_product_attention(q, &k, &v, Some(mask), 0.0, false, self.scale, false)?;
         join_heads(&out)
+    }
+
+    /// A mask as numbers to be added to the scores: 0 where it holds, else the type's lowest number, as transformers has it.
+    fn added(&self, mask: &Tensor) -> Result<Tensor, TchError> {
+        let lowest = if self.kind() == Kind::BFloat16 { half::bf16::MIN.to_f64() } else { f64::from(f32::MIN) };
+        Tensor::f_zeros(mask.size(), (self.kind(), self.device()))?.f_masked_fill_(&mask.f_logical_not()?, lowest)
+    }
+
+    /// transformers' `eager_attention_forward`: every product is a matmul of its own, and the softmax is in f32.
+    fn attend_eager(&self, q: &Tensor, k: &Tensor, v: &Tensor, added: &Tensor) -> Result<Tensor, TchError> {
+        let (k, v) = (repeat_heads(k, self.groups)?, repeat_heads(v, self.groups)?);
+        let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(self.scale)?.f_add(added)?;
+        join_heads(&scores.f_softmax(-1, Kind::Float)?.f_to_kind(q.kind())?.f_matmul(&v)?)
     }
 
     /// One query per row over a cache `[B, kv heads, T, d]`; `mask` is `[B, 1, 1, T]`. The query heads that share a key head
