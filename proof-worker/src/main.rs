@@ -6,17 +6,24 @@
 //!                       end of socket: the process ends at once, whatever it computes
 //! ```
 //!
-//! Exit codes: 0 the supervisor closed the socket, 1 failure, 64 arguments that cannot be used.
+//! Exit codes: 0 the supervisor closed the socket; 1 failure, a broken link or a frame that must not be believed among them;
+//! 64 arguments or an environment that cannot be used; 70 a reload broke off in the middle, the weights are unfit for use.
 #![forbid(unsafe_code)]
 
 mod arguments;
 mod link;
 mod worker;
 
+use std::convert::Infallible;
 use std::process::ExitCode;
 
 use arguments::Arguments;
 use clap::Parser;
+use grail_model::Numerics;
+use worker::{Broken, Worker};
+
+/// Exit code for weights that are a mixture of two checkpoints (`EX_SOFTWARE`).
+const WEIGHTS_UNFIT: u8 = 70;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -24,22 +31,32 @@ fn main() -> ExitCode {
         Err(error) => return arguments::refuse(&error),
     };
     arguments::start_logging();
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+    let numerics = match arguments.numerics() {
+        Ok(numerics) => numerics,
         Err(error) => {
-            tracing::error!(slot = arguments.slot, error = format!("{error:#}"), "The proof worker cannot go on.");
-            ExitCode::FAILURE
+            tracing::error!(slot = arguments.slot, %error, "The numerics that are asked for cannot be had.");
+            return ExitCode::from(arguments::USAGE);
         }
-    }
+    };
+    let Err(error) = run(&arguments, numerics);
+    let unfit = matches!(error.downcast_ref(), Some(Broken::Unfit { .. }));
+    let class = if unfit { "weights unfit" } else { "failure" };
+    tracing::error!(slot = arguments.slot, class, error = format!("{error:#}"), "The proof worker cannot go on.");
+    if unfit { ExitCode::from(WEIGHTS_UNFIT) } else { ExitCode::FAILURE }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<()> {
+/// Works until something breaks; the orderly end is the link thread's, when the supervisor closes the socket.
+fn run(arguments: &Arguments, numerics: Numerics) -> anyhow::Result<Infallible> {
     let runtime = grail_model::startup(arguments.threads);
-    tracing::info!(slot = arguments.slot, %runtime, "The proof worker starts.");
-    let mut worker = worker::Worker::new(&runtime, arguments.dtype);
-    let link = link::open(arguments.socket.clone(), worker.hello(&runtime, arguments.slot))?;
-    while let Some(command) = link.next() {
-        worker.handle(command, &mut |message| link.send(message))?;
+    let switches = numerics.apply()?;
+    tracing::info!(slot = arguments.slot, %runtime, device = runtime.model, attention = numerics.attention().name(), "The proof worker starts.");
+    tracing::info!(slot = arguments.slot, level = numerics.tuning().level(), %switches, "The numerics are set.");
+    if let Some(warning) = Numerics::warning(arguments::variable) {
+        tracing::warn!(slot = arguments.slot, "{warning}");
     }
-    Ok(())
+    let mut worker = Worker::new(&runtime, arguments.dtype, numerics);
+    let mut link = link::open(arguments.socket.clone(), worker.hello(&runtime, arguments.slot))?;
+    loop {
+        worker.handle(link.next()?, &mut |message| link.send(message))?;
+    }
 }

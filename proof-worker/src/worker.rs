@@ -5,19 +5,20 @@
 //!  Empty ───────────────▶ Holding(revision) ───────────────▶ Holding(new revision)
 //!    │ Reload refused         │ Reload refused: old weights serve    │ copy broke off: the process ends
 //!    ▼                        ▼                                      ▼
-//!  Empty                  Holding(revision)                        exit 1
+//!  Empty                  Holding(revision)                        exit 70
 //! ```
 
 use grail_link::message::{
     Examined, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision, SequenceProof, ToWorker, WorkerHello,
 };
-use grail_model::{ExamineTerms, LoadOptions, Model, Precision, Proof, ProveError, ReloadError, Runtime, Sequence};
+use grail_model::{ExamineTerms, LoadOptions, Model, Numerics, Precision, Proof, ProveError, ReloadError, Runtime, Sequence};
 use grail_process::clock;
 use grail_protocol::commitment;
 
 /// The worker's whole state: at most one model and the revision it was asked to hold.
 pub struct Worker {
     options: LoadOptions,
+    numerics: Numerics,
     resident: Option<Resident>,
 }
 
@@ -49,8 +50,8 @@ pub enum Broken {
 
 impl Worker {
     /// A worker without weights.
-    pub fn new(runtime: &Runtime, precision: Precision) -> Self {
-        Self { options: LoadOptions { device: runtime.device(), precision }, resident: None }
+    pub fn new(runtime: &Runtime, precision: Precision, numerics: Numerics) -> Self {
+        Self { options: LoadOptions { device: runtime.device(), precision }, numerics, resident: None }
     }
 
     /// What the worker says of itself first.
@@ -59,9 +60,13 @@ impl Worker {
             pid: std::process::id(),
             slot,
             device: runtime.device_label().to_owned(),
+            device_name: runtime.model.clone(),
+            driver: runtime.driver.clone(),
+            libtorch: runtime.libtorch.clone(),
             dtype: self.options.precision.name_on(self.options.device).to_owned(),
-            attention: "sdpa".to_owned(),
-            libtorch: runtime.libtorch.to_owned(),
+            attention: self.numerics.attention().name().to_owned(),
+            precision_tuning: self.numerics.tuning().level(),
+            mode: "exact".to_owned(),
         }
     }
 
@@ -108,6 +113,7 @@ impl Worker {
             }
             None => {
                 let model = Model::load(&command.directory, self.options).map_err(ReloadError::Refused)?;
+                let model = model.with_attention(self.numerics.attention());
                 tracing::info!(%model, "The model is loaded.");
                 self.resident = Some(Resident { model, revision });
             }
@@ -117,10 +123,9 @@ impl Worker {
 
     fn describe(&self) -> Result<(String, u32, u32), String> {
         let Some(Resident { model, .. }) = &self.resident else { return Err("no weights are resident".to_owned()) };
-        let hash = model.weights_hash().map_err(|error| format!("the resident weights cannot be read back: {error}"))?;
         let config = model.config();
         let vocab_size = u32::try_from(config.vocab_size).unwrap_or(u32::MAX);
-        Ok((hash, vocab_size, u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX)))
+        Ok((model.weights_hash().to_owned(), vocab_size, u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX)))
     }
 
     fn prove(&self, job: &ProofJob, send: &mut dyn FnMut(FromWorker)) -> Result<(), Broken> {

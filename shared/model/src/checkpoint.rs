@@ -208,9 +208,8 @@ impl Checkpoint {
 
     fn refuse_non_finite<'a>(&self, names: impl Iterator<Item = &'a String>) -> Result<(), WeightsError> {
         let entries = names.filter_map(|name| self.tensors.get_key_value(name));
-        let pieces: Vec<_> = entries
-            .flat_map(|(name, entry)| (0..entry.bytes).step_by(CHUNK).map(move |offset| (name, entry, offset)))
-            .collect();
+        let pieces: Vec<_> =
+            entries.flat_map(|(name, entry)| (0..entry.bytes).step_by(CHUNK).map(move |offset| (name, entry, offset))).collect();
         in_parallel(threads(), pieces.len(), |index, buffer| {
             let (name, entry, offset) = pieces[index];
             buffer.resize(CHUNK.min(entry.bytes - offset), 0);

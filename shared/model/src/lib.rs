@@ -35,5 +35,5 @@ pub use model::{ApplyError, Candidate, LoadError, LoadOptions, Model, Precision,
 pub use numerics::{Attention, Numerics, NumericsError, PrecisionTuning, Switches};
 pub use prove::{ExamineTerms, Examined, Proof, ProveError, Sequence};
 pub use startup::{Runtime, startup};
-pub use transfer::CopyError;
 pub use tch::{Device, Kind, TchError, Tensor};
+pub use transfer::CopyError;

@@ -388,6 +388,56 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_changes_after_it_was_judged_is_refused_and_one_that_vanishes_is_read_on() {
+        let first = fixtures::checkpoint(1, Dtype::BF16);
+        let mut model = Model::load(first.path(), LoadOptions { device: Device::Cpu, precision: Precision::Bf16 }).unwrap();
+        let hash = model.weights_hash().to_owned();
+        let second = fixtures::checkpoint(2, Dtype::BF16);
+        let path = second.path().join("model.safetensors");
+
+        let candidate = model.judge(second.path()).unwrap();
+        let length = std::fs::metadata(&path).unwrap().len();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length / 2).unwrap();
+        let error = model.take(candidate).unwrap_err();
+        assert!(matches!(error, ReloadError::Refused(_)) && error.to_string().contains("written to after"), "{error}");
+        model.apply(&Delta::default()).unwrap();
+        assert_eq!(model.weights_hash(), hash);
+
+        let third = fixtures::checkpoint(3, Dtype::BF16);
+        let want = Checkpoint::open(third.path()).unwrap().weights_hash().unwrap();
+        let candidate = model.judge(third.path()).unwrap();
+        drop(third);
+        model.take(candidate).unwrap();
+        assert_eq!(model.weights_hash(), want);
+    }
+
+    #[test]
+    fn eager_attention_is_as_near_to_the_truth_as_sdpa_with_and_without_padding() {
+        let directory = fixtures::checkpoint(8, Dtype::BF16);
+        let load = |precision, attention| {
+            let options = LoadOptions { device: Device::Cpu, precision };
+            Model::load(directory.path(), options).unwrap().with_attention(attention)
+        };
+        let truth = load(Precision::F32, Attention::Sdpa);
+        let exact = load(Precision::F32, Attention::Eager);
+        let (sdpa, eager) = (load(Precision::Bf16, Attention::Sdpa), load(Precision::Bf16, Attention::Eager));
+        let (long, short): (Vec<u32>, Vec<u32>) = ((0..60).map(|id| id * 7 % 96).collect(), (0..23).collect());
+        for batch in [vec![&long[..], &long[..]], vec![&long[..], &short[..]], vec![&short[..1]]] {
+            for (row, tokens) in (0..).zip(&batch) {
+                let states = |model: &Model| {
+                    let hidden = model.hidden(&batch).unwrap();
+                    hidden.select(0, row).narrow(0, 0, tokens.len() as i64).to_kind(Kind::Double)
+                };
+                let want = states(&truth);
+                let distance = |model: &Model| ((states(model) - &want).norm() / want.norm()).double_value(&[]);
+                assert!(distance(&exact) < 1e-6, "{}", distance(&exact));
+                let (fused, plain) = (distance(&sdpa), distance(&eager));
+                assert!(plain < 1.5 * fused && plain < 0.05, "eager is {plain} from the truth, sdpa {fused}");
+            }
+        }
+    }
+
+    #[test]
     fn another_rotary_base_is_another_model() {
         let first = fixtures::checkpoint(1, Dtype::F32);
         let mut model = Model::load(first.path(), CPU).unwrap();

@@ -1,20 +1,19 @@
 //! The way of bytes from a checkpoint's files to resident tensors and back.
 //!
 //! ```text
-//!  same type, host memory    file ──read──▶ tensor ──▶ hash            several readers, the hash follows behind them
+//!  same type, host memory    file ──read──▶ tensor ──▶ hash            several readers, each hashes what it read when its turn comes
 //!  anything else             file ──read──▶ staging ──copy──▶ tensor   two buffers: one is read into while the other is copied
 //!                            hash ◀── staging ◀──copy── tensor
 //! ```
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, TchError, Tensor};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::checkpoint::{Checkpoint, WeightsError, hex128};
 use crate::native;
-use crate::weight_file::{CHUNK, threads};
+use crate::weight_file::{CHUNK, in_parallel, threads};
 
 /// Size of one of the two staging buffers in bytes; a multiple of every type's width.
 const STAGING: usize = 16 << 20;
@@ -36,72 +35,50 @@ struct Piece<'a> {
     bytes: &'a mut [u8],
 }
 
-impl<'a> Piece<'a> {
-    fn read(self, checkpoint: &Checkpoint) -> Result<&'a [u8], WeightsError> {
-        checkpoint.read(self.name, self.offset, self.bytes, 1)?;
-        Ok(self.bytes)
-    }
+/// The hash so far, and whose piece it waits for.
+struct Turn {
+    next: usize,
+    hasher: Xxh3Default,
+    failed: bool,
 }
 
 /// Fills every place with the tensor of its name and returns the XXH3-128 (hex) of the places in the given order.
 ///
-/// The hash cannot be split over threads, but it can follow the readers: what was just read is still in the cache. This
-/// thread hashes whatever is next in order, and reads with the others while that is not there yet.
+/// The hash cannot be split over threads, but it can go from thread to thread: each hashes what it has just read, while that
+/// is in its own processor's cache and the others read on.
 pub(crate) fn read_and_hash(
     checkpoint: &Checkpoint,
     places: Vec<(&String, &mut [u8])>,
     threads: usize,
 ) -> Result<String, WeightsError> {
-    let pieces: Vec<Piece> = places
-        .into_iter()
-        .flat_map(|(name, place)| {
-            let pieces = place.chunks_mut(CHUNK).enumerate();
-            pieces.map(move |(index, bytes)| Piece { name, offset: index * CHUNK, bytes })
-        })
-        .collect();
-    let count = pieces.len();
-    let queue = Mutex::new(pieces.into_iter().enumerate());
-    let take = &|| queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    std::thread::scope(|scope| {
-        // Both ends belong to this closure: when it returns early, the readers find nobody to send to and end.
-        let (done, read) = mpsc::channel();
-        for _ in 1..threads.min(count) {
-            let done = done.clone();
-            let reader = move || {
-                while let Some((index, piece)) = take() {
-                    if done.send((index, piece.read(checkpoint))).is_err() {
-                        return;
-                    }
-                }
-            };
-            // Where the system has no thread to give, this one does the work alone.
-            let _ = std::thread::Builder::new().name("weights".into()).spawn_scoped(scope, reader);
+    let pieces = places.into_iter().flat_map(|(name, place)| {
+        let pieces = place.chunks_mut(CHUNK).enumerate();
+        pieces.map(move |(index, bytes)| Mutex::new(Some(Piece { name, offset: index * CHUNK, bytes })))
+    });
+    let pieces: Vec<_> = pieces.collect();
+    let turn = Mutex::new(Turn { next: 0, hasher: Xxh3Default::new(), failed: false });
+    let changed = Condvar::new();
+    in_parallel(threads, pieces.len(), |index, _| {
+        let Some(piece) = lock(&pieces[index]).take() else { return Ok(()) };
+        let read = checkpoint.read(piece.name, piece.offset, piece.bytes, 1);
+        // Pieces begin in order, so whoever has an earlier one is at work on it.
+        let mut turn = lock(&turn);
+        while turn.next != index && !turn.failed {
+            turn = changed.wait(turn).unwrap_or_else(PoisonError::into_inner);
         }
-        drop(done);
-        let mut hasher = Xxh3Default::new();
-        let mut waiting = BTreeMap::new();
-        let mut next = 0;
-        while next < count {
-            if let Some(bytes) = waiting.remove(&next) {
-                hasher.update(bytes);
-                next += 1;
-                continue;
-            }
-            let found = match read.try_recv() {
-                Ok(found) => found,
-                Err(_) => match take() {
-                    Some((index, piece)) => (index, piece.read(checkpoint)),
-                    // Everything is taken; a reader has what is missing. If it panicked, the scope does so too.
-                    None => match read.recv() {
-                        Ok(found) => found,
-                        Err(_) => break,
-                    },
-                },
-            };
-            waiting.insert(found.0, found.1?);
+        if !turn.failed && read.is_ok() {
+            turn.hasher.update(piece.bytes);
         }
-        Ok(hex128(hasher.digest128()))
-    })
+        turn.next = index + 1;
+        turn.failed |= read.is_err();
+        changed.notify_all();
+        read
+    })?;
+    Ok(hex128(lock(&turn).hasher.digest128()))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Two buffers in host memory, pinned where the tensors are on a CUDA device.

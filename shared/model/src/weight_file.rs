@@ -14,7 +14,7 @@ use safetensors::tensor::Metadata;
 use crate::checkpoint::WeightsError;
 
 /// Bytes that one thread reads at a time: the copy stays in the processor's cache for whoever looks at it next.
-pub(crate) const CHUNK: usize = 1 << 20;
+pub(crate) const CHUNK: usize = 1 << 19;
 
 /// More threads do not read faster from one memory.
 const MAX_THREADS: usize = 16;

@@ -72,8 +72,12 @@ pub(crate) fn check(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<(),
 impl Weights {
     /// Allocates tensors of the checkpoint's shapes in `kind` on `device` and fills them. The checkpoint was judged before.
     pub(crate) fn fill(checkpoint: &Checkpoint, config: &ModelConfig, device: Device, kind: Kind) -> Result<Self, CopyError> {
-        let mut weights =
-            Self { tensors: BTreeMap::new(), unused: BTreeMap::new(), narrowed: false, hash: hex128(Xxh3Default::new().digest128()) };
+        let mut weights = Self {
+            tensors: BTreeMap::new(),
+            unused: BTreeMap::new(),
+            narrowed: false,
+            hash: hex128(Xxh3Default::new().digest128()),
+        };
         for (name, shape) in layout(config) {
             let tensor = Tensor::f_zeros(&shape, (kind, device))?;
             weights.tensors.insert(name, Resident { tensor, stored: kind });
@@ -91,7 +95,8 @@ impl Weights {
         }
         self.narrowed = !self.tensors.values().all(|resident| holds(resident.tensor.kind(), resident.stored));
         let plain = |resident: &Resident| is_plain(&resident.tensor) && resident.tensor.kind() == resident.stored;
-        self.hash = if self.tensors.values().all(plain) { self.refill_in_place(checkpoint)? } else { self.refill_staged(checkpoint)? };
+        self.hash =
+            if self.tensors.values().all(plain) { self.refill_in_place(checkpoint)? } else { self.refill_staged(checkpoint)? };
         Ok(checkpoint.unchanged()?)
     }
 
@@ -166,8 +171,8 @@ impl Weights {
     /// Writes the values of a judged delta. After an error the tensors are a mixture.
     pub(crate) fn apply(&mut self, delta: &Delta) -> Result<(), CopyError> {
         for change in &delta.tensors {
-            match (self.tensors.get(&change.name), self.unused.get_mut(&change.name)) {
-                (Some(resident), _) => change.write_to(&resident.tensor)?,
+            match (self.tensors.get_mut(&change.name), self.unused.get_mut(&change.name)) {
+                (Some(resident), _) => change.write_to(&mut resident.tensor)?,
                 (None, Some(bytes)) => change.write_to_bytes(bytes),
                 (None, None) => {}
             }
