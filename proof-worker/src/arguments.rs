@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use grail_model::{Mode, Precision};
+use grail_model::{Attention, Mode, Numerics, NumericsError, Precision, PrecisionTuning};
 
-/// Exit code for arguments that cannot be used (`EX_USAGE`).
-const USAGE: u8 = 64;
+/// Exit code for arguments or an environment that cannot be used (`EX_USAGE`).
+pub const USAGE: u8 = 64;
 
 /// Proves rollouts on one device for grail-supervisor, which starts it.
 #[derive(Debug, Parser)]
@@ -45,6 +45,32 @@ pub struct Serve {
     /// CPU threads of libtorch; without it, one per core.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// 0 for libtorch's defaults, as validators have them; 1 without TF32, reduced-precision sums and cuDNN autotuning; 2
+    /// with deterministic algorithms and eager attention too, which needs CUBLAS_WORKSPACE_CONFIG=:4096:8 (or :16:8).
+    ///
+    /// On CUDA the proof is computed in bf16, where TF32 plays next to no part (it concerns f32 products and is off by
+    /// default): level 1 changes the sums inside bf16 products, little else. Level 2 repeats itself to the bit but leaves the
+    /// kernels that validators use. Neither makes different GPUs agree.
+    #[arg(long, value_name = "0|1|2", default_value = "0")]
+    pub precision_tuning: PrecisionTuning,
+    /// sdpa (fused kernels) or eager (matmul, f32 softmax, matmul); without it the precision tuning decides.
+    #[arg(long, value_name = "sdpa|eager")]
+    pub attention: Option<Attention>,
+}
+
+impl Serve {
+    /// Judges the numerics that are asked for against the environment, before libtorch is touched.
+    ///
+    /// # Errors
+    /// When they cannot be had; the message has the remedy.
+    pub fn numerics(&self) -> Result<Numerics, NumericsError> {
+        Numerics::judge(self.precision_tuning, self.attention, variable)
+    }
+}
+
+/// A variable of the environment.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
 /// Prints help, version or what is wrong with the arguments.

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 
 use anyhow::Context;
 use grail_link::message::{FromWorker, ToWorker, WorkerHello};
@@ -16,12 +17,21 @@ const RESULTS_UNDER_WAY: usize = 64;
 pub struct Link {
     commands: mpsc::Receiver<ToWorker>,
     results: tokio::sync::mpsc::Sender<FromWorker>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Link {
-    /// The next command; `None` when the link thread is gone.
-    pub fn next(&self) -> Option<ToWorker> {
-        self.commands.recv().ok()
+    /// The next command. When the socket ends, the link thread ends the process, and this never returns.
+    ///
+    /// # Errors
+    /// When the link thread panicked.
+    pub fn next(&mut self) -> anyhow::Result<ToWorker> {
+        if let Ok(command) = self.commands.recv() {
+            return Ok(command);
+        }
+        // No command comes any more, but the exit code is the link thread's to choose.
+        let _ = self.thread.take().map(JoinHandle::join);
+        anyhow::bail!("the link's thread panicked")
     }
 
     /// Hands a message to the link thread. If that is gone the process is ending, and the message is of no use.
@@ -38,7 +48,7 @@ pub fn open(socket: PathBuf, hello: WorkerHello) -> anyhow::Result<Link> {
     let (to_worker, commands) = mpsc::channel();
     let (results, from_worker) = tokio::sync::mpsc::channel(RESULTS_UNDER_WAY);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the link's runtime")?;
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("link".into())
         .spawn(move || {
             let ended = runtime.block_on(serve(&socket, hello, to_worker, from_worker));
@@ -55,7 +65,7 @@ pub fn open(socket: PathBuf, hello: WorkerHello) -> anyhow::Result<Link> {
             });
         })
         .context("starting the link's thread")?;
-    Ok(Link { commands, results })
+    Ok(Link { commands, results, thread: Some(thread) })
 }
 
 async fn serve(

@@ -5,13 +5,15 @@
 //!  Empty ───────────────▶ Holding(revision) ───────────────▶ Holding(new revision)
 //!    │ Reload refused         │ Reload refused: old weights serve    │ copy broke off: the process ends
 //!    ▼                        ▼                                      ▼
-//!  Empty                  Holding(revision)                        exit 1
+//!  Empty                  Holding(revision)                        exit 70
 //! ```
 
 use grail_link::message::{
     Examined, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision, SequenceProof, ToWorker, WorkerHello,
 };
-use grail_model::{ExamineTerms, LoadOptions, Mode, Model, Precision, Proof, ProveError, Prover, ReloadError, Runtime, Sequence};
+use grail_model::{
+    ExamineTerms, LoadOptions, Mode, Model, Numerics, Precision, Proof, ProveError, Prover, ReloadError, Runtime, Sequence,
+};
 use grail_process::clock;
 use grail_protocol::commitment;
 
@@ -19,6 +21,7 @@ use grail_protocol::commitment;
 pub struct Worker {
     options: LoadOptions,
     mode: Mode,
+    numerics: Numerics,
     resident: Option<Resident>,
 }
 
@@ -51,8 +54,8 @@ pub enum Broken {
 
 impl Worker {
     /// A worker without weights.
-    pub fn new(runtime: &Runtime, precision: Precision, mode: Mode) -> Self {
-        Self { options: LoadOptions { device: runtime.device(), precision }, mode, resident: None }
+    pub fn new(runtime: &Runtime, precision: Precision, mode: Mode, numerics: Numerics) -> Self {
+        Self { options: LoadOptions { device: runtime.device(), precision }, mode, numerics, resident: None }
     }
 
     /// What the worker says of itself first.
@@ -61,9 +64,13 @@ impl Worker {
             pid: std::process::id(),
             slot,
             device: runtime.device_label().to_owned(),
+            device_name: runtime.model.clone(),
+            driver: runtime.driver.clone(),
+            libtorch: runtime.libtorch.clone(),
             dtype: self.options.precision.name_on(self.options.device).to_owned(),
-            attention: "sdpa".to_owned(),
-            libtorch: runtime.libtorch.to_owned(),
+            attention: self.numerics.attention().name().to_owned(),
+            precision_tuning: self.numerics.tuning().level(),
+            mode: self.mode.name().to_owned(),
         }
     }
 
@@ -110,7 +117,8 @@ impl Worker {
             }
             None => {
                 let model = Model::load(&command.directory, self.options).map_err(ReloadError::Refused)?;
-                let prover = Prover::new(&model, self.mode, None);
+                let model = model.with_attention(self.numerics.attention());
+                let prover = Prover::new(&model, self.mode, grail_model::free_memory(model.device()));
                 tracing::info!(%model, mode = %self.mode, "The model is loaded.");
                 if self.mode != Mode::Exact {
                     tracing::info!(budget = %prover.budget(), "Batches are packed.");
@@ -123,10 +131,9 @@ impl Worker {
 
     fn describe(&self) -> Result<(String, u32, u32), String> {
         let Some(Resident { model, .. }) = &self.resident else { return Err("no weights are resident".to_owned()) };
-        let hash = model.weights_hash().map_err(|error| format!("the resident weights cannot be read back: {error}"))?;
         let config = model.config();
         let vocab_size = u32::try_from(config.vocab_size).unwrap_or(u32::MAX);
-        Ok((hash, vocab_size, u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX)))
+        Ok((model.weights_hash().to_owned(), vocab_size, u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX)))
     }
 
     fn prove(&mut self, job: &ProofJob, send: &mut dyn FnMut(FromWorker)) -> Result<(), Broken> {

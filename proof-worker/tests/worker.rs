@@ -29,7 +29,7 @@ fn checkpoint() -> PathBuf {
 }
 
 fn revision(window: u64) -> Revision {
-    Revision { window, weights_hash: Checkpoint::open(&checkpoint()).unwrap().weights_hash() }
+    Revision { window, weights_hash: Checkpoint::open(&checkpoint()).unwrap().weights_hash().unwrap() }
 }
 
 fn reload(window: u64, directory: PathBuf) -> ToWorker {

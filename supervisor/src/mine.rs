@@ -125,6 +125,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         slots: prepared.plan.proof.clone(),
         dtype: settings.proof.dtype.clone(),
         threads: settings.proof.threads,
+        numerics: settings.proof.numerics,
         grace,
     };
     let launcher = LauncherSettings {

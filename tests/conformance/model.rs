@@ -32,7 +32,8 @@ pub fn run(report: &mut Report) {
         for (path, hash) in published(report.root(), &chain) {
             report.check(&path, |directory, cases| {
                 cases.case("weights_hash", || {
-                    let got = Checkpoint::open(directory).map_err(|error| error.to_string())?.weights_hash();
+                    let got = Checkpoint::open(directory).and_then(|checkpoint| checkpoint.weights_hash());
+                    let got = got.map_err(|error| error.to_string())?;
                     if got == hash { Ok(()) } else { Err(format!("got {got}, want {hash}")) }
                 });
             });

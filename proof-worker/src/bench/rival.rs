@@ -116,7 +116,7 @@ impl Rival {
 
     /// Takes the weights in `directory` and says what the worker said.
     pub async fn reload(&mut self, directory: &Path) -> anyhow::Result<Reloaded> {
-        let revision = Revision { window: 0, weights_hash: Checkpoint::open(directory)?.weights_hash() };
+        let revision = Revision { window: 0, weights_hash: Checkpoint::open(directory)?.weights_hash()? };
         let command = ReloadCommand { revision: revision.clone(), directory: directory.into(), manifest: Default::default() };
         self.link.outbox.send(&ToWorker::Reload(command)).await?;
         match self.receive().await? {

@@ -80,12 +80,14 @@ impl Workload {
     pub fn new(directory: &Path, group: &GroupShape) -> anyhow::Result<Self> {
         let config = ModelConfig::read(directory)?;
         let checkpoint = grail_model::Checkpoint::open(directory)?;
-        let bytes = |name: &str| checkpoint.bytes(name).map_or(0, |bytes| bytes.len() as u64);
-        let weight_bytes = checkpoint.names().map(bytes).sum();
-        let width = checkpoint.kind("model.norm.weight").map_or(2, Kind::elt_size_in_bytes) as u64;
-        let layers = checkpoint.names().filter(|name| name.contains(".layers.")).map(bytes).sum::<u64>() / width;
+        let (mut weight_bytes, mut layer_weights) = (0, 0);
+        for (name, shape) in Model::layout(&config) {
+            let elements: u64 = shape.iter().filter_map(|&side| u64::try_from(side).ok()).product();
+            weight_bytes += elements * checkpoint.kind(&name).map_or(2, Kind::elt_size_in_bytes) as u64;
+            layer_weights += if name.contains(".layers.") { elements } else { 0 };
+        }
         let sequences = sequences(&config, group);
-        Ok(Self { config, weight_bytes, layer_weights: layers, sequences, prompt: group.prompt })
+        Ok(Self { config, weight_bytes, layer_weights, sequences, prompt: group.prompt })
     }
 
     /// Tokens of all rollouts, prompts included.

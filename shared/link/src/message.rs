@@ -114,7 +114,7 @@ pub enum FromWorker {
     },
 }
 
-/// What a pool of workers must agree on, and what identifies one.
+/// What identifies a worker, and what a pool of workers must agree on: everything but pid, slot and the device's index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerHello {
     /// Process id, compared with the one that was started.
@@ -123,12 +123,20 @@ pub struct WorkerHello {
     pub slot: u32,
     /// `cpu` or `cuda:0`.
     pub device: String,
-    /// `f32` or `bf16`: what the forward pass computes in, where it was settled before loading; else `auto`.
-    pub dtype: String,
-    /// Attention kernel, `sdpa`.
-    pub attention: String,
-    /// libtorch's version.
+    /// The device's own name, such as `NVIDIA H200`; on the CPU the instruction set of the kernels, such as `cpu AVX512`.
+    pub device_name: String,
+    /// Version of the CUDA driver, such as `13.0`; `None` on the CPU.
+    pub driver: Option<String>,
+    /// libtorch's version, as the loaded library states it.
     pub libtorch: String,
+    /// `f32` or `bf16`: what the forward pass computes in.
+    pub dtype: String,
+    /// Attention kernel, `sdpa` or `eager`.
+    pub attention: String,
+    /// Level of the precision tuning: 0, 1 or 2.
+    pub precision_tuning: u8,
+    /// How sequences are put together for the forward pass, `exact` or `packed`.
+    pub mode: String,
 }
 
 /// What is resident after a reload.

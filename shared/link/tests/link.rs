@@ -54,7 +54,7 @@ async fn messages_cross_a_socket_and_the_end_is_seen() {
     let child = tokio::spawn(async move {
         let mut link: Connection<ToWorker, FromWorker> = Connection::connect(&path).await.unwrap();
         while let Some(ToWorker::Prove(job)) = link.inbox.receive().await.unwrap() {
-            link.outbox.send(&FromWorker::JobDone { job: job.id, seconds: 0.0 }).await.unwrap();
+            link.outbox.send(&FromWorker::JobDone { job: job.id, seconds: 0.0, seconds_beside: 0.0 }).await.unwrap();
         }
     });
     let mut link: Connection<FromWorker, ToWorker> = listener.accept(std::process::id()).await.unwrap();
@@ -63,7 +63,7 @@ async fn messages_cross_a_socket_and_the_end_is_seen() {
         let revision = Revision { window: 30, weights_hash: "00".repeat(16) };
         let job = ProofJob { id, revision, sequences: vec![sequence; 16], examine: None };
         link.outbox.send(&ToWorker::Prove(job)).await.unwrap();
-        assert_eq!(link.inbox.receive().await.unwrap(), Some(FromWorker::JobDone { job: id, seconds: 0.0 }));
+        assert_eq!(link.inbox.receive().await.unwrap(), Some(FromWorker::JobDone { job: id, seconds: 0.0, seconds_beside: 0.0 }));
     }
     drop(link);
     tokio::time::timeout(Duration::from_secs(5), child).await.expect("the child sees the end").unwrap();

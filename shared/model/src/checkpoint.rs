@@ -1,16 +1,15 @@
-//! The safetensors files of a checkpoint, mapped and judged as a whole before anything is copied out of them.
+//! The safetensors files of a checkpoint, judged as a whole before anything is copied out of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde::Deserialize;
-use tch::{Kind, TchError, Tensor};
+use tch::Kind;
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::native;
+use crate::finite::first_non_finite;
+use crate::weight_file::{CHUNK, WeightFile, in_parallel, threads};
 
 /// More shards than any model has.
 const MAX_SHARDS: usize = 1024;
@@ -27,13 +26,19 @@ pub enum WeightsError {
         /// The checkpoint's directory.
         directory: PathBuf,
     },
-    /// A file cannot be opened or mapped.
+    /// A file cannot be opened or read.
     #[error("{path}: cannot be read: {source}; the checkpoint is incomplete, fetch it again")]
     Read {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
+    },
+    /// A file has another size or date than when it was opened.
+    #[error("{path}: was written to after it was opened; a checkpoint's files must not change, fetch it again")]
+    Changed {
+        /// The file.
+        path: PathBuf,
     },
     /// A file is no safetensors file, is cut short, or its header lies.
     #[error("{path}: not a valid safetensors file: {source}; fetch the checkpoint again")]
@@ -103,11 +108,11 @@ pub enum WeightsError {
     },
 }
 
-/// A mapped checkpoint: names, types, shapes and bytes, nothing copied.
+/// An opened checkpoint: names, types, shapes and places of its tensors, nothing copied.
 #[derive(Debug)]
 pub struct Checkpoint {
     directory: PathBuf,
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<WeightFile>,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -116,12 +121,13 @@ struct Entry {
     file: usize,
     dtype: Dtype,
     shape: Vec<i64>,
-    start: usize,
-    end: usize,
+    /// First byte in the file.
+    start: u64,
+    bytes: usize,
 }
 
 impl Checkpoint {
-    /// Maps `model.safetensors`, or else every shard of `model.safetensors.index.json`, and parses every header.
+    /// Opens `model.safetensors`, or else every shard of `model.safetensors.index.json`, and parses every header.
     ///
     /// # Errors
     /// When a file is missing, damaged, or the index disagrees with its files.
@@ -130,12 +136,12 @@ impl Checkpoint {
         let single = directory.join("model.safetensors");
         let index = directory.join("model.safetensors.index.json");
         if single.exists() {
-            checkpoint.add(single)?;
+            checkpoint.add(&single)?;
         } else if index.exists() {
             let weight_map = read_index(&index)?;
             let shards: BTreeSet<&String> = weight_map.values().collect();
             for shard in shards {
-                checkpoint.add(directory.join(shard))?;
+                checkpoint.add(&directory.join(shard))?;
             }
             checkpoint.agree_with(&index, &weight_map)?;
         } else {
@@ -144,22 +150,18 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn add(&mut self, path: PathBuf) -> Result<(), WeightsError> {
-        let failed = |source| WeightsError::Read { path: path.clone(), source };
-        let map = native::map(&File::open(&path).map_err(failed)?).map_err(failed)?;
-        // The crate checks that the header fits the file, that every tensor lies inside it and that none overlap.
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|source| WeightsError::Format { path: path.clone(), source })?;
-        let data = header + size_of::<u64>();
+    fn add(&mut self, path: &Path) -> Result<(), WeightsError> {
+        let (file, metadata, data) = WeightFile::open(path)?;
         for (name, info) in metadata.tensors() {
             let shape = info.shape.iter().map(|&side| i64::try_from(side).unwrap_or(i64::MAX)).collect();
-            let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
-            let entry = Entry { file: self.files.len(), dtype: info.dtype, shape, start, end };
+            let (start, end) = info.data_offsets;
+            let entry =
+                Entry { file: self.files.len(), dtype: info.dtype, shape, start: data + start as u64, bytes: end - start };
             if self.tensors.insert(name.clone(), entry).is_some() {
-                return Err(WeightsError::Index { path, reason: format!("tensor {name} is in two files") });
+                return Err(WeightsError::Index { path: path.to_path_buf(), reason: format!("tensor {name} is in two files") });
             }
         }
-        self.files.push((path, map));
+        self.files.push(file);
         Ok(())
     }
 
@@ -167,7 +169,7 @@ impl Checkpoint {
         let wrong = |reason| Err(WeightsError::Index { path: index.to_path_buf(), reason });
         for (name, file) in weight_map {
             match self.tensors.get(name) {
-                Some(entry) if self.files[entry.file].0 == self.directory.join(file) => {}
+                Some(entry) if self.path_of(entry) == self.directory.join(file) => {}
                 Some(_) => return wrong(format!("tensor {name} is not in {file}, where the index puts it, but elsewhere")),
                 None => return wrong(format!("tensor {name} is not in {file}, where the index puts it")),
             }
@@ -189,7 +191,7 @@ impl Checkpoint {
                 let (directory, name, want) = (self.directory.clone(), name.clone(), want.clone());
                 return Err(WeightsError::Missing { directory, name, want });
             };
-            let path = || self.files[entry.file].0.clone();
+            let path = || self.path_of(entry).to_path_buf();
             if entry.shape != *want {
                 let (name, got, want) = (name.clone(), entry.shape.clone(), want.clone());
                 return Err(WeightsError::Shape { path: path(), name, got, want });
@@ -199,23 +201,39 @@ impl Checkpoint {
             }
         }
         if let Some((name, entry)) = self.tensors.iter().find(|(name, _)| !expected.contains_key(*name) && !ignorable(name)) {
-            return Err(WeightsError::Unexpected { path: self.files[entry.file].0.clone(), name: name.clone() });
+            return Err(WeightsError::Unexpected { path: self.path_of(entry).to_path_buf(), name: name.clone() });
         }
-        expected.keys().try_for_each(|name| self.refuse_non_finite(name))
+        self.refuse_non_finite(expected.keys())
     }
 
-    fn refuse_non_finite(&self, name: &str) -> Result<(), WeightsError> {
-        let Some(entry) = self.tensors.get(name) else { return Ok(()) };
-        match first_non_finite(self.bytes_of(entry), entry.dtype) {
-            None => Ok(()),
-            Some(element) => {
-                Err(WeightsError::NotFinite { path: self.files[entry.file].0.clone(), name: name.to_owned(), element })
+    fn refuse_non_finite<'a>(&self, names: impl Iterator<Item = &'a String>) -> Result<(), WeightsError> {
+        let entries = names.filter_map(|name| self.tensors.get_key_value(name));
+        let pieces: Vec<_> =
+            entries.flat_map(|(name, entry)| (0..entry.bytes).step_by(CHUNK).map(move |offset| (name, entry, offset))).collect();
+        in_parallel(threads(), pieces.len(), |index, buffer| {
+            let (name, entry, offset) = pieces[index];
+            buffer.resize(CHUNK.min(entry.bytes - offset), 0);
+            self.files[entry.file].read(entry.start + offset as u64, buffer)?;
+            match first_non_finite(buffer, entry.dtype) {
+                None => Ok(()),
+                Some(element) => {
+                    let element = offset / (entry.dtype.bitsize() / 8) + element;
+                    Err(WeightsError::NotFinite { path: self.path_of(entry).to_path_buf(), name: name.clone(), element })
+                }
             }
-        }
+        })
     }
 
-    fn bytes_of(&self, entry: &Entry) -> &[u8] {
-        &self.files[entry.file].1[entry.start..entry.end]
+    /// Refuses a checkpoint whose files somebody has written to since they were opened.
+    ///
+    /// # Errors
+    /// [`WeightsError::Changed`] with the file.
+    pub fn unchanged(&self) -> Result<(), WeightsError> {
+        self.files.iter().try_for_each(WeightFile::unchanged)
+    }
+
+    fn path_of(&self, entry: &Entry) -> &Path {
+        self.files[entry.file].path()
     }
 
     /// The tensors' names, ascending.
@@ -223,32 +241,45 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Raw little-endian bytes of a tensor as stored.
-    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.tensors.get(name).map(|entry| self.bytes_of(entry))
-    }
-
     /// The type a tensor is stored in, if it is a weight type.
     pub fn kind(&self, name: &str) -> Option<Kind> {
         self.tensors.get(name).and_then(|entry| kind(entry.dtype))
     }
 
-    /// Calls `read` with a view of a stored tensor (CPU, the file's type).
+    /// Size of a tensor in its file; 0 if there is none.
+    pub(crate) fn size(&self, name: &str) -> usize {
+        self.tensors.get(name).map_or(0, |entry| entry.bytes)
+    }
+
+    /// Fills `bytes` with a tensor's raw little-endian bytes from byte `offset` of the tensor on.
     ///
     /// # Errors
-    /// When there is no such weight tensor or libtorch refuses the view.
-    pub(crate) fn with_tensor<R>(&self, name: &str, read: impl FnOnce(&Tensor) -> R) -> Result<R, TchError> {
-        let absent = || TchError::TensorNameNotFound(name.to_owned(), self.directory.display().to_string());
-        let entry = self.tensors.get(name).ok_or_else(absent)?;
-        native::with_view(self.bytes_of(entry), &entry.shape, kind(entry.dtype).ok_or_else(absent)?, read)
+    /// When there is no such tensor, it ends before `bytes` is full, or the file cannot be read.
+    pub(crate) fn read(&self, name: &str, offset: usize, bytes: &mut [u8], threads: usize) -> Result<(), WeightsError> {
+        let inside = self.tensors.get(name).filter(|entry| bytes.len() <= entry.bytes.saturating_sub(offset));
+        let Some(entry) = inside else {
+            let (directory, name) = (self.directory.clone(), name.to_owned());
+            return Err(WeightsError::Missing { directory, name, want: Vec::new() });
+        };
+        self.files[entry.file].read_in_parallel(entry.start + offset as u64, bytes, threads)
     }
 
     /// XXH3-128 (seed 0, hex, big-endian digest) over the raw bytes of all tensors in ascending order of name: the
     /// `weights_hash` of a checkpoint's metadata.
-    pub fn weights_hash(&self) -> String {
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn weights_hash(&self) -> Result<String, WeightsError> {
         let mut hasher = Xxh3Default::new();
-        self.tensors.values().for_each(|entry| hasher.update(self.bytes_of(entry)));
-        hex128(hasher.digest128())
+        let mut buffer = vec![0; CHUNK];
+        for entry in self.tensors.values() {
+            for offset in (0..entry.bytes).step_by(CHUNK) {
+                let piece = &mut buffer[..CHUNK.min(entry.bytes - offset)];
+                self.files[entry.file].read(entry.start + offset as u64, piece)?;
+                hasher.update(piece);
+            }
+        }
+        Ok(hex128(hasher.digest128()))
     }
 }
 
@@ -262,20 +293,6 @@ fn kind(dtype: Dtype) -> Option<Kind> {
         Dtype::BF16 => Some(Kind::BFloat16),
         Dtype::F16 => Some(Kind::Half),
         Dtype::F32 => Some(Kind::Float),
-        _ => None,
-    }
-}
-
-/// Index of the first element whose exponent is all ones (NaN or infinity). Looks at bits only, so it runs at memory speed.
-fn first_non_finite(bytes: &[u8], dtype: Dtype) -> Option<usize> {
-    let find16 = |mask: u16| bytes.as_chunks::<2>().0.iter().position(|element| u16::from_le_bytes(*element) & mask == mask);
-    match dtype {
-        Dtype::BF16 => find16(0x7f80),
-        Dtype::F16 => find16(0x7c00),
-        Dtype::F32 => {
-            let mask = 0x7f80_0000;
-            bytes.as_chunks::<4>().0.iter().position(|element| u32::from_le_bytes(*element) & mask == mask)
-        }
         _ => None,
     }
 }

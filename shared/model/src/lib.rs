@@ -6,25 +6,35 @@
 //!                     └────────────────▶ generation::Engine    the embedded generation engine
 //! ```
 //!
-//! The only crate that links libtorch. Its `unsafe` lives in one module.
+//! The only crate that links libtorch. Its `unsafe` lives in one module, beside the C++ shim of `native/shim.cpp`.
 
 mod checkpoint;
 mod config;
+mod delta;
+mod finite;
 #[cfg(test)]
 mod fixtures;
 pub mod generation;
+mod memory;
 mod model;
 mod native;
 mod network;
+mod numerics;
 mod prove;
 mod rotary;
 mod sketch;
 mod startup;
+mod transfer;
+mod weight_file;
 mod weights;
 
 pub use checkpoint::{Checkpoint, WeightsError};
 pub use config::{Architecture, ConfigError, ModelConfig, Rotary, RotaryScaling, stop_token_ids};
-pub use model::{LoadError, LoadOptions, Model, Precision, ReloadError};
+pub use delta::{Delta, DeltaError, TensorDelta};
+pub use memory::{empty_cache, free_memory, take_peak};
+pub use model::{ApplyError, Candidate, LoadError, LoadOptions, Model, Precision, ReloadError};
+pub use numerics::{Attention, Numerics, NumericsError, PrecisionTuning, Switches};
 pub use prove::{Drift, ExamineTerms, Examined, MemoryPlan, Mode, Proof, ProveError, Prover, Sequence, TokenBudget};
 pub use startup::{Runtime, startup};
 pub use tch::{Device, Kind, TchError, Tensor};
+pub use transfer::CopyError;

@@ -8,7 +8,10 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::checkpoint::{Checkpoint, WeightsError};
 use crate::config::{ConfigError, ModelConfig};
+use crate::delta::{Delta, DeltaError};
 use crate::network::Network;
+use crate::numerics::Attention;
+use crate::transfer::CopyError;
 use crate::weights::{self, Weights};
 
 /// The type a model computes in.
@@ -112,13 +115,32 @@ pub enum ReloadError {
         directory: PathBuf,
     },
     /// The copy broke off: the resident weights are a mixture and must not be used.
-    #[error("{directory}: libtorch failed in the middle of the copy, the weights are unfit for use: {source}; restart")]
+    #[error("{directory}: the copy broke off in the middle, the resident weights are unfit for use: {source}; restart")]
     Unfit {
         /// The new checkpoint's directory.
         directory: PathBuf,
-        /// What libtorch said.
-        source: TchError,
+        /// What happened.
+        source: CopyError,
     },
+}
+
+/// Why a delta was not applied, and what the model is worth now.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Nothing was written; the old weights go on serving.
+    #[error("the delta is refused: {0}")]
+    Refused(#[from] DeltaError),
+    /// Writing broke off: the resident weights are a mixture and must not be used.
+    #[error("the delta was written in part, the resident weights are unfit for use: {0}; restart")]
+    Unfit(CopyError),
+}
+
+/// A checkpoint that was judged to fit a model: what is left to do is the copy.
+#[derive(Debug)]
+pub struct Candidate {
+    directory: PathBuf,
+    config: ModelConfig,
+    checkpoint: Checkpoint,
 }
 
 /// A model on a device.
@@ -139,25 +161,54 @@ impl Model {
         let (config, checkpoint) = judge(directory)?;
         let failed = |source| LoadError::Torch { directory: directory.to_path_buf(), source };
         let kind = options.precision.on(options.device);
-        let weights = Weights::fill(&checkpoint, &config, options.device, kind).map_err(failed)?;
+        let weights = Weights::fill(&checkpoint, &config, options.device, kind).map_err(|error| match error {
+            CopyError::File(error) => LoadError::Weights(error),
+            CopyError::Torch(source) => failed(source),
+        })?;
         let network = Network::share(&weights, &config).map_err(failed)?;
         Ok(Self { config, weights, network })
     }
 
-    /// Replaces the weights in place by those of another checkpoint of the same model. All headers, names, shapes, types and
-    /// values are judged before the first byte is copied.
+    /// The same model with another attention in [`Model::hidden`]; a loaded one has [`Attention::Sdpa`].
+    pub fn with_attention(mut self, attention: Attention) -> Self {
+        self.network.attention = attention;
+        self
+    }
+
+    /// Replaces the weights in place by those of another checkpoint of the same model: [`Model::judge`], then [`Model::take`].
     ///
     /// # Errors
     /// [`ReloadError::Refused`] and [`ReloadError::OtherModel`] leave the old weights serving; after
     /// [`ReloadError::Unfit`] the model must be dropped.
     pub fn reload(&mut self, directory: &Path) -> Result<(), ReloadError> {
-        let _guard = tch::no_grad_guard();
+        let candidate = self.judge(directory)?;
+        self.take(candidate)
+    }
+
+    /// Judges a checkpoint against this model: headers, names, shapes, types and every value, before a byte is copied.
+    ///
+    /// # Errors
+    /// [`ReloadError::Refused`] and [`ReloadError::OtherModel`].
+    pub fn judge(&self, directory: &Path) -> Result<Candidate, ReloadError> {
         let (config, checkpoint) = judge(directory).map_err(ReloadError::Refused)?;
+        let directory = directory.to_path_buf();
         if !config.same_network(&self.config) {
-            return Err(ReloadError::OtherModel { directory: directory.to_path_buf() });
+            return Err(ReloadError::OtherModel { directory });
         }
-        let failed = |source| ReloadError::Unfit { directory: directory.to_path_buf(), source };
-        self.weights.refill(&checkpoint).map_err(failed)?;
+        Ok(Candidate { directory, config, checkpoint })
+    }
+
+    /// Copies a judged checkpoint into the resident tensors. Its files are read by position, so one that was cut short since
+    /// is an error and no SIGBUS.
+    ///
+    /// # Errors
+    /// [`ReloadError::Refused`] when a file was written to since it was judged; [`ReloadError::Unfit`] when that happens
+    /// during the copy, a file cannot be read, or libtorch fails.
+    pub fn take(&mut self, candidate: Candidate) -> Result<(), ReloadError> {
+        let _guard = tch::no_grad_guard();
+        let Candidate { directory, config, checkpoint } = candidate;
+        checkpoint.unchanged().map_err(|error| ReloadError::Refused(error.into()))?;
+        self.weights.refill(&checkpoint).map_err(|source| ReloadError::Unfit { directory, source })?;
         self.config = config;
         Ok(())
     }
@@ -165,6 +216,16 @@ impl Model {
     /// Names and shapes of the tensors that a configuration asks for.
     pub fn layout(config: &ModelConfig) -> BTreeMap<String, Vec<i64>> {
         weights::layout(config)
+    }
+
+    /// Writes a delta's values into the resident tensors, bit for bit. Everything is judged before the first write.
+    ///
+    /// # Errors
+    /// [`ApplyError::Refused`] leaves the old weights serving; after [`ApplyError::Unfit`] the model must be dropped.
+    pub fn apply(&mut self, delta: &Delta) -> Result<(), ApplyError> {
+        let _guard = tch::no_grad_guard();
+        self.weights.check_delta(delta)?;
+        self.weights.apply(delta).map_err(ApplyError::Unfit)
     }
 
     /// The configuration of the checkpoint that is loaded.
@@ -177,14 +238,11 @@ impl Model {
         self.network.device()
     }
 
-    /// XXH3-128 (hex) over the raw bytes of the resident tensors in ascending order of name, in the files' type: equal to the
-    /// checkpoint's `weights_hash` iff what is resident is what was published (GRAIL checkpoints 6). Where the model's type is
-    /// narrower than the files' the bytes cannot be had back, and the hash is that of the files as they were copied.
-    ///
-    /// # Errors
-    /// When libtorch cannot copy the tensors back.
-    pub fn weights_hash(&self) -> Result<String, TchError> {
-        let _guard = tch::no_grad_guard();
+    /// XXH3-128 (hex) over the raw bytes of the resident tensors in ascending order of name, in the files' type, read back
+    /// from the device after the last load, reload or delta: equal to the checkpoint's `weights_hash` iff what is resident is
+    /// what was published (GRAIL checkpoints 6). Where the model's type is narrower than the files' the bytes cannot be had
+    /// back, and the hash is that of the files' bytes as they were copied.
+    pub fn weights_hash(&self) -> &str {
         self.weights.hash()
     }
 
@@ -318,7 +376,7 @@ mod tests {
         map.extend(names(&second, "b.safetensors"));
         let index = sharded.path().join("model.safetensors.index.json");
         std::fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
-        let hash = |directory: &Path| Model::load(directory, CPU).unwrap().weights_hash().unwrap();
+        let hash = |directory: &Path| Model::load(directory, CPU).unwrap().weights_hash().to_owned();
         assert_eq!(hash(sharded.path()), hash(whole.path()));
 
         map.insert("model.norm.weight".into(), json!("a.safetensors"));
@@ -338,7 +396,7 @@ mod tests {
         let tokens: &[u32] = &[1, 5, 9, 7];
         let mut model = Model::load(first.path(), CPU).unwrap();
         let before = model.hidden(&[tokens]).unwrap();
-        let hash = model.weights_hash().unwrap();
+        let hash = model.weights_hash().to_owned();
 
         let damaged = tempfile::tempdir().unwrap();
         let mut tensors = fixtures::weights(damaged.path(), &fixtures::config(), 3, Dtype::F32);
@@ -346,13 +404,63 @@ mod tests {
         fixtures::write(&damaged.path().join("model.safetensors"), &tensors);
         assert!(matches!(model.reload(damaged.path()), Err(ReloadError::Refused(_))));
         assert_eq!(model.hidden(&[tokens]).unwrap(), before);
-        assert_eq!(model.weights_hash().unwrap(), hash);
+        assert_eq!(model.weights_hash(), hash);
 
         model.reload(second.path()).unwrap();
         let fresh = Model::load(second.path(), CPU).unwrap();
         assert_eq!(model.hidden(&[tokens]).unwrap(), fresh.hidden(&[tokens]).unwrap());
         assert_ne!(model.hidden(&[tokens]).unwrap(), before);
-        assert_eq!(model.weights_hash().unwrap(), Checkpoint::open(second.path()).unwrap().weights_hash());
+        assert_eq!(model.weights_hash(), Checkpoint::open(second.path()).unwrap().weights_hash().unwrap());
+    }
+
+    #[test]
+    fn a_file_that_changes_after_it_was_judged_is_refused_and_one_that_vanishes_is_read_on() {
+        let first = fixtures::checkpoint(1, Dtype::BF16);
+        let mut model = Model::load(first.path(), LoadOptions { device: Device::Cpu, precision: Precision::Bf16 }).unwrap();
+        let hash = model.weights_hash().to_owned();
+        let second = fixtures::checkpoint(2, Dtype::BF16);
+        let path = second.path().join("model.safetensors");
+
+        let candidate = model.judge(second.path()).unwrap();
+        let length = std::fs::metadata(&path).unwrap().len();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length / 2).unwrap();
+        let error = model.take(candidate).unwrap_err();
+        assert!(matches!(error, ReloadError::Refused(_)) && error.to_string().contains("written to after"), "{error}");
+        model.apply(&Delta::default()).unwrap();
+        assert_eq!(model.weights_hash(), hash);
+
+        let third = fixtures::checkpoint(3, Dtype::BF16);
+        let want = Checkpoint::open(third.path()).unwrap().weights_hash().unwrap();
+        let candidate = model.judge(third.path()).unwrap();
+        drop(third);
+        model.take(candidate).unwrap();
+        assert_eq!(model.weights_hash(), want);
+    }
+
+    #[test]
+    fn eager_attention_is_as_near_to_the_truth_as_sdpa_with_and_without_padding() {
+        let directory = fixtures::checkpoint(8, Dtype::BF16);
+        let load = |precision, attention| {
+            let options = LoadOptions { device: Device::Cpu, precision };
+            Model::load(directory.path(), options).unwrap().with_attention(attention)
+        };
+        let truth = load(Precision::F32, Attention::Sdpa);
+        let exact = load(Precision::F32, Attention::Eager);
+        let (sdpa, eager) = (load(Precision::Bf16, Attention::Sdpa), load(Precision::Bf16, Attention::Eager));
+        let (long, short): (Vec<u32>, Vec<u32>) = ((0..60).map(|id| id * 7 % 96).collect(), (0..23).collect());
+        for batch in [vec![&long[..], &long[..]], vec![&long[..], &short[..]], vec![&short[..1]]] {
+            for (row, tokens) in (0..).zip(&batch) {
+                let states = |model: &Model| {
+                    let hidden = model.hidden(&batch).unwrap();
+                    hidden.select(0, row).narrow(0, 0, tokens.len() as i64).to_kind(Kind::Double)
+                };
+                let want = states(&truth);
+                let distance = |model: &Model| ((states(model) - &want).norm() / want.norm()).double_value(&[]);
+                assert!(distance(&exact) < 1e-6, "{}", distance(&exact));
+                let (fused, plain) = (distance(&sdpa), distance(&eager));
+                assert!(plain < 1.5 * fused && plain < 0.05, "eager is {plain} from the truth, sdpa {fused}");
+            }
+        }
     }
 
     #[test]
@@ -381,7 +489,7 @@ mod tests {
             let fresh = Model::load(second.path(), CPU).unwrap();
             assert_eq!(model.hidden(&[tokens]).unwrap(), fresh.hidden(&[tokens]).unwrap());
             assert_ne!(model.hidden(&[tokens]).unwrap(), before);
-            assert_eq!(model.weights_hash().unwrap(), Checkpoint::open(second.path()).unwrap().weights_hash());
+            assert_eq!(model.weights_hash(), Checkpoint::open(second.path()).unwrap().weights_hash().unwrap());
         }
     }
 
@@ -418,8 +526,8 @@ mod tests {
         ] {
             let directory = fixtures::checkpoint(4, dtype);
             let model = Model::load(directory.path(), LoadOptions { device: Device::Cpu, precision }).unwrap();
-            let want = Checkpoint::open(directory.path()).unwrap().weights_hash();
-            assert_eq!(model.weights_hash().unwrap(), want, "{dtype:?} as {precision:?}");
+            let want = Checkpoint::open(directory.path()).unwrap().weights_hash().unwrap();
+            assert_eq!(model.weights_hash(), want, "{dtype:?} as {precision:?}");
         }
     }
 }

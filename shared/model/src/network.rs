@@ -6,6 +6,7 @@ mod packed;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::config::ModelConfig;
+use crate::numerics::Attention;
 use crate::rotary;
 use crate::weights::Weights;
 
@@ -26,6 +27,8 @@ pub(crate) struct Network {
     head_dim: i64,
     groups: i64,
     scale: f64,
+    /// How [`Network::hidden`] attends; the generation engine has its own way.
+    pub(crate) attention: Attention,
 }
 
 #[derive(Debug)]
@@ -81,8 +84,8 @@ impl Layer {
     }
 }
 
-/// Who sees whom in a batch without a cache, `[1 or B, 1, L, L]` bool; `None` where plain causal attention says the same,
-/// and then with other last bits.
+/// Who sees whom in a batch without a cache, `[1 or B, 1, L, L]`: bool for the fused kernels, numbers to be added for eager
+/// attention; `None` where plain causal attention says the same, and then with other last bits.
 #[derive(Debug)]
 pub(crate) struct Masks {
     full: Option<Tensor>,
@@ -103,6 +106,7 @@ impl Network {
             head_dim: config.head_dim,
             groups: config.num_attention_heads / config.num_key_value_heads,
             scale: (config.head_dim as f64).powf(-0.5),
+            attention: Attention::default(),
         })
     }
 
@@ -141,25 +145,28 @@ impl Network {
     pub(crate) fn masks(&self, length: i64, real: Option<&Tensor>) -> Result<Masks, TchError> {
         let positions = Tensor::f_arange(length, (Kind::Int64, self.device()))?;
         let (keys, queries) = (positions.f_unsqueeze(0)?, positions.f_unsqueeze(1)?);
-        let with_padding = |mask: Tensor| {
+        let eager = self.attention == Attention::Eager;
+        let finished = |mask: Tensor| {
             let mask = mask.f_view((1, 1, length, length))?;
-            real.map_or(Ok(mask.shallow_clone()), |real| mask.f_logical_and(&real.f_view((-1, 1, 1, length))?))
+            let mask = real.map_or(Ok(mask.shallow_clone()), |real| mask.f_logical_and(&real.f_view((-1, 1, 1, length))?))?;
+            if eager { self.added(&mask) } else { Ok(mask) }
         };
         let causal = || keys.f_less_equal_tensor(&queries);
         let within = |window: i64| keys.f_greater_tensor(&queries.f_sub_scalar(window)?)?.f_logical_and(&causal()?);
         // The reference builds the mask of a window from the length on that equals it, although it hides nothing yet.
-        let window = self.sliding_window().filter(|window| real.is_some() || length >= *window);
+        let window = self.sliding_window().filter(|window| real.is_some() || eager || length >= *window);
         Ok(Masks {
-            full: real.map(|_| with_padding(causal()?)).transpose()?,
-            sliding: window.map(|window| with_padding(within(window)?)).transpose()?,
+            full: (real.is_some() || eager).then(|| finished(causal()?)).transpose()?,
+            sliding: window.map(|window| finished(within(window)?)).transpose()?,
         })
     }
 
     /// Attention of a layer in a batch without a cache: `[B, L, heads * d]`.
     pub(crate) fn attend(&self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, masks: &Masks) -> Result<Tensor, TchError> {
-        match if self.window(layer).is_some() { &masks.sliding } else { &masks.full } {
-            None => self.attend_causal(q, k, v),
-            Some(mask) => self.attend_masked(q, k, v, mask),
+        match (if self.window(layer).is_some() { &masks.sliding } else { &masks.full }, self.attention) {
+            (None, _) => self.attend_causal(q, k, v),
+            (Some(mask), Attention::Sdpa) => self.attend_masked(q, k, v, mask),
+            (Some(added), Attention::Eager) => self.attend_eager(q, k, v, added),
         }
     }
 
@@ -208,6 +215,19 @@ impl Network {
         let (k, v) = (repeat_heads(k, self.groups)?, repeat_heads(v, self.groups)?);
         let out = Tensor::f_scaled_dot_product_attention(q, &k, &v, Some(mask), 0.0, false, self.scale, false)?;
         join_heads(&out)
+    }
+
+    /// A mask as numbers to be added to the scores: 0 where it holds, else the type's lowest number, as transformers has it.
+    fn added(&self, mask: &Tensor) -> Result<Tensor, TchError> {
+        let lowest = if self.kind() == Kind::BFloat16 { half::bf16::MIN.to_f64() } else { f64::from(f32::MIN) };
+        Tensor::f_zeros(mask.size(), (self.kind(), self.device()))?.f_masked_fill_(&mask.f_logical_not()?, lowest)
+    }
+
+    /// transformers' `eager_attention_forward`: every product is a matmul of its own, and the softmax is in f32.
+    fn attend_eager(&self, q: &Tensor, k: &Tensor, v: &Tensor, added: &Tensor) -> Result<Tensor, TchError> {
+        let (k, v) = (repeat_heads(k, self.groups)?, repeat_heads(v, self.groups)?);
+        let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(self.scale)?.f_add(added)?;
+        join_heads(&scores.f_softmax(-1, Kind::Float)?.f_to_kind(q.kind())?.f_matmul(&v)?)
     }
 
     /// One query per row over a cache `[B, kv heads, T, d]`; `mask` is `[B, 1, 1, T]`. The query heads that share a key head

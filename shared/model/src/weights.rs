@@ -1,12 +1,16 @@
 //! The tensors a model computes with: resident on its device, filled from a checkpoint, refilled in place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tch::{Device, Kind, TchError, Tensor};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::checkpoint::{Checkpoint, WeightsError, hex128};
 use crate::config::ModelConfig;
+use crate::delta::{Delta, DeltaError};
+use crate::native::{bytes_mut, is_plain};
+use crate::transfer::{self, CopyError, Staging};
+use crate::weight_file::threads;
 
 /// The resident tensors by name, with what is needed to say which checkpoint they are.
 #[derive(Debug)]
@@ -14,8 +18,10 @@ pub(crate) struct Weights {
     tensors: BTreeMap<String, Resident>,
     /// Stored tensors that the model does not use; kept because the weights hash covers them.
     unused: BTreeMap<String, Vec<u8>>,
-    /// The files' hash, where the model's type is narrower than the files' and the bytes cannot be had back.
-    narrowed: Option<String>,
+    /// Whether the model's type is narrower than the files', so that their bytes cannot be had back.
+    narrowed: bool,
+    /// XXH3-128 of what is resident, in the files' types.
+    hash: String,
 }
 
 #[derive(Debug)]
@@ -71,10 +77,15 @@ pub(crate) fn check(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<(),
 
 impl Weights {
     /// Allocates tensors of the checkpoint's shapes in `kind` on `device` and fills them. The checkpoint was judged before.
-    pub(crate) fn fill(checkpoint: &Checkpoint, config: &ModelConfig, device: Device, kind: Kind) -> Result<Self, TchError> {
-        let mut weights = Self { tensors: BTreeMap::new(), unused: BTreeMap::new(), narrowed: None };
+    pub(crate) fn fill(checkpoint: &Checkpoint, config: &ModelConfig, device: Device, kind: Kind) -> Result<Self, CopyError> {
+        let mut weights = Self {
+            tensors: BTreeMap::new(),
+            unused: BTreeMap::new(),
+            narrowed: false,
+            hash: hex128(Xxh3Default::new().digest128()),
+        };
         for (name, shape) in layout(config) {
-            let tensor = Tensor::f_empty(&shape, (kind, device))?;
+            let tensor = Tensor::f_zeros(&shape, (kind, device))?;
             weights.tensors.insert(name, Resident { tensor, stored: kind });
         }
         weights.refill(checkpoint)?;
@@ -82,16 +93,103 @@ impl Weights {
     }
 
     /// Copies a judged checkpoint into the resident tensors. After an error they are a mixture.
-    pub(crate) fn refill(&mut self, checkpoint: &Checkpoint) -> Result<(), TchError> {
+    pub(crate) fn refill(&mut self, checkpoint: &Checkpoint) -> Result<(), CopyError> {
+        let unused = checkpoint.names().filter(|name| !self.tensors.contains_key(*name));
+        self.unused = unused.map(|name| (name.to_owned(), vec![0; checkpoint.size(name)])).collect();
         for (name, resident) in &mut self.tensors {
-            checkpoint.with_tensor(name, |stored| resident.tensor.f_copy_(stored))??;
             resident.stored = checkpoint.kind(name).unwrap_or(resident.stored);
         }
-        let unused = checkpoint.names().filter(|name| !self.tensors.contains_key(*name));
-        self.unused = unused.filter_map(|name| Some((name.to_owned(), checkpoint.bytes(name)?.to_vec()))).collect();
-        let lossless = self.tensors.values().all(|resident| holds(resident.tensor.kind(), resident.stored));
-        self.narrowed = (!lossless).then(|| checkpoint.weights_hash());
+        self.narrowed = !self.tensors.values().all(|resident| holds(resident.tensor.kind(), resident.stored));
+        let plain = |resident: &Resident| is_plain(&resident.tensor) && resident.tensor.kind() == resident.stored;
+        self.hash =
+            if self.tensors.values().all(plain) { self.refill_in_place(checkpoint)? } else { self.refill_staged(checkpoint)? };
+        Ok(checkpoint.unchanged()?)
+    }
+
+    /// The files' bytes are the resident bytes: they are read to where they stay, and hashed there.
+    fn refill_in_place(&mut self, checkpoint: &Checkpoint) -> Result<String, CopyError> {
+        let resident = self.tensors.iter_mut().map(|(name, resident)| (name, bytes_mut(&mut resident.tensor)));
+        let unused = self.unused.iter_mut().map(|(name, bytes)| (name, bytes.as_mut_slice()));
+        let mut places: Vec<(&String, &mut [u8])> = resident.chain(unused).collect();
+        places.sort_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(transfer::read_and_hash(checkpoint, places, threads())?)
+    }
+
+    /// The resident tensors are on another device or of another type than the files.
+    fn refill_staged(&mut self, checkpoint: &Checkpoint) -> Result<String, CopyError> {
+        let mut staging = Staging::new(self.device())?;
+        let mut of_files = Xxh3Default::new();
+        for name in checkpoint.names() {
+            match (self.tensors.get_mut(name), self.unused.get_mut(name)) {
+                (Some(resident), _) => {
+                    staging.fill(checkpoint, name, &resident.tensor, resident.stored, &mut |bytes| {
+                        if self.narrowed {
+                            of_files.update(bytes);
+                        }
+                    })?;
+                }
+                (None, Some(bytes)) => {
+                    checkpoint.read(name, 0, bytes, threads())?;
+                    of_files.update(bytes);
+                }
+                (None, None) => {}
+            }
+        }
+        staging.settle()?;
+        // What a narrower type has lost cannot be had back; then the hash is that of the bytes as they passed.
+        if self.narrowed { Ok(hex128(of_files.digest128())) } else { self.read_back(&mut staging) }
+    }
+
+    /// The checkpoint hash of the resident tensors, which are cast back to the files' types: lossless unless `narrowed`.
+    fn read_back(&mut self, staging: &mut Staging) -> Result<String, CopyError> {
+        let mut hasher = Xxh3Default::new();
+        let mut names: Vec<&String> = self.tensors.keys().chain(self.unused.keys()).collect();
+        names.sort();
+        for name in names {
+            match (self.tensors.get(name), self.unused.get(name)) {
+                (Some(resident), _) => staging.show(&resident.tensor, resident.stored, &mut |bytes| hasher.update(bytes))?,
+                (None, Some(bytes)) => hasher.update(bytes),
+                (None, None) => {}
+            }
+        }
+        Ok(hex128(hasher.digest128()))
+    }
+
+    /// Judges a delta against what is resident, before anything is written.
+    pub(crate) fn check_delta(&self, delta: &Delta) -> Result<(), DeltaError> {
+        if self.narrowed {
+            return Err(DeltaError::Narrowed);
+        }
+        let mut seen = BTreeSet::new();
+        delta.tensors.iter().try_for_each(|change| {
+            let name = &change.name;
+            if !seen.insert(name) {
+                return Err(DeltaError::Twice { name: name.clone() });
+            }
+            match (self.tensors.get(name), self.unused.get(name)) {
+                (Some(resident), _) => change.check(Some(resident.stored), resident.tensor.numel()),
+                (None, Some(bytes)) => change.check(None, bytes.len() / change.kind.elt_size_in_bytes()),
+                (None, None) => Err(DeltaError::Unknown { name: name.clone() }),
+            }
+        })
+    }
+
+    /// Writes the values of a judged delta. After an error the tensors are a mixture.
+    pub(crate) fn apply(&mut self, delta: &Delta) -> Result<(), CopyError> {
+        for change in &delta.tensors {
+            match (self.tensors.get_mut(&change.name), self.unused.get_mut(&change.name)) {
+                (Some(resident), _) => change.write_to(&mut resident.tensor)?,
+                (None, Some(bytes)) => change.write_to_bytes(bytes),
+                (None, None) => {}
+            }
+        }
+        let mut staging = Staging::new(self.device())?;
+        self.hash = self.read_back(&mut staging)?;
         Ok(())
+    }
+
+    fn device(&self) -> Device {
+        self.tensors.values().next().map_or(Device::Cpu, |resident| resident.tensor.device())
     }
 
     /// A handle on a resident tensor that sees later refills.
@@ -100,34 +198,13 @@ impl Weights {
         found.ok_or_else(|| TchError::TensorNameNotFound(name.to_owned(), "the resident weights".to_owned()))
     }
 
-    /// The checkpoint hash of what is resident: tensors are cast back to the files' type, which is lossless.
-    pub(crate) fn hash(&self) -> Result<String, TchError> {
-        if let Some(hash) = &self.narrowed {
-            return Ok(hash.clone());
-        }
-        let mut hasher = Xxh3Default::new();
-        let mut names: Vec<&String> = self.tensors.keys().chain(self.unused.keys()).collect();
-        names.sort();
-        for name in names {
-            match (self.tensors.get(name), self.unused.get(name)) {
-                (Some(resident), _) => hasher.update(&stored_bytes(resident)?),
-                (None, Some(bytes)) => hasher.update(bytes),
-                (None, None) => {}
-            }
-        }
-        Ok(hex128(hasher.digest128()))
+    /// The checkpoint hash of what is resident, as it was read back after the last write.
+    pub(crate) fn hash(&self) -> &str {
+        &self.hash
     }
 }
 
 /// Whether every value of `stored` has an exact counterpart in `resident`.
 fn holds(resident: Kind, stored: Kind) -> bool {
     resident == stored || resident == Kind::Float
-}
-
-fn stored_bytes(resident: &Resident) -> Result<Vec<u8>, TchError> {
-    let tensor = resident.tensor.f_to_kind(resident.stored)?.f_to(Device::Cpu)?.f_contiguous()?;
-    let elements = tensor.numel();
-    let mut bytes = vec![0; elements * resident.stored.elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut bytes, elements)?;
-    Ok(bytes)
 }

@@ -8,6 +8,7 @@
 //!  Backoff ◀──────── one event: Ended ◀────┘          Quarantined: k ends in T, or a worker that differs from the pool
 //! ```
 
+mod agreement;
 mod generator;
 mod keep;
 mod life_cycle;
@@ -16,5 +17,5 @@ mod session;
 
 pub use generator::{Generator, LauncherSettings, Serving};
 pub use life_cycle::{ChildState, LifeCycle, Next, RestartPolicy};
-pub use proof_pool::{ProofError, ProofPool, Proved, WorkerSettings};
+pub use proof_pool::{ProofError, ProofPool, Proved, WorkerNumerics, WorkerSettings};
 pub use session::{ChildPrograms, Programs};

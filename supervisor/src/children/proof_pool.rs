@@ -6,15 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use grail_link::Connection;
-use grail_link::message::{
-    ExamineTerms, FromWorker, ProofJob, ProofSequence, ReloadCommand, Revision, SequenceProof, ToWorker, WorkerHello,
-};
+use grail_link::message::{ExamineTerms, FromWorker, ProofJob, ProofSequence, ReloadCommand, Revision, SequenceProof, ToWorker};
 use grail_process::{Child, Spawner, clock};
 use grail_protocol::commitment::hash_sketches;
 use grail_protocol::constants::PRIME_Q;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::agreement::Agreement;
 use super::keep::{Ended, Kept, Refusals, keep};
 use super::life_cycle::ChildState;
 use super::session::{self, ChildPrograms, Incoming, Opening, Programs, Session};
@@ -41,8 +40,19 @@ pub struct WorkerSettings {
     pub dtype: String,
     /// Threads of one worker on the CPU.
     pub threads: u32,
+    /// How exactly the workers compute.
+    pub numerics: WorkerNumerics,
     /// Time a worker gets to end by itself.
     pub grace: Duration,
+}
+
+/// How exactly workers compute; the default is what validators do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WorkerNumerics {
+    /// Level of the precision tuning, 0 to 2.
+    pub precision_tuning: u8,
+    /// Eager attention at levels 0 and 1 too.
+    pub force_eager_attention: bool,
 }
 
 /// The proof of one sequence, checked by the parent: lengths fit, and the hash is the one it computed itself.
@@ -90,8 +100,7 @@ struct Pending {
 struct Shared {
     queue: Mutex<VecDeque<Pending>>,
     arrived: Notify,
-    /// What the first worker said it computes with; the others must agree.
-    agreed: Mutex<Option<WorkerHello>>,
+    agreement: Mutex<Agreement>,
     refusals: Refusals,
     board: Board,
     spawner: Spawner,
@@ -115,7 +124,7 @@ impl ProofPool {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             arrived: Notify::new(),
-            agreed: Mutex::default(),
+            agreement: Mutex::default(),
             refusals: Refusals::new(),
             board,
             spawner,
@@ -198,23 +207,6 @@ impl Shared {
         let place = queue.iter().position(|pending| pending.job.revision == *resident)?;
         queue.remove(place)
     }
-
-    /// The first worker settles what the pool computes with; one that differs would make proofs the others cannot repeat.
-    fn agree(&self, hello: &WorkerHello) -> Result<(), String> {
-        let mut agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
-        let facts = |hello: &WorkerHello| {
-            let kind = hello.device.split(':').next().unwrap_or_default().to_owned();
-            (kind, hello.dtype.clone(), hello.attention.clone(), hello.libtorch.clone())
-        };
-        match &*agreed {
-            None => *agreed = Some(hello.clone()),
-            Some(first) if facts(first) != facts(hello) => {
-                return Err(format!("it computes with {:?}, the pool with {:?}", facts(hello), facts(first)));
-            }
-            Some(_) => {}
-        }
-        Ok(())
-    }
 }
 
 /// One slot's task. It alone changes the state of its worker.
@@ -250,7 +242,8 @@ impl Kept for Slot {
             Err(error) => return error.ended(),
         };
         let FromWorker::Hello(hello) = hello else { return Ended::Died("its first message was no hello".into()) };
-        if let Err(why) = self.shared.agree(&hello) {
+        let agreed = self.shared.agreement.lock().unwrap_or_else(PoisonError::into_inner).join(&hello);
+        if let Err(why) = agreed {
             return Ended::Unfit(why);
         }
         self.shared.board.child(&self.name, |shown| shown.pid = Some(child.pid()));
@@ -282,18 +275,28 @@ impl Slot {
         let mut arguments = vec!["--slot".into(), self.slot.slot.to_string().into()];
         arguments.extend(["--dtype".into(), settings.dtype.clone().into()]);
         arguments.extend(["--threads".into(), settings.threads.to_string().into()]);
+        let numerics = settings.numerics;
+        arguments.extend(["--precision-tuning".into(), numerics.precision_tuning.to_string().into()]);
+        if numerics.force_eager_attention {
+            arguments.extend(["--attention".into(), "eager".into()]);
+        }
+        // An empty list hides every GPU, so that a CPU slot can never open one.
+        let mut environment = vec![
+            ("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()),
+            ("CUDA_VISIBLE_DEVICES".into(), self.slot.gpu.clone().unwrap_or_default().into()),
+            ("OMP_WAIT_POLICY".into(), "passive".into()),
+        ];
+        if numerics.precision_tuning == 2 {
+            // cuBLAS reads it when it starts; without it products differ from run to run.
+            environment.push(("CUBLAS_WORKSPACE_CONFIG".into(), ":4096:8".into()));
+        }
         Opening {
             spawner: &self.shared.spawner,
             name: &self.name,
             program: settings.programs.path(ChildPrograms::ProofWorker),
             socket: settings.sockets.join(format!("proof-{}.sock", self.slot.slot)),
             arguments,
-            // An empty list hides every GPU, so that a CPU slot can never open one.
-            environment: vec![
-                ("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()),
-                ("CUDA_VISIBLE_DEVICES".into(), self.slot.gpu.clone().unwrap_or_default().into()),
-                ("OMP_WAIT_POLICY".into(), "passive".into()),
-            ],
+            environment,
         }
     }
 

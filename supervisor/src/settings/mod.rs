@@ -13,6 +13,7 @@ pub use grail_store::bucket::Secret;
 pub use source::{Origin, Sources};
 pub use table::{Form, Setting, TABLE};
 
+use crate::children::WorkerNumerics;
 use source::{Sourced, Values, collect, shown};
 
 /// One mistake in the settings.
@@ -182,6 +183,8 @@ pub struct Proof {
     pub threads: u32,
     /// `auto`, `f32`, `bf16` or `f16`.
     pub dtype: String,
+    /// How exactly the miner's workers compute.
+    pub numerics: WorkerNumerics,
 }
 
 /// The workers' devices.
@@ -320,7 +323,18 @@ impl Reader<'_> {
             ProofSlots::Gpus(if listed.is_empty() { vec![self.whole("proof.gpu", 0, 1023)] } else { listed })
         };
         let dtype = self.choice("proof.dtype", &["auto", "f32", "bf16", "f16"]);
-        Proof { slots, threads: self.whole("proof.threads", 1, 1024), dtype }
+        Proof { slots, threads: self.whole("proof.threads", 1, 1024), dtype, numerics: self.numerics() }
+    }
+
+    fn numerics(&mut self) -> WorkerNumerics {
+        let level = self.whole("proof.precision_tuning", 0, 2);
+        let key = "proof.force_eager_attention";
+        let force_eager_attention = self.flag(key);
+        let asked = self.sourced(key).is_some_and(|sourced| sourced.origin != Origin::Default);
+        if level == 2 && asked && !force_eager_attention {
+            self.refuse(key, "contradicts proof.precision_tuning = 2, which computes attention eagerly; leave one of them out");
+        }
+        WorkerNumerics { precision_tuning: u8::try_from(level).unwrap_or(0), force_eager_attention }
     }
 
     fn sourced(&self, key: &str) -> Option<&Sourced> {
@@ -388,6 +402,10 @@ impl Reader<'_> {
             self.refuse(key, &format!("is outside {low} to {high}"));
         }
         number
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.sourced(key).and_then(|sourced| sourced.value.as_bool()).unwrap_or(false)
     }
 
     fn list(&self, key: &str) -> Vec<u32> {

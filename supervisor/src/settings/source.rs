@@ -204,6 +204,11 @@ fn from_text(setting: &Setting, text: &str) -> Result<Value, String> {
     let value = match setting.form {
         Form::Text | Form::Path | Form::Secret => Some(Value::String(text.into())),
         Form::Whole => whole(text),
+        Form::Flag => match text.to_ascii_lowercase().as_str() {
+            "1" | "true" | "yes" => Some(Value::Boolean(true)),
+            "0" | "false" | "no" => Some(Value::Boolean(false)),
+            _ => None,
+        },
         Form::Number => text.parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::Float),
         Form::WholeList => {
             let text = text.trim_matches(|bracket| "[]".contains(bracket));
@@ -218,6 +223,7 @@ fn with_form(form: Form, value: Value) -> Result<Value, (Value, &'static str)> {
     match (form, value) {
         (Form::Text | Form::Path | Form::Secret, value @ Value::String(_)) => Ok(value),
         (Form::Whole, value) if is_whole(&value) => Ok(value),
+        (Form::Flag, value @ Value::Boolean(_)) => Ok(value),
         (Form::Number, Value::Integer(number)) => Ok(Value::Float(number as f64)),
         (Form::Number, Value::Float(number)) if number.is_finite() => Ok(Value::Float(number)),
         (Form::WholeList, Value::Array(items)) if items.iter().all(is_whole) => Ok(Value::Array(items)),
@@ -230,6 +236,7 @@ fn wanted(form: Form) -> &'static str {
         Form::Text | Form::Secret => "text",
         Form::Path => "a path (text)",
         Form::Whole => "a whole number of 0 or more",
+        Form::Flag => "true or false",
         Form::Number => "a number",
         Form::WholeList => "a list of whole numbers such as [1, 2]",
     }

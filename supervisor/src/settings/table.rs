@@ -12,6 +12,8 @@ pub enum Form {
     Whole,
     /// A number of any kind.
     Number,
+    /// true or false; in a variable 1, true or yes, and 0, false or no.
+    Flag,
     /// A list of whole numbers, or `1,2,3` in a variable.
     WholeList,
     /// Text that never reaches a log, an error or a child.
@@ -199,6 +201,21 @@ pub const TABLE: &[Setting] = &[
     setting("proof.cpu_slots", &[], Form::Whole, "2", "Proof workers where proof.device is cpu."),
     setting("proof.threads", &[], Form::Whole, "1", "Threads of one proof worker on the CPU."),
     setting("proof.dtype", &[], Form::Text, "'auto'", "auto (bf16 on CUDA, f32 on the CPU), f32, bf16 or f16."),
+    setting(
+        "proof.precision_tuning",
+        &["GRAIL_PRECISION_TUNING"],
+        Form::Whole,
+        "0",
+        "0 computes proofs as validators do; 1 without TF32 and reduced-precision sums, which changes bf16 proofs next to \
+         nothing; 2 deterministic with eager attention, farther from validators' kernels. None makes different GPUs agree.",
+    ),
+    setting(
+        "proof.force_eager_attention",
+        &["GRAIL_FORCE_EAGER_ATTENTION"],
+        Form::Flag,
+        "false",
+        "Eager attention in the proof model at tuning 0 and 1 too; slower, and not the kernel validators use.",
+    ),
     setting(
         "schedule.safety_blocks",
         &["GRAIL_MINER_SAFETY_BLOCKS"],

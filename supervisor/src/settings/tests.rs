@@ -129,3 +129,31 @@ fn a_seed_is_no_development_key_and_is_not_shown() {
     let error = load_text(&text, &[]).unwrap_err();
     assert!(error.contains("belongs in a wallet file") && !error.contains("5ec2e7"), "{error}");
 }
+
+#[test]
+fn numerics_are_judged_with_everything_else() {
+    let numerics = |text: &str, variables: &[(&str, &str)]| {
+        let text = format!("{LOCAL}[proof]\n{text}\n");
+        load_text(&text, variables).map(|loaded| loaded.settings.proof.numerics)
+    };
+    assert_eq!(numerics("", &[]).unwrap(), WorkerNumerics::default());
+    let asked = numerics("precision_tuning = 1", &[("GRAIL_FORCE_EAGER_ATTENTION", "1")]).unwrap();
+    assert_eq!(asked, WorkerNumerics { precision_tuning: 1, force_eager_attention: true });
+    let asked = numerics("force_eager_attention = true", &[("GRAIL_PRECISION_TUNING", "2")]).unwrap();
+    assert_eq!(asked, WorkerNumerics { precision_tuning: 2, force_eager_attention: true });
+    assert_eq!(numerics("", &[("GRAIL_FORCE_EAGER_ATTENTION", "no")]).unwrap(), WorkerNumerics::default());
+
+    let error =
+        numerics("gpus = 'all'", &[("GRAIL_PRECISION_TUNING", "3"), ("GRAIL_FORCE_EAGER_ATTENTION", "maybe")]).unwrap_err();
+    for part in [
+        "3 mistake(s)",
+        "proof.precision_tuning = 3 (environment GRAIL_PRECISION_TUNING) is outside 0 to 2",
+        "proof.force_eager_attention = maybe (environment GRAIL_FORCE_EAGER_ATTENTION) is not true or false",
+    ] {
+        assert!(error.contains(part), "{part:?} is missing in\n{error}");
+    }
+    let error = numerics("force_eager_attention = 1", &[]).unwrap_err();
+    assert!(error.contains("proof.force_eager_attention") && error.contains("not true or false"), "{error}");
+    let error = numerics("precision_tuning = 2\nforce_eager_attention = false", &[]).unwrap_err();
+    assert!(error.contains("contradicts proof.precision_tuning = 2"), "{error}");
+}

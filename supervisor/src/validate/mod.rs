@@ -32,7 +32,7 @@ use serde_json::Value;
 use crate::buckets::Buckets;
 use crate::chain::{self, Chain};
 use crate::checkpoints::{Checkpoints, Unready, check_dataset};
-use crate::children::{ChildPrograms, Programs, ProofPool, Proved, WorkerSettings};
+use crate::children::{ChildPrograms, Programs, ProofPool, Proved, WorkerNumerics, WorkerSettings};
 use crate::exit::Failure;
 use crate::groups::Terms;
 use crate::mine::{open_chain, plan};
@@ -136,6 +136,8 @@ impl Validator {
             slots: plan.proof,
             dtype: settings.proof.dtype.clone(),
             threads: settings.proof.threads,
+            // The network's validator runs the defaults, whatever this miner is tuned to.
+            numerics: WorkerNumerics::default(),
             grace: Duration::from_secs(2),
         };
         let trainer = settings.trainer.clone().unwrap_or(trainer);

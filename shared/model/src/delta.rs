@@ -1,0 +1,275 @@
+//! A sparse change of the weights: new values at listed places, written into the resident tensors (GRAIL checkpoints 5, 6).
+
+use tch::{Kind, TchError, Tensor};
+
+use safetensors::Dtype;
+
+use crate::finite::first_non_finite;
+use crate::native::{bytes_mut, is_plain};
+
+/// Elements that are written at once, which bounds the memory for their positions.
+const AT_ONCE: usize = 1 << 20;
+
+/// What one checkpoint differs in from the one before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// The tensors that differ; what is not named stays as it is.
+    pub tensors: Vec<TensorDelta>,
+}
+
+/// What one tensor differs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorDelta {
+    /// The tensor.
+    pub name: String,
+    /// The type of the values, which must be the one the tensor is stored in.
+    pub kind: Kind,
+    /// Row-major flat positions, strictly ascending.
+    pub positions: Vec<u64>,
+    /// The new values (not differences), little-endian, one for each position.
+    pub values: Vec<u8>,
+}
+
+/// Why a delta is refused. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum DeltaError {
+    /// The resident tensors are rounded, so a change of single values cannot lead to the published hash.
+    #[error("the model computes in a narrower type than its checkpoint is stored in; load the whole checkpoint instead")]
+    Narrowed,
+    /// No tensor of the checkpoint has this name.
+    #[error("delta of tensor {name}: the resident checkpoint has no such tensor; load the whole checkpoint instead")]
+    Unknown {
+        /// The tensor.
+        name: String,
+    },
+    /// The tensor is named again.
+    #[error("delta of tensor {name}: the tensor is named twice; fetch the delta again")]
+    Twice {
+        /// The tensor.
+        name: String,
+    },
+    /// The values are of another type.
+    #[error(
+        "delta of tensor {name}: values of type {got:?}, the tensor is stored as {want:?}; load the whole checkpoint instead"
+    )]
+    Type {
+        /// The tensor.
+        name: String,
+        /// The type of the values.
+        got: Kind,
+        /// The type of the tensor.
+        want: Kind,
+    },
+    /// Not one value for each position.
+    #[error("delta of tensor {name}: {bytes} bytes of values for {positions} positions; fetch the delta again")]
+    Count {
+        /// The tensor.
+        name: String,
+        /// Size of the values.
+        bytes: usize,
+        /// Number of positions.
+        positions: usize,
+    },
+    /// A position that the tensor does not have, or that does not follow the one before it.
+    #[error(
+        "delta of tensor {name}: entry {entry} is for position {position}, want ascending positions below {elements}; fetch the delta again"
+    )]
+    Position {
+        /// The tensor.
+        name: String,
+        /// Index of the entry.
+        entry: usize,
+        /// Its position.
+        position: u64,
+        /// Elements of the tensor.
+        elements: usize,
+    },
+    /// A value that would make the model compute nonsense.
+    #[error("delta of tensor {name}: the value of entry {entry} is NaN or infinite; the delta is damaged or training diverged")]
+    NotFinite {
+        /// The tensor.
+        name: String,
+        /// Index of the entry.
+        entry: usize,
+    },
+}
+
+impl TensorDelta {
+    /// Judges the entries against a tensor of `elements` elements, stored as `stored` where that is known.
+    pub(crate) fn check(&self, stored: Option<Kind>, elements: usize) -> Result<(), DeltaError> {
+        let name = || self.name.clone();
+        let dtype = match (self.kind, stored) {
+            (got, Some(want)) if got != want => return Err(DeltaError::Type { name: name(), got, want }),
+            (Kind::BFloat16, _) => Dtype::BF16,
+            (Kind::Half, _) => Dtype::F16,
+            (Kind::Float, _) => Dtype::F32,
+            (got, _) => return Err(DeltaError::Type { name: name(), got, want: Kind::BFloat16 }),
+        };
+        let (bytes, positions) = (self.values.len(), self.positions.len());
+        if positions.checked_mul(self.kind.elt_size_in_bytes()) != Some(bytes) {
+            return Err(DeltaError::Count { name: name(), bytes, positions });
+        }
+        let mut least = 0;
+        for (entry, &position) in self.positions.iter().enumerate() {
+            if position < least || position >= elements as u64 {
+                return Err(DeltaError::Position { name: name(), entry, position, elements });
+            }
+            least = position + 1;
+        }
+        match first_non_finite(&self.values, dtype) {
+            None => Ok(()),
+            Some(entry) => Err(DeltaError::NotFinite { name: name(), entry }),
+        }
+    }
+
+    /// Writes judged entries into a tensor, on whatever device and in whatever type it is.
+    pub(crate) fn write_to(&self, tensor: &mut Tensor) -> Result<(), TchError> {
+        if is_plain(tensor) && tensor.kind() == self.kind {
+            self.write_to_bytes(bytes_mut(tensor));
+            return Ok(());
+        }
+        let mut flat = tensor.f_view(-1)?;
+        let width = self.kind.elt_size_in_bytes();
+        for (positions, values) in self.positions.chunks(AT_ONCE).zip(self.values.chunks(AT_ONCE * width)) {
+            let count = positions.len() as i64;
+            // Judged: every position is below the number of elements, which is an i64 in libtorch.
+            let positions: Vec<i64> = positions.iter().map(|&position| position.cast_signed()).collect();
+            let positions = Tensor::f_from_slice(&positions)?.f_to(tensor.device())?;
+            let values = Tensor::f_from_data_size(values, &[count], self.kind)?.f_to(tensor.device())?;
+            let _ = flat.f_index_copy_(0, &positions, &values.f_to_kind(tensor.kind())?)?;
+        }
+        Ok(())
+    }
+
+    /// Writes judged entries into the bytes of a tensor of their type.
+    pub(crate) fn write_to_bytes(&self, bytes: &mut [u8]) {
+        if self.kind == Kind::Float { self.scatter::<4>(bytes) } else { self.scatter::<2>(bytes) }
+    }
+
+    fn scatter<const WIDTH: usize>(&self, bytes: &mut [u8]) {
+        let elements = bytes.as_chunks_mut::<WIDTH>().0;
+        for (&position, value) in self.positions.iter().zip(self.values.as_chunks::<WIDTH>().0) {
+            elements[position as usize] = *value;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+    use crate::model::{ApplyError, LoadOptions, Model, Precision};
+    use proptest::prelude::*;
+    use tch::Device;
+
+    fn load(directory: &std::path::Path, precision: Precision) -> Model {
+        Model::load(directory, LoadOptions { device: Device::Cpu, precision }).unwrap()
+    }
+
+    /// A checkpoint with a tensor that the model does not use, as old ones have it.
+    fn stored(directory: &std::path::Path, dtype: Dtype) -> fixtures::Stored {
+        let mut tensors = fixtures::weights(directory, &fixtures::config(), 11, dtype);
+        let width = dtype.bitsize() / 8;
+        tensors.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), (dtype, vec![8], vec![0; 8 * width]));
+        fixtures::write(&directory.join("model.safetensors"), &tensors);
+        tensors
+    }
+
+    /// Changes random places of random tensors in `tensors`, and says which.
+    fn change(tensors: &mut fixtures::Stored, dtype: Dtype, choices: &[(usize, u64, u16)]) -> Delta {
+        let (kind, width) = if dtype == Dtype::BF16 { (Kind::BFloat16, 2) } else { (Kind::Float, 4) };
+        let names: Vec<String> = tensors.keys().cloned().collect();
+        let mut changes = std::collections::BTreeMap::new();
+        for (tensor, position, bits) in choices {
+            let name = &names[tensor % names.len()];
+            let elements = tensors[name].2.len() / width;
+            // Any finite value, negative zero and the smallest ones among them.
+            let bits = if bits & 0x7f80 == 0x7f80 { bits & 0xff7f } else { *bits };
+            let value = if width == 2 { bits.to_le_bytes().to_vec() } else { [[0x11, 0x22], bits.to_le_bytes()].concat() };
+            changes.entry(name.clone()).or_insert_with(std::collections::BTreeMap::new).insert(position % elements as u64, value);
+        }
+        let tensors = changes.into_iter().map(|(name, entries)| {
+            let bytes = &mut tensors.get_mut(&name).unwrap().2;
+            for (position, value) in &entries {
+                let start = *position as usize * width;
+                bytes[start..start + width].copy_from_slice(value);
+            }
+            TensorDelta {
+                name,
+                kind,
+                positions: entries.keys().copied().collect(),
+                values: entries.into_values().flatten().collect(),
+            }
+        });
+        Delta { tensors: tensors.collect() }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn a_delta_leads_to_the_same_bits_as_the_whole_changed_checkpoint(
+            choices in prop::collection::vec((any::<usize>(), any::<u64>(), any::<u16>()), 0..200),
+            (dtype, precision) in prop::sample::select(vec![
+                (Dtype::BF16, Precision::Bf16),
+                (Dtype::BF16, Precision::F32),
+                (Dtype::F32, Precision::F32),
+            ]),
+        ) {
+            let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let mut model = { stored(first.path(), dtype); load(first.path(), precision) };
+            let mut tensors = stored(second.path(), dtype);
+            let delta = change(&mut tensors, dtype, &choices);
+            fixtures::write(&second.path().join("model.safetensors"), &tensors);
+            model.apply(&delta).unwrap();
+            let whole = load(second.path(), precision);
+            prop_assert_eq!(model.weights_hash(), whole.weights_hash());
+            let tokens: &[u32] = &[1, 5, 9, 7];
+            let bits = |model: &Model| {
+                let hidden = model.hidden(&[tokens]).unwrap().to_kind(Kind::Float);
+                Vec::<f32>::try_from(hidden.view(-1)).unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(bits(&model), bits(&whole));
+        }
+    }
+
+    #[test]
+    fn every_kind_of_wrong_delta_is_refused_before_the_first_write() {
+        let directory = tempfile::tempdir().unwrap();
+        stored(directory.path(), Dtype::BF16);
+        let mut model = load(directory.path(), Precision::Bf16);
+        let hash = model.weights_hash().to_owned();
+        let tensor = |name: &str, positions: &[u64], values: Vec<u8>| TensorDelta {
+            name: name.into(),
+            kind: Kind::BFloat16,
+            positions: positions.to_vec(),
+            values,
+        };
+        let good = tensor("lm_head.weight", &[0, 3], vec![1; 4]);
+        let norm = "model.norm.weight";
+        let cases = [
+            (tensor("model.extra.weight", &[0], vec![1; 2]), "no such tensor"),
+            (good.clone(), "named twice"),
+            (TensorDelta { kind: Kind::Float, ..tensor(norm, &[0], vec![1; 4]) }, "stored as BFloat16"),
+            (TensorDelta { kind: Kind::Half, ..tensor(norm, &[0], vec![1; 2]) }, "stored as BFloat16"),
+            (tensor(norm, &[0, 1], vec![1; 6]), "6 bytes of values for 2 positions"),
+            (tensor(norm, &[0, 32], vec![1; 4]), "position 32, want ascending positions below 32"),
+            (tensor(norm, &[5, 5], vec![1; 4]), "entry 1 is for position 5"),
+            (tensor(norm, &[5, 4], vec![1; 4]), "entry 1 is for position 4"),
+            (tensor(norm, &[5, u64::MAX], vec![1; 4]), "want ascending"),
+            (tensor(norm, &[5, 6], vec![1, 1, 0x80, 0x7f]), "entry 1 is NaN or infinite"),
+            (tensor("model.layers.0.self_attn.rotary_emb.inv_freq", &[8], vec![1; 2]), "below 8"),
+        ];
+        for (bad, word) in cases {
+            let error = model.apply(&Delta { tensors: vec![good.clone(), bad] }).unwrap_err();
+            assert!(matches!(error, ApplyError::Refused(_)) && error.to_string().contains(word), "want {word:?}, got {error}");
+        }
+        // Read the tensors again, not the hash that is remembered.
+        model.apply(&Delta::default()).unwrap();
+        assert_eq!(model.weights_hash(), hash);
+
+        let wide = tempfile::tempdir().unwrap();
+        stored(wide.path(), Dtype::F32);
+        let error = load(wide.path(), Precision::Bf16).apply(&Delta::default()).unwrap_err();
+        assert!(matches!(error, ApplyError::Refused(DeltaError::Narrowed)), "{error}");
+    }
+}

@@ -1,0 +1,65 @@
+//! A pool of real proof workers that do not compute alike.
+
+// The lint spares test functions only, not what they share.
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+use grail_process::Spawner;
+use grail_supervisor::children::{ChildPrograms, ChildState, Programs, ProofPool, WorkerNumerics, WorkerSettings};
+use grail_supervisor::plan::ProofSlot;
+use grail_supervisor::status::{Board, ChildStatus};
+use grail_tests::programs;
+
+/// A folder of programs whose proof worker is the real one, given `to` instead of the argument `from` in slot 1.
+fn programs_with_a_stranger(folder: &Path, from: &str, to: &str) -> Programs {
+    let real = programs().join("grail-proof-worker");
+    let script = format!(
+        "#!/bin/bash\ncase \" $* \" in\n*\" --slot 1 \"*) exec {real:?} \"${{@/#{from}/{to}}}\" ;;\n*) exec {real:?} \"$@\" ;;\nesac\n"
+    );
+    let path = folder.join("grail-proof-worker");
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    symlink(programs().join("grail-gen-launcher"), folder.join("grail-gen-launcher")).unwrap();
+    Programs::find(Some(folder), &[ChildPrograms::ProofWorker]).unwrap()
+}
+
+/// Both workers once each is ready or quarantined.
+async fn settled(board: &Board) -> Vec<ChildStatus> {
+    let wait = async {
+        loop {
+            let children: Vec<_> = board.snapshot().children.into_values().collect();
+            let at_rest = |child: &&ChildStatus| matches!(child.state, ChildState::Ready | ChildState::Quarantined);
+            if children.iter().filter(at_rest).count() == 2 {
+                return children;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_later_of_two_workers_that_compute_unlike_is_quarantined_with_the_fact_and_both_values() {
+    let folder = tempfile::tempdir().unwrap();
+    let board = Board::default();
+    let settings = WorkerSettings {
+        programs: programs_with_a_stranger(folder.path(), "auto", "bf16"),
+        sockets: folder.path().join("run"),
+        slots: (0..2).map(|slot| ProofSlot { slot, gpu: None }).collect(),
+        dtype: "auto".into(),
+        threads: 1,
+        numerics: WorkerNumerics { precision_tuning: 2, force_eager_attention: false },
+        grace: Duration::from_secs(2),
+    };
+    let pool = ProofPool::start(settings, Spawner::start().unwrap(), board.clone());
+    let children = settled(&board).await;
+    pool.stop().await;
+    let (refused, taken): (Vec<_>, Vec<_>) = children.iter().partition(|child| child.state == ChildState::Quarantined);
+    assert_eq!((refused.len(), taken.len()), (1, 1), "{children:?}");
+    let why = refused[0].last_end.clone().unwrap();
+    let either = ["dtype bf16 instead of f32", "dtype f32 instead of bf16"];
+    assert!(either.iter().any(|words| why.contains(words)), "{why}");
+}
