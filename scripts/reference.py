@@ -69,6 +69,8 @@ def install(root, wheels, libtorch):
     for wheel in wheels:
         unpack(wheel, packages, libtorch)
     stand_ins(packages / "nvidia" / "cu13" / "lib")
+    if not (packages / "torch/lib/libtorch_cpu.so").samefile(libtorch / "torch/lib/libtorch_cpu.so"):
+        print("Note: third_party/libtorch is of another Python's wheel, another build of the same libtorch; remove it and set up again.")
     (packages / "reference.pth").write_text("import os; os.environ.setdefault('TORCH_USE_RTLD_GLOBAL', '1')\n")
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile",
                     "--only-binary=:all:", "--root-user-action=ignore", "--target", str(packages), *PACKAGES], check=True)

@@ -27,7 +27,7 @@ PLATFORMS = ["manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux2014_x8
 
 
 def download(folder):
-    # Any version's wheel has the same libtorch; the reference needs the one of this Python.
+    # The reference needs the wheel of this Python, and both the same one: each wheel has its own build of libtorch.
     version = "{}.{}".format(*sys.version_info) if reference.supported() else "3.11"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                "--only-binary=:all:", "--python-version", version, "--dest", str(folder)]

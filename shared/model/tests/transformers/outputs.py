@@ -22,7 +22,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 NAMES = {F32: "f32", BF16: "bf16", F16: "f16"}
 
 TINY = dict(vocab_size=300, hidden_size=64, intermediate_size=112, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, eos_token_id=2)
+            num_key_value_heads=2, max_position_embeddings=1024, pad_token_id=0, eos_token_id=2)
 # The width of a model of half a billion parameters, where kernels split their work as they do in production.
 MIDDLE = dict(TINY, vocab_size=32000, hidden_size=896, intermediate_size=1792, num_hidden_layers=4, num_attention_heads=14)
 SLIDING = dict(use_sliding_window=True, sliding_window=12)
@@ -49,9 +49,10 @@ MODELS = [
 ]
 
 CHUNK = 16
-# Lengths of the sequences of each batch. Equal lengths have no mask and another kernel; 12 is the sliding window.
+# Lengths of the sequences of each batch. Equal lengths have no mask and another kernel; 12 is the sliding window; attention
+# goes over keys in blocks of 512.
 TINY_BATCHES = {"unequal": [40 - 7 * row % 33 for row in range(CHUNK + 4)], "equal": [24] * CHUNK, "window": [12] * 3,
-                "short": [11] * 2, "alone": [70], "token": [1]}
+                "short": [11] * 2, "long": [600, 530], "alone": [600], "token": [1]}
 MIDDLE_BATCHES = {"unequal": [20 - 3 * row % 16 for row in range(CHUNK)], "equal": [9] * CHUNK, "alone": [37], "token": [1]}
 
 
