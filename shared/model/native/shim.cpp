@@ -9,9 +9,12 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
 
+#include <malloc.h>
+
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <string>
 
 namespace {
@@ -165,6 +168,13 @@ int grail_shim_cuda_synchronize(int device, char* error, size_t size) {
 // Enqueues a copy between tensors of one shape; with pinned host memory it runs beside the caller.
 int grail_shim_copy_non_blocking(at::Tensor* to, const at::Tensor* from, char* error, size_t size) {
   return guarded(error, size, [=] { to->copy_(*from, /*non_blocking=*/true); });
+}
+
+// Lets the C library keep what is freed. By default it maps every large block anew, and the kernel clears each page of it.
+void grail_shim_keep_freed_memory() {
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_TOP_PAD, 64 << 20);
 }
 
 }  // extern "C"

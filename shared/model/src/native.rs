@@ -33,6 +33,7 @@ pub(crate) struct Switches {
 }
 
 unsafe extern "C" {
+    safe fn grail_shim_keep_freed_memory();
     fn grail_shim_full_precision(error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_deterministic(error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_math_attention_only(error: *mut c_char, size: usize) -> c_int;
@@ -134,6 +135,12 @@ fn index(device: usize) -> c_int {
 pub(crate) fn copy_non_blocking(to: &mut Tensor, from: &Tensor) -> Result<(), TchError> {
     // SAFETY: torch-sys' C_tensor is at::Tensor (its own C++ side casts alike); both handles are alive during the call.
     ask(|error, size| unsafe { grail_shim_copy_non_blocking(to.as_mut_ptr(), from.as_ptr(), error, size) })
+}
+
+/// Lets this process keep the memory it frees, for the next batch: every tensor of a pass is as large as the last pass's, and
+/// on the CPU a tenth of the time would go into getting the same pages again and again.
+pub(crate) fn keep_freed_memory() {
+    grail_shim_keep_freed_memory();
 }
 
 /// Makes libtorch's CUDA half available if it is installed; `false` where it is not, which is no error.

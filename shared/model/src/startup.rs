@@ -52,6 +52,7 @@ impl fmt::Display for Runtime {
 ///
 /// Call it first: the CUDA half registers itself only if it is loaded before any other use of libtorch.
 pub fn startup(threads: Option<usize>) -> Runtime {
+    native::keep_freed_memory();
     native::load_cuda_half();
     if let Some(threads) = threads {
         tch::set_num_threads(i32::try_from(threads.clamp(1, 1024)).unwrap_or(1));
