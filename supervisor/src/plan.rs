@@ -118,7 +118,8 @@ mod tests {
             threads: 1,
             dtype: "auto".into(),
         };
-        let proof = Proof { slots: ProofSlots::Gpus(proof.to_vec()), threads: 1, dtype: "auto".into(), numerics: Default::default() };
+        let proof =
+            Proof { slots: ProofSlots::Gpus(proof.to_vec()), threads: 1, dtype: "auto".into(), numerics: Default::default() };
         Plan::new(&generation, &proof, &VisibleGpus::new(Some(visible), 0))
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
     }

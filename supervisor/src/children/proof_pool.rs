@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use grail_link::Connection;
-use grail_link::message::{
-    ExamineTerms, FromWorker, ProofJob, ProofSequence, ReloadCommand, Revision, SequenceProof, ToWorker,
-};
+use grail_link::message::{ExamineTerms, FromWorker, ProofJob, ProofSequence, ReloadCommand, Revision, SequenceProof, ToWorker};
 use grail_process::{Child, Spawner, clock};
 use grail_protocol::commitment::hash_sketches;
 use grail_protocol::constants::PRIME_Q;

@@ -143,7 +143,8 @@ fn numerics_are_judged_with_everything_else() {
     assert_eq!(asked, WorkerNumerics { precision_tuning: 2, force_eager_attention: true });
     assert_eq!(numerics("", &[("GRAIL_FORCE_EAGER_ATTENTION", "no")]).unwrap(), WorkerNumerics::default());
 
-    let error = numerics("gpus = 'all'", &[("GRAIL_PRECISION_TUNING", "3"), ("GRAIL_FORCE_EAGER_ATTENTION", "maybe")]).unwrap_err();
+    let error =
+        numerics("gpus = 'all'", &[("GRAIL_PRECISION_TUNING", "3"), ("GRAIL_FORCE_EAGER_ATTENTION", "maybe")]).unwrap_err();
     for part in [
         "3 mistake(s)",
         "proof.precision_tuning = 3 (environment GRAIL_PRECISION_TUNING) is outside 0 to 2",
