@@ -211,14 +211,15 @@ fn a_frame_that_must_not_be_believed_ends_the_worker_with_the_reason() {
 #[test]
 fn numerics_that_cannot_be_had_are_refused_before_libtorch_starts() {
     let workspace = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
-    let cases: [(&[&str], Option<(&str, &str)>, &str); 4] = [
-        (&["--precision-tuning", "3"], None, "use 0, 1 or 2"),
-        (&["--precision-tuning", "2"], None, "export CUBLAS_WORKSPACE_CONFIG=:4096:8"),
-        (&["--precision-tuning", "2"], Some(("CUBLAS_WORKSPACE_CONFIG", ":8:8")), "it is \":8:8\""),
-        (&["--precision-tuning", "2", "--attention", "sdpa"], Some(workspace), "leave --attention out"),
+    let cases = [
+        ("--precision-tuning=3", "--attention=eager", None, "use 0, 1 or 2"),
+        ("--precision-tuning=2", "--attention=eager", None, "export CUBLAS_WORKSPACE_CONFIG=:4096:8"),
+        ("--precision-tuning=2", "--attention=eager", Some(("CUBLAS_WORKSPACE_CONFIG", ":8:8")), "it is \":8:8\""),
+        ("--precision-tuning=2", "--attention=sdpa", Some(workspace), "leave --attention out"),
+        ("--precision-tuning=1", "--attention=flash", None, "use sdpa or eager"),
     ];
-    for (arguments, variable, word) in cases {
-        let output = program(Path::new("/no/such/socket")).args(arguments).envs(variable).output().unwrap();
+    for (tuning, attention, variable, word) in cases {
+        let output = program(Path::new("/no/such/socket")).args([tuning, attention]).envs(variable).output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(64), "{log}");
         assert!(log.contains(word) && !log.contains("The proof worker starts"), "want {word:?} in {log}");

@@ -111,7 +111,7 @@ impl Weights {
         let resident = self.tensors.iter_mut().map(|(name, resident)| (name, bytes_mut(&mut resident.tensor)));
         let unused = self.unused.iter_mut().map(|(name, bytes)| (name, bytes.as_mut_slice()));
         let mut places: Vec<(&String, &mut [u8])> = resident.chain(unused).collect();
-        places.sort_by(|(one, _), (other, _)| one.cmp(other));
+        places.sort_by_key(|(name, _)| *name);
         Ok(transfer::read_and_hash(checkpoint, places, threads())?)
     }
 
