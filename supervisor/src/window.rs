@@ -30,6 +30,7 @@ use crate::chain::{Chain, ChainError};
 use crate::checkpoints::{Checkpoints, Unready};
 use crate::gate;
 use crate::groups::{self, Dropped, Group, Terms, WindowFacts, Workshop};
+use crate::shutdown::FINISH_SHARE;
 use crate::spool::Spool;
 use crate::status::{Board, FinishedWindow, WindowStatus};
 use crate::upload::{WindowObject, upload};
@@ -40,8 +41,6 @@ const KEPT_WINDOWS: usize = 3;
 const ROLLOUT_TARGET: usize = (UNIQUE_ROLLOUTS_CAP + UNIQUE_ROLLOUTS_CAP / 10) as usize;
 /// Wait before another group after one that failed at a server or worker, so that a lasting fault does not burn indices.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// Share of the shutdown budget that groups under way get.
-const FINISHING_SHARE: f64 = 1.0 / 3.0;
 
 /// When groups may start and when they must be done. Times are Unix seconds.
 #[derive(Debug, Clone)]
@@ -285,7 +284,7 @@ impl Miner {
             if stop.is_cancelled() {
                 stopped_at.get_or_insert(now);
             }
-            let finishing = stopped_at.map_or(f64::INFINITY, |at| at + self.shutdown_budget * FINISHING_SHARE);
+            let finishing = stopped_at.map_or(f64::INFINITY, |at| at + self.shutdown_budget * FINISH_SHARE);
             let planned = shift.rollouts + shift.jobs.len().max(1) * ROLLOUTS_PER_PROBLEM;
             let cut_off = clockwork.cut_off(&self.budget, &self.closing, planned).min(finishing);
             let admits = clockwork.admits(&self.budget, &self.closing, planned, block, now);

@@ -80,6 +80,8 @@ pub struct Settings {
     pub upload_timeout: f64,
     /// Seconds of an orderly stop.
     pub shutdown_budget: f64,
+    /// Seconds until the service manager kills, where the operator says so.
+    pub shutdown_grace: Option<f64>,
     /// Folder of the other programs.
     pub programs: Option<PathBuf>,
 }
@@ -240,6 +242,7 @@ impl Reader<'_> {
             safety_blocks: self.number("schedule.safety_blocks", 0.0, 29.0),
             upload_timeout: self.number("upload.timeout_seconds", 1.0, 360.0),
             shutdown_budget: self.number("shutdown.budget_seconds", 1.0, 600.0),
+            shutdown_grace: Some(self.number("shutdown.grace_seconds", 0.0, 3600.0)).filter(|grace| *grace > 0.0),
             programs: self.path("programs.folder"),
             state,
         }
