@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::FusedFuture;
 use grail_process::orphans::{Orphan, become_subreaper};
 use grail_process::{Spawner, clock};
 use grail_protocol::keys::{Hotkey, KeyScheme};
@@ -114,7 +116,8 @@ async fn attend(settings: &Settings, miner: &mut Miner, windows: Option<u64>, mu
     let (zero, budget) = (clock::monotonic(), Duration::from_secs_f64(settings.shutdown_budget));
     let mut outcome = Ok(());
     let mut shutdown = {
-        let mining = miner.run(&stop, windows);
+        // Fused: it may be looked at again after it is done.
+        let mining = miner.run(&stop, windows).fuse();
         tokio::pin!(mining);
         tokio::select! {
             () = &mut mining => {}
@@ -126,11 +129,13 @@ async fn attend(settings: &Settings, miner: &mut Miner, windows: Option<u64>, mu
         }
         stop.cancel();
         let mut shutdown = Shutdown::new(zero.elapsed(), budget);
-        tokio::select! {
-            () = &mut mining => {}
-            name = signals.next() => hurry(&mut shutdown, zero.elapsed(), name),
-            () = tokio::time::sleep(shutdown.uploading(zero.elapsed())) => {
-                tracing::warn!("The time for finishing and uploading is used up: what is in the spool stays there.");
+        if !mining.is_terminated() {
+            tokio::select! {
+                () = &mut mining => {}
+                name = signals.next() => hurry(&mut shutdown, zero.elapsed(), name),
+                () = tokio::time::sleep(shutdown.uploading(zero.elapsed())) => {
+                    tracing::warn!("The time for finishing and uploading is used up: what is in the spool stays there.");
+                }
             }
         }
         shutdown
@@ -165,7 +170,9 @@ fn exhausted(who: &str) -> Failure {
 
 fn host() -> Host {
     // Read here only to learn who starts and stops this process.
-    if std::process::id() == 1 || Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists() {
+    let contained = Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists();
+    // A container's signals go to its first process, which may be an init that passes them on.
+    if contained && (std::process::id() == 1 || nix::unistd::getppid().as_raw() == 1) {
         Host::Container
     } else if std::env::var_os("INVOCATION_ID").is_some() {
         Host::Systemd
