@@ -172,11 +172,11 @@ fn a_host_without_the_drivers_library_mines_on_and_says_so_once() {
     assert_eq!(miner.finish(END).code, 0);
 }
 
-/// A worker, then the generation server below the launcher, are stopped by a signal in mid-window.
+/// In mid-window a worker and the generation server below the launcher are stopped by a signal, and the other worker is killed.
 #[test]
 fn a_stopped_process_is_noticed_within_seconds_and_its_work_goes_on_elsewhere() {
     let _turn = one_at_a_time();
-    let host = Host::new(1.5, 6.0);
+    let host = Host::new(1.0, 6.0);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run", "--windows", "1"]);
     let status = host.await_status("a finished group", &mut miner, 60, |status| {
@@ -188,6 +188,7 @@ fn a_stopped_process_is_noticed_within_seconds_and_its_work_goes_on_elsewhere() 
     let status = host.await_status("the hang", &mut miner, 30, |status| worker(status)["ends"] == 1);
     let noticed = began.elapsed();
     assert!(noticed < Duration::from_secs(20), "{noticed:?}");
+    kill(Pid::from_raw(pid_of(&status["children"]["proof-worker 1"])), Signal::SIGKILL).unwrap();
     let death = &worker(&status)["death"];
     assert_eq!(death["class"], "hang", "{death:#}");
     let threads = death["threads"].as_array().unwrap();
@@ -200,6 +201,7 @@ fn a_stopped_process_is_noticed_within_seconds_and_its_work_goes_on_elsewhere() 
         generation["ends"] == 1 && generation["revision"].is_string()
     });
     assert_eq!(status["children"]["generation"]["death"]["class"], "hang");
+    assert_eq!(status["children"]["proof-worker 1"]["death"]["class"], "killed");
     assert!(!lives(victim) && !lives(server));
     let finished = miner.finish(Duration::from_secs(120));
     assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);

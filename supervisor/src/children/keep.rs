@@ -92,7 +92,7 @@ async fn live<K: Kept>(child: &mut K, life: &Life, gpus: &Gpus, stop: &Cancellat
             let threads = if matches!(cause, Cause::Hang(_) | Cause::Late(_)) { threads_of(pid) } else { Vec::new() };
             life.tell(if cause == Cause::Stopped { Event::Stop } else { Event::Failing });
             child.failing(&cause, life);
-            let exit = end(&mut process, &cause, child.grace()).await;
+            let (cause, exit) = end(&mut process, cause, child.grace()).await;
             life.board.child(&life.name, |shown| shown.pid = None);
             (cause, exit, Some(pid), threads, drains.last_lines().await)
         }
@@ -194,21 +194,21 @@ fn threads_of(pid: u32) -> Vec<String> {
     tree.into_iter().take(MAX_NOTED).flat_map(proc::threads).collect()
 }
 
-/// Ends the process with everything in its group.
-async fn end(process: &mut Child, cause: &Cause, grace: Duration) -> Exit {
+/// Ends the process with everything in its group. A closed link turns out to be the process's end, where that follows at once.
+async fn end(process: &mut Child, cause: Cause, grace: Duration) -> (Cause, Exit) {
     let patience = match cause {
         Cause::Exited => Duration::ZERO,
         // It does not run: no grace would help.
-        Cause::Hang(_) | Cause::Late(_) => return exit_of(process.kill().await),
+        Cause::Hang(_) | Cause::Late(_) => return (cause, exit_of(process.kill().await)),
         Cause::Closed => CLOSING_LIMIT,
         // Its link is closed by now; a child ends when its socket does.
         _ => grace.mul_f64(SOCKET_SHARE),
     };
-    let by_itself = tokio::time::timeout(patience, process.exited()).await;
-    exit_of(match by_itself {
-        Ok(status) => Some(status),
-        Err(_) => process.stop(grace.mul_f64(1.0 - SOCKET_SHARE)).await,
-    })
+    match tokio::time::timeout(patience, process.exited()).await {
+        Ok(status) if cause == Cause::Closed => (Cause::Exited, exit_of(Some(status))),
+        Ok(status) => (cause, exit_of(Some(status))),
+        Err(_) => (cause, exit_of(process.stop(grace.mul_f64(1.0 - SOCKET_SHARE)).await)),
+    }
 }
 
 fn exit_of(status: Option<std::process::ExitStatus>) -> Exit {
@@ -222,3 +222,7 @@ fn exit_of(status: Option<std::process::ExitStatus>) -> Exit {
         },
     }
 }
+
+#[cfg(test)]
+#[path = "keep_tests.rs"]
+mod tests;
