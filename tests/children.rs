@@ -71,7 +71,7 @@ fn pid_of(child: &Value) -> i32 {
 }
 
 fn happened<'a>(status: &'a Value, event: &str) -> Vec<&'a Value> {
-    status["events"].as_array().into_iter().flatten().filter(|happened| happened["event"] == event).collect()
+    status["child_events"].as_array().into_iter().flatten().filter(|happened| happened["event"] == event).collect()
 }
 
 #[test]

@@ -119,7 +119,7 @@ pub struct Status {
     /// What NVML tells of the children's GPUs, where it does.
     pub gpus: BTreeMap<String, GpuReading>,
     /// The last events of children and GPUs, oldest first.
-    pub events: VecDeque<ChildEvent>,
+    pub child_events: VecDeque<ChildEvent>,
     /// The present window.
     pub window: WindowStatus,
     /// The last windows, oldest first.
@@ -152,9 +152,9 @@ impl Board {
             });
         }
         self.update(|status| {
-            status.events.push_back(event);
-            let surplus = status.events.len().saturating_sub(EVENTS);
-            status.events.drain(..surplus);
+            status.child_events.push_back(event);
+            let surplus = status.child_events.len().saturating_sub(EVENTS);
+            status.child_events.drain(..surplus);
         });
     }
 

@@ -64,7 +64,7 @@ async fn until(board: &Board, what: &str, wanted: impl Fn(&ChildStatus, &VecDequ
     let look = async {
         loop {
             let status = board.snapshot();
-            if let Some(child) = status.children.get("proof-worker 0").filter(|child| wanted(child, &status.events)) {
+            if let Some(child) = status.children.get("proof-worker 0").filter(|child| wanted(child, &status.child_events)) {
                 return child.clone();
             }
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -88,7 +88,7 @@ fn a_library_that_is_lost_at_run_time_is_said_once_and_leaves_the_rest_alone() {
     let (gpus, board) = play([(Ok(used(GIB)), vec![]), (lost(), vec![]), (lost(), vec![])]);
     assert!(!gpus.is_gone("0"), "an unknown GPU is no lost GPU");
     assert_eq!(notes(&board), ["-"]);
-    assert!(serde_json::to_string(&board.snapshot().events).unwrap().contains("gpus_unknown"));
+    assert!(serde_json::to_string(&board.snapshot().child_events).unwrap().contains("gpus_unknown"));
 }
 
 #[test]
@@ -101,10 +101,10 @@ fn without_the_library_everything_goes_on_and_nothing_is_known() {
     let board = Board::default();
     let gpus = Gpus::watch(vec!["0".into()], board.clone(), || Nvml::open(&["0".into()])).unwrap();
     let start = clock::monotonic();
-    while board.snapshot().events.is_empty() && start.elapsed() < Duration::from_secs(10) {
+    while board.snapshot().child_events.is_empty() && start.elapsed() < Duration::from_secs(10) {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let said = serde_json::to_string(&board.snapshot().events).unwrap();
+    let said = serde_json::to_string(&board.snapshot().child_events).unwrap();
     assert!(said.contains("gpus_unknown") && said.contains("libnvidia-ml.so"), "{said}");
     assert_eq!((gpus.reading("0"), gpus.is_gone("0")), (None, false));
     let clearance = Clearance::new(Duration::ZERO, Clearance::LIMIT);
