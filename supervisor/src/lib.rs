@@ -12,6 +12,7 @@
 //! | [`children`] | proof workers and the generation launcher |
 //! | [`completions`] | the generation server's client |
 //! | [`groups`], [`window`], [`spool`], [`gate`] | from a problem index to a file in the bucket |
+//! | [`journal`] | what happened, for [`explain`] and [`incident`] |
 //! | [`validate`], [`publish`] | the network's other roles, locally |
 //! | [`status`], [`view`] | what is going on |
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ pub mod completions;
 pub mod exit;
 pub mod gate;
 pub mod groups;
+pub mod journal;
 pub mod mine;
 pub mod plan;
 pub mod publish;
