@@ -23,6 +23,7 @@ use crate::completions::Completions;
 use crate::exit::Failure;
 use crate::gpu::{Gpus, Nvml};
 use crate::groups::Workshop;
+use crate::journal::{Journal, SupervisorStarted, SupervisorStopped};
 use crate::plan::{Plan, VisibleGpus};
 use crate::settings::{self, ConfigError, ConfigErrors, Settings};
 use crate::shutdown::{Host, Shutdown, grace_warning};
@@ -39,6 +40,8 @@ const LOCAL_TRAINER: &str = "//Trainer";
 const SWEEP: Duration = Duration::from_secs(1);
 /// Time for the last orphans to be gone.
 const LAST_SWEEPS: Duration = Duration::from_secs(1);
+/// Time for the last records to reach the disk.
+const JOURNAL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the command line adds to the settings.
 #[derive(Debug)]
@@ -69,7 +72,8 @@ struct Prepared {
 pub async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let plan = plan(settings)?;
     let prepared = prepare(settings, plan).await?;
-    let board = Board::default();
+    let journal = Journal::open(&prepared.state.journal());
+    let board = Board::with_journal(journal.clone());
     board.update(|status| {
         status.pid = std::process::id();
         status.hotkey = prepared.hotkey.address().into();
@@ -78,7 +82,15 @@ pub async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let keeper = tokio::spawn(status::keep_file(board.clone(), file.clone()));
     let end = CancellationToken::new();
     let viewer = tokio::spawn(view::show(board.clone(), options.view, end.clone()));
-    let outcome = work(settings, prepared, &board, options.windows).await;
+    journal.record(&SupervisorStarted {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        hotkey: prepared.hotkey.address().into(),
+    });
+    let outcome = work(settings, prepared, &board, &journal, options.windows).await;
+    journal.record(&SupervisorStopped { pid: std::process::id() });
+    journal.flush(JOURNAL_PATIENCE);
+    board.update(|status| status.events = journal.counts());
     keeper.abort();
     end.cancel();
     let _ = viewer.await;
@@ -88,7 +100,13 @@ pub async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     outcome
 }
 
-async fn work(settings: &Settings, prepared: Prepared, board: &Board, windows: Option<u64>) -> Result<(), Failure> {
+async fn work(
+    settings: &Settings,
+    prepared: Prepared,
+    board: &Board,
+    journal: &Journal,
+    windows: Option<u64>,
+) -> Result<(), Failure> {
     if let Some(warning) = grace_warning(settings.shutdown_budget, settings.shutdown_grace, host()) {
         tracing::warn!(warning, "The time for an orderly stop is short.");
     }
@@ -101,7 +119,7 @@ async fn work(settings: &Settings, prepared: Prepared, board: &Board, windows: O
     let spawner = Spawner::recording(records).map_err(|error| Failure::internal("start the spawner thread", error))?;
     let sweeper = AbortOnDropHandle::new(tokio::spawn(sweep_orphans(spawner.clone(), board.clone())));
     let (terminate, interrupt) = signals()?;
-    let mut miner = miner(settings, &prepared, spawner.clone(), board)?;
+    let mut miner = miner(settings, &prepared, spawner.clone(), board, journal)?;
     let outcome = attend(settings, &mut miner, windows, Signals { terminate, interrupt }).await;
     drop(sweeper);
     end_orphans(&spawner, board).await;
@@ -247,7 +265,7 @@ fn signals() -> Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal
     Ok((listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?))
 }
 
-fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Board) -> Result<Miner, Failure> {
+fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Board, journal: &Journal) -> Result<Miner, Failure> {
     let grace = Shutdown::grace(Duration::from_secs_f64(settings.shutdown_budget));
     let gpus = watch_gpus(&prepared.plan, board)?;
     let workers = WorkerSettings {
@@ -288,8 +306,11 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         bucket: prepared.buckets.own.clone(),
         checkpoints: Checkpoints::new(prepared.trainer_bucket.clone(), &settings.cache, trainer, prepared.dataset.clone()),
         spool: prepared.state.spool(),
+        spool_budget: settings.spool_budget,
         windows: prepared.state.windows(),
         board: board.clone(),
+        journal: journal.clone(),
+        gate: settings.gate,
         budget,
         closing: ClosingTime::default(),
         groups_in_flight: settings.generation.groups_in_flight as usize,

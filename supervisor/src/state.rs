@@ -127,6 +127,11 @@ impl StateFolder {
         Ok(records)
     }
 
+    /// What happened.
+    pub fn journal(&self) -> PathBuf {
+        self.root.join("journal")
+    }
+
     /// Copies of the last window files.
     pub fn windows(&self) -> PathBuf {
         self.root.join("windows")

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::children::{ChildEvent, ChildState, Death};
 use crate::gpu::GpuReading;
+use crate::journal::Journal;
 
 /// How many finished windows are remembered.
 const HISTORY: usize = 24;
@@ -70,7 +71,7 @@ pub struct WindowStatus {
     pub generated: u32,
     /// Groups with a checked proof.
     pub proved: u32,
-    /// Groups that are durable.
+    /// Groups that are complete and judged, and durable where the disk allows it.
     pub spooled: u32,
     /// Groups under way.
     pub in_flight: u32,
@@ -80,6 +81,8 @@ pub struct WindowStatus {
     pub reward_sum: f64,
     /// Spooled rollouts whose answer is right.
     pub successes: u32,
+    /// Rollouts that another worker proved again, and agrees.
+    pub spot_checks: u32,
 }
 
 /// How a window ended.
@@ -87,7 +90,7 @@ pub struct WindowStatus {
 pub struct FinishedWindow {
     /// First block.
     pub window: u64,
-    /// `uploaded`, `skipped`, `empty` or `lost`.
+    /// `uploaded`, `skipped`, `empty`, `held back` or `lost`.
     pub outcome: String,
     /// Why, where it was not uploaded.
     pub reason: Option<String>,
@@ -124,16 +127,26 @@ pub struct Status {
     pub window: WindowStatus,
     /// The last windows, oldest first.
     pub finished: Vec<FinishedWindow>,
+    /// Events of this run by kind, as the journal has them.
+    pub events: BTreeMap<String, u64>,
 }
 
 /// The shared status.
 #[derive(Debug, Clone, Default)]
-pub struct Board(Arc<Mutex<Status>>);
+pub struct Board {
+    status: Arc<Mutex<Status>>,
+    journal: Journal,
+}
 
 impl Board {
+    /// A board whose events of children are written down in `journal`; without one ([`Board::default`]) they are only logged.
+    pub fn with_journal(journal: Journal) -> Self {
+        Self { journal, ..Self::default() }
+    }
+
     /// Changes something.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Changes one child's entry.
@@ -141,9 +154,10 @@ impl Board {
         self.update(|status| change(status.children.entry(name.to_owned()).or_default()));
     }
 
-    /// Something happened to a child: the line in the log, the child's entry, the list of events. Every event passes here.
+    /// Something happened to a child: the line in the log and the journal, the child's entry, the list of events. Every event of
+    /// children and GPUs passes here.
     pub fn event(&self, event: ChildEvent) {
-        event.log();
+        self.journal.record(&event);
         if let ChildEvent::Died { child, death, .. } | ChildEvent::Quarantined { child, death, .. } = &event {
             self.child(child, |shown| {
                 shown.ends += 1;
@@ -174,7 +188,7 @@ impl Board {
 
     /// A copy of everything.
     pub fn snapshot(&self) -> Status {
-        let mut status = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         status.time = clock::unix_seconds();
         status
     }

@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use super::death::Death;
+use crate::journal::Event;
 
 /// Something worth knowing about a child or its GPU.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -116,9 +117,11 @@ pub enum ChildEvent {
     },
 }
 
-impl ChildEvent {
-    /// The log line.
-    pub fn log(&self) {
+impl Event for ChildEvent {
+    const KIND: &'static str = "child";
+    const LASTING: bool = false;
+
+    fn log(&self) {
         match self {
             Self::Started { child, pid, hello_ms } => tracing::info!(child, pid, hello_ms, "The child is there."),
             Self::Holds { child, revision, seconds } => {

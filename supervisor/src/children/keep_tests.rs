@@ -112,8 +112,8 @@ async fn a_condemned_worker_is_taken_out_of_service() {
     let folder = tempfile::tempdir().unwrap();
     let (pool, board, _fill, _report) = pool(folder.path(), "exec sleep 600", 0);
     until(&board, "a start", |child, _| child.pid.is_some()).await;
-    pool.quarantine(3, "no such slot");
-    pool.quarantine(0, "three workers disagree with it");
+    assert!(!pool.quarantine(0, "it differs"), "the last one stays");
+    pool.lives[0].1.condemn("three workers disagree with it".into());
     let child = until(&board, "quarantine", |child, _| child.state == ChildState::Quarantined).await;
     assert_eq!(child.death.as_ref().unwrap().class, DeathClass::Condemned);
     assert!(child.last_end.unwrap().contains("three workers disagree"));

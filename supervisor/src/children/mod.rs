@@ -27,6 +27,6 @@ pub use event::ChildEvent;
 pub use generator::{Generator, LauncherSettings, Serving};
 pub use life_cycle::{Action, ChildState, Event, LifeCycle, LifePolicy, Overdue, RestartPolicy};
 pub use progress::{Progress, ProgressPolicy};
-pub use proof_pool::{ProofError, ProofPool, Proved, WorkerSettings};
+pub use proof_pool::{ProofError, ProofPool, Proved, ProvedBatch, WorkerSettings};
 pub use session::{ChildPrograms, Programs};
 pub use traffic::{Flow, InFlight, Traffic};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use grail_link::message::{ExamineTerms, ProofJob, ProofSequence, ReloadCommand, Revision, WorkerHello};
 use grail_process::Spawner;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::keep::keep;
@@ -18,6 +18,9 @@ use super::session::Programs;
 use crate::gpu::Gpus;
 use crate::plan::ProofSlot;
 use crate::status::Board;
+
+/// Jobs that may be waiting or under way, for each slot; whoever has more waits for a place.
+const JOBS_PER_SLOT: usize = 16;
 
 /// How workers are started.
 #[derive(Debug, Clone)]
@@ -53,6 +56,17 @@ pub struct Proved {
     pub probabilities: Vec<f32>,
 }
 
+/// The proofs of one job, with where they come from.
+#[derive(Debug, Clone)]
+pub struct ProvedBatch {
+    /// Proof slot of the worker that made them.
+    pub worker: u32,
+    /// The weights it held.
+    pub revision: Revision,
+    /// In the order of the job's sequences.
+    pub proofs: Vec<Proved>,
+}
+
 /// Why a job gave no proof.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ProofError {
@@ -62,6 +76,9 @@ pub enum ProofError {
     /// Two workers ended while they had the job, or the pool was stopped.
     #[error("the job was lost: {0}")]
     Lost(String),
+    /// The pool went over to other weights before the job was begun.
+    #[error("the pool holds other weights than {0} by now")]
+    Superseded(Revision),
     /// A worker answered with something that does not belong to the job.
     #[error("{worker} answered with a proof that must not be signed: {what}")]
     Wrong {
@@ -72,10 +89,12 @@ pub enum ProofError {
     },
 }
 
-pub(super) type Answer = Result<Vec<Proved>, ProofError>;
+pub(super) type Answer = Result<ProvedBatch, ProofError>;
 
 pub(super) struct Pending {
     pub job: ProofJob,
+    /// Slots that shall not do it as long as another one can.
+    not: Vec<u32>,
     pub tries: u8,
     pub reply: oneshot::Sender<Answer>,
 }
@@ -89,6 +108,10 @@ pub(super) struct Shared {
     pub board: Board,
     pub spawner: Spawner,
     pub settings: WorkerSettings,
+    /// What each slot holds, in the order of the settings' slots.
+    held: Arc<watch::Sender<Vec<Option<Revision>>>>,
+    /// What every slot shall hold.
+    target: Mutex<Option<Revision>>,
 }
 
 /// The pool. Dropping it ends the workers; [`ProofPool::stop`] waits until they are gone.
@@ -96,10 +119,11 @@ pub struct ProofPool {
     shared: Arc<Shared>,
     target: watch::Sender<Option<ReloadCommand>>,
     resident: watch::Receiver<Vec<Option<Revision>>>,
+    credits: Semaphore,
     next_job: std::sync::atomic::AtomicU64,
     stop: CancellationToken,
     slots: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
-    lives: Vec<(u32, Arc<Life>)>,
+    pub(super) lives: Vec<(u32, Arc<Life>)>,
     muster: Arc<Muster>,
 }
 
@@ -107,6 +131,10 @@ impl ProofPool {
     /// Starts a task per slot; the workers come up in the background.
     pub fn start(settings: WorkerSettings, spawner: Spawner, board: Board) -> Self {
         let slots = settings.slots.clone();
+        let (target, wanted) = watch::channel(None);
+        let (report, resident) = watch::channel(vec![None; slots.len()]);
+        let report = Arc::new(report);
+        let credits = Semaphore::new(slots.len() * JOBS_PER_SLOT);
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             arrived: Notify::new(),
@@ -115,10 +143,9 @@ impl ProofPool {
             board,
             spawner,
             settings,
+            held: report.clone(),
+            target: Mutex::default(),
         });
-        let (target, wanted) = watch::channel(None);
-        let (report, resident) = watch::channel(vec![None; slots.len()]);
-        let report = Arc::new(report);
         let stop = CancellationToken::new();
         let muster = Muster::new("proof worker", slots.len());
         let mut tasks = tokio::task::JoinSet::new();
@@ -131,13 +158,14 @@ impl ProofPool {
             let (gpus, stop) = (shared.settings.gpus.clone(), stop.clone());
             tasks.spawn(async move { keep(task, &life, &gpus, stop).await });
         }
-        Self { shared, target, resident, next_job: Default::default(), stop, slots: tasks.into(), lives, muster }
+        Self { shared, target, resident, credits, next_job: Default::default(), stop, slots: tasks.into(), lives, muster }
     }
 
     /// Every worker shall hold these weights; idle ones reload at once, busy ones after their job. Asked again for weights that
-    /// it refused, a worker tries again.
+    /// it refused, a worker tries again. Jobs for other weights that were not begun end with [`ProofError::Superseded`].
     pub fn reload(&self, command: ReloadCommand) {
         self.shared.refusals.clear();
+        self.shared.supersede(&command.revision);
         self.target.send_replace(Some(command));
     }
 
@@ -160,19 +188,53 @@ impl ProofPool {
         let _ = tokio::time::timeout(patience, all).await;
     }
 
-    /// Proves one batch; the answer comes in the order of `sequences`. Dropping the future abandons the job.
+    /// Proves one batch; the answer comes in the order of `sequences`. Waits while the pool has its fill of jobs. Dropping the
+    /// future abandons the job.
     ///
     /// # Errors
-    /// When a worker refuses it, two workers die over it, every worker is quarantined, or the answer does not fit.
+    /// When a worker refuses it, two workers die over it, the answer does not fit, or the pool has gone over to other weights.
     pub async fn prove(&self, revision: Revision, sequences: Vec<ProofSequence>, examine: Option<ExamineTerms>) -> Answer {
+        self.submit(revision, sequences, examine, Vec::new()).await
+    }
+
+    /// Proves one batch on a slot that is not in `not`. Where no other slot holds the weights any of them does it: the answer
+    /// says which one did. Goes before other jobs, because somebody is in doubt about them.
+    ///
+    /// # Errors
+    /// As [`ProofPool::prove`].
+    pub async fn prove_elsewhere(&self, not: Vec<u32>, revision: Revision, sequences: Vec<ProofSequence>) -> Answer {
+        self.submit(revision, sequences, None, not).await
+    }
+
+    async fn submit(
+        &self,
+        revision: Revision,
+        sequences: Vec<ProofSequence>,
+        examine: Option<ExamineTerms>,
+        not: Vec<u32>,
+    ) -> Answer {
+        let stopped = || ProofError::Lost("the pool was stopped".into());
+        let _credit = self.credits.acquire().await.map_err(|_| stopped())?;
         let id = self.next_job.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         let job = ProofJob { id, revision, sequences, examine };
-        self.shared.put(Pending { job, tries: 0, reply }, false);
+        let first = !not.is_empty();
+        self.shared.put(Pending { job, not, tries: 0, reply }, first);
         tokio::select! {
-            answer = answer => answer.unwrap_or_else(|_| Err(ProofError::Lost("the pool was stopped".into()))),
+            answer = answer => answer.unwrap_or_else(|_| Err(stopped())),
             () = self.none_left() => Err(ProofError::Lost("every proof worker is quarantined".into())),
         }
+    }
+
+    /// Takes the worker of a slot out of service until the supervisor is restarted. What it was doing goes to another one.
+    /// The last slot that holds weights stays: without it nothing could be mined. Says whether the slot is out of service.
+    pub fn quarantine(&self, slot: u32, why: &str) -> bool {
+        let others = self.shared.holders().iter().any(|(holder, held)| *holder != slot && held.is_some());
+        if others {
+            let named = self.lives.iter().filter(|(number, _)| *number == slot);
+            named.for_each(|(_, life)| life.condemn(why.to_owned()));
+        }
+        others
     }
 
     /// Ends every worker and waits until all are gone.
@@ -190,16 +252,16 @@ impl ProofPool {
     pub async fn none_left(&self) {
         self.muster.none_left().await;
     }
-
-    /// Takes the worker of a slot out of service until the supervisor is restarted; its job goes to another one.
-    pub fn quarantine(&self, slot: u32, why: &str) {
-        let named = self.lives.iter().filter(|(number, _)| *number == slot);
-        named.for_each(|(_, life)| life.condemn(why.to_owned()));
-    }
 }
 
 impl Shared {
     pub fn put(&self, pending: Pending, first: bool) {
+        // A job that came too late for its weights would wait for ever.
+        if self.target().is_some_and(|target| target != pending.job.revision) {
+            let superseded = ProofError::Superseded(pending.job.revision);
+            let _ = pending.reply.send(Err(superseded));
+            return;
+        }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if first {
             queue.push_front(pending)
@@ -210,11 +272,37 @@ impl Shared {
         self.arrived.notify_waiters();
     }
 
-    /// The next job that this revision can do; jobs nobody waits for any more are dropped on the way.
-    pub fn take(&self, resident: &Revision) -> Option<Pending> {
+    fn target(&self) -> Option<Revision> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The pool goes over to `revision`: jobs for others that were not begun end.
+    fn supersede(&self, revision: &Revision) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(revision.clone());
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kept, ended) = std::mem::take(&mut *queue).into_iter().partition(|pending| pending.job.revision == *revision);
+        *queue = kept;
+        drop(queue);
+        for pending in Vec::from(ended) {
+            let superseded = ProofError::Superseded(pending.job.revision);
+            let _ = pending.reply.send(Err(superseded));
+        }
+    }
+
+    /// Each slot with the weights that it holds.
+    fn holders(&self) -> Vec<(u32, Option<Revision>)> {
+        self.settings.slots.iter().map(|slot| slot.slot).zip(self.held.borrow().iter().cloned()).collect()
+    }
+
+    /// The next job that this slot can do with these weights; jobs nobody waits for any more are dropped on the way.
+    pub fn take(&self, resident: &Revision, slot: u32) -> Option<Pending> {
+        let holders = self.holders();
+        let elsewhere = |not: &[u32]| holders.iter().any(|(slot, held)| !not.contains(slot) && held.as_ref() == Some(resident));
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.retain(|pending| !pending.reply.is_closed());
-        let place = queue.iter().position(|pending| pending.job.revision == *resident)?;
+        let can =
+            |pending: &Pending| pending.job.revision == *resident && (!pending.not.contains(&slot) || !elsewhere(&pending.not));
+        let place = queue.iter().position(can)?;
         queue.remove(place)
     }
 

@@ -16,7 +16,7 @@ use super::keep::Kept;
 use super::life::Life;
 use super::life_cycle::{Event, LifePolicy, RestartPolicy};
 use super::progress::ProgressPolicy;
-use super::proof_pool::{Answer, Pending, ProofError, Proved, Shared};
+use super::proof_pool::{Answer, Pending, ProofError, Proved, ProvedBatch, Shared};
 use super::session::{self, ChildPrograms, Incoming, Opening};
 use crate::plan::ProofSlot;
 
@@ -153,7 +153,7 @@ impl Slot {
         }
         let shared = self.shared.clone();
         let arrived = shared.arrived.notified();
-        if let Some(pending) = worker.resident.as_ref().and_then(|revision| shared.take(revision)) {
+        if let Some(pending) = worker.resident.as_ref().and_then(|revision| shared.take(revision, self.slot.slot)) {
             return self.work(worker, pending, life).await;
         }
         tokio::select! {
@@ -174,12 +174,16 @@ impl Slot {
         worker.send(ToWorker::Reload(command)).await?;
         let reloaded = match worker.incoming.receive().await? {
             FromWorker::Reloaded(reloaded) => reloaded,
-            // The worker lives and holds what it held. A checkpoint that cannot be loaded is no fault of the worker's.
+            // A checkpoint that a worker with other weights cannot take may still be one that a new worker can.
+            FromWorker::ReloadRefused { reason, .. } if worker.resident.is_some() => {
+                let why = format!("it could not take the checkpoint {revision} in place ({reason}); a new one will try");
+                return Err(Cause::WeightsUnfit(why));
+            }
+            // The worker lives and holds nothing. A checkpoint that cannot be loaded is no fault of the worker's.
             FromWorker::ReloadRefused { reason, .. } => {
                 life.board.event(ChildEvent::Refused { child, revision: revision.to_string(), reason: reason.clone() });
                 worker.refused = Some(revision.clone());
                 self.shared.refusals.tell(revision, reason);
-                self.report(worker.resident.clone(), life);
                 life.tell(Event::Loaded);
                 return Ok(());
             }
@@ -203,7 +207,7 @@ impl Slot {
         let job = self.current.insert(pending).job.clone();
         worker.send(ToWorker::Prove(job.clone())).await?;
         let answer = match worker.collect(job.id, life).await? {
-            Ok(proofs) => check(&job, proofs, &life.name),
+            Ok(proofs) => check(&job, proofs, &life.name, self.slot.slot),
             Err(refused) => Err(refused),
         };
         let wrong = match &answer {
@@ -264,7 +268,7 @@ impl Worker {
 }
 
 /// Nothing a worker says is signed unseen: every length must fit and every hash is computed again here.
-fn check(job: &ProofJob, mut proofs: Vec<SequenceProof>, name: &str) -> Answer {
+fn check(job: &ProofJob, mut proofs: Vec<SequenceProof>, name: &str, slot: u32) -> Answer {
     let wrong = |what: String| ProofError::Wrong { worker: name.to_owned(), what };
     proofs.sort_by_key(|proof| proof.index);
     if proofs.len() != job.sequences.len() || proofs.iter().zip(0..).any(|(proof, index)| proof.index != index) {
@@ -275,7 +279,8 @@ fn check(job: &ProofJob, mut proofs: Vec<SequenceProof>, name: &str) -> Answer {
         .iter()
         .zip(proofs)
         .map(|(sequence, proof)| check_sequence(sequence, job.examine.is_some(), proof).map_err(&wrong));
-    checked.collect()
+    // The worker refuses a job for other weights than it holds, so the job's are its own.
+    Ok(ProvedBatch { worker: slot, revision: job.revision.clone(), proofs: checked.collect::<Result<_, _>>()? })
 }
 
 fn check_sequence(sequence: &ProofSequence, examined: bool, proof: SequenceProof) -> Result<Proved, String> {
