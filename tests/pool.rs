@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use grail_process::Spawner;
 use grail_supervisor::children::{ChildPrograms, ChildState, Programs, ProofPool, WorkerNumerics, WorkerSettings};
+use grail_supervisor::gpu::Gpus;
 use grail_supervisor::plan::ProofSlot;
 use grail_supervisor::status::{Board, ChildStatus};
 use grail_tests::programs;
@@ -51,8 +52,9 @@ async fn the_later_of_two_workers_that_compute_unlike_is_quarantined_with_the_fa
         slots: (0..2).map(|slot| ProofSlot { slot, gpu: None }).collect(),
         dtype: "auto".into(),
         threads: 1,
-        numerics: WorkerNumerics { precision_tuning: 2, force_eager_attention: false },
+        numerics: WorkerNumerics { precision_tuning: 2, ..WorkerNumerics::default() },
         grace: Duration::from_secs(2),
+        gpus: Gpus::default(),
     };
     let pool = ProofPool::start(settings, Spawner::start().unwrap(), board.clone());
     let children = settled(&board).await;

@@ -10,9 +10,12 @@
 //! | [`buckets`], [`upload`] | object storage |
 //! | [`checkpoints`] | which weights and terms a window is mined with |
 //! | [`children`] | proof workers and the generation launcher |
+//! | [`gpu`] | what NVML tells of their GPUs |
 //! | [`completions`] | the generation server's client |
 //! | [`groups`], [`window`], [`spool`], [`gate`] | from a problem index to a file in the bucket |
+//! | [`journal`] | what happened, for [`explain`] and [`incident`] |
 //! | [`validate`], [`publish`] | the network's other roles, locally |
+//! | [`state`], [`shutdown`] | what outlives a run, and how one ends |
 //! | [`status`], [`view`] | what is going on |
 #![forbid(unsafe_code)]
 
@@ -23,12 +26,17 @@ pub mod children;
 pub mod cli;
 pub mod completions;
 pub mod exit;
+pub mod explain;
 pub mod gate;
+pub mod gpu;
 pub mod groups;
+pub mod incident;
+pub mod journal;
 pub mod mine;
 pub mod plan;
 pub mod publish;
 pub mod settings;
+pub mod shutdown;
 pub mod spool;
 pub mod state;
 pub mod status;

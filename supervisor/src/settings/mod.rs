@@ -8,12 +8,14 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::gate::AgreementLimits;
+
 pub use explain::explain;
 pub use grail_store::bucket::Secret;
 pub use source::{Origin, Sources};
 pub use table::{Form, Setting, TABLE};
 
-use crate::children::WorkerNumerics;
+use crate::children::{ProofMode, WorkerNumerics};
 use source::{Sourced, Values, collect, shown};
 
 /// One mistake in the settings.
@@ -79,8 +81,14 @@ pub struct Settings {
     pub safety_blocks: f64,
     /// Seconds of one upload attempt.
     pub upload_timeout: f64,
+    /// Most bytes of one window's spool.
+    pub spool_budget: u64,
+    /// How proofs are checked before the upload.
+    pub gate: Gate,
     /// Seconds of an orderly stop.
     pub shutdown_budget: f64,
+    /// Seconds until the service manager kills, where the operator says so.
+    pub shutdown_grace: Option<f64>,
     /// Folder of the other programs.
     pub programs: Option<PathBuf>,
 }
@@ -196,12 +204,30 @@ pub enum ProofSlots {
     Gpus(Vec<u32>),
 }
 
+/// How proofs are checked before the upload.
+#[derive(Debug, Clone, Copy)]
+pub struct Gate {
+    /// Rollouts of a full window that are proved again.
+    pub spot_checks: usize,
+    /// What two proofs of one rollout must agree in.
+    pub limits: AgreementLimits,
+}
+
 /// The settings together with where each value came from.
 #[derive(Debug)]
 pub struct Loaded {
     /// The settings.
     pub settings: Settings,
     values: Values,
+}
+
+impl Loaded {
+    /// Every secret value that is set, for keeping them out of what leaves this host.
+    pub fn secrets(&self) -> Vec<String> {
+        let secret = |setting: &&Setting| setting.form == Form::Secret;
+        let values = TABLE.iter().filter(secret).filter_map(|setting| self.values.get(setting.key)?.value.as_str());
+        values.map(str::to_owned).filter(|value| !value.is_empty()).collect()
+    }
 }
 
 /// Reads and judges the settings.
@@ -242,7 +268,10 @@ impl Reader<'_> {
             proof: self.proof(),
             safety_blocks: self.number("schedule.safety_blocks", 0.0, 29.0),
             upload_timeout: self.number("upload.timeout_seconds", 1.0, 360.0),
+            spool_budget: u64::from(self.whole("spool.budget_mib", 1, 1 << 24)) << 20,
+            gate: self.gate(),
             shutdown_budget: self.number("shutdown.budget_seconds", 1.0, 600.0),
+            shutdown_grace: Some(self.number("shutdown.grace_seconds", 0.0, 3600.0)).filter(|grace| *grace > 0.0),
             programs: self.path("programs.folder"),
             state,
         }
@@ -334,7 +363,17 @@ impl Reader<'_> {
         if level == 2 && asked && !force_eager_attention {
             self.refuse(key, "contradicts proof.precision_tuning = 2, which computes attention eagerly; leave one of them out");
         }
-        WorkerNumerics { precision_tuning: u8::try_from(level).unwrap_or(0), force_eager_attention }
+        let mode = ProofMode::named(&self.choice("proof.mode", &ProofMode::NAMES));
+        WorkerNumerics { mode, precision_tuning: u8::try_from(level).unwrap_or(0), force_eager_attention }
+    }
+
+    fn gate(&mut self) -> Gate {
+        let limits = AgreementLimits {
+            identical_share: self.number("gate.identical_share", 0.0, 1.0),
+            distance_p99: self.whole("gate.distance_p99", 0, 6000),
+            logprob_p99: self.number("gate.logprob_p99", 0.0, 10.0) as f32,
+        };
+        Gate { spot_checks: self.whole("gate.spot_checks", 0, 5000) as usize, limits }
     }
 
     fn sourced(&self, key: &str) -> Option<&Sourced> {

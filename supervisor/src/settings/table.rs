@@ -202,6 +202,14 @@ pub const TABLE: &[Setting] = &[
     setting("proof.threads", &[], Form::Whole, "1", "Threads of one proof worker on the CPU."),
     setting("proof.dtype", &[], Form::Text, "'auto'", "auto (bf16 on CUDA, f32 on the CPU), f32, bf16 or f16."),
     setting(
+        "proof.mode",
+        &[],
+        Form::Text,
+        "'packed-shared'",
+        "packed-shared computes no padding and the prompt of a group once, packed each prompt; exact composes batches as \
+         validators do, at a fraction of the speed.",
+    ),
+    setting(
         "proof.precision_tuning",
         &["GRAIL_PRECISION_TUNING"],
         Form::Whole,
@@ -224,11 +232,47 @@ pub const TABLE: &[Setting] = &[
         "Blocks kept free at the end of a window.",
     ),
     setting(
+        "spool.budget_mib",
+        &[],
+        Form::Whole,
+        "4096",
+        "Most that the spool of one window may take on disk; groups beyond it are kept in memory only.",
+    ),
+    setting(
+        "gate.spot_checks",
+        &[],
+        Form::Whole,
+        "32",
+        "Rollouts of a full window that another worker proves again before the upload; 0 for none.",
+    ),
+    setting(
+        "gate.identical_share",
+        &[],
+        Form::Number,
+        "0.9",
+        "Least share of positions with the same sketch where two workers prove one rollout.",
+    ),
+    setting("gate.distance_p99", &[], Form::Whole, "300", "Largest 99th percentile of the distances of their sketches."),
+    setting(
+        "gate.logprob_p99",
+        &[],
+        Form::Number,
+        "0.25",
+        "Largest 99th percentile of the differences of their log-probabilities.",
+    ),
+    setting(
         "shutdown.budget_seconds",
         &[],
         Form::Number,
         "30.0",
         "Longest orderly stop: upload what is complete, end the children.",
+    ),
+    setting(
+        "shutdown.grace_seconds",
+        &[],
+        Form::Number,
+        "0",
+        "What the service manager allows before it kills (systemd TimeoutStopSec, Docker stop_grace_period); 0 for not told.",
     ),
     setting(
         "programs.folder",

@@ -136,12 +136,15 @@ fn numerics_are_judged_with_everything_else() {
         let text = format!("{LOCAL}[proof]\n{text}\n");
         load_text(&text, variables).map(|loaded| loaded.settings.proof.numerics)
     };
-    assert_eq!(numerics("", &[]).unwrap(), WorkerNumerics::default());
+    let mode = ProofMode::PackedShared;
+    let plain = WorkerNumerics { mode, ..WorkerNumerics::default() };
+    assert_eq!(numerics("", &[]).unwrap(), plain);
+    assert_eq!(numerics("mode = 'exact'", &[]).unwrap(), WorkerNumerics::default());
     let asked = numerics("precision_tuning = 1", &[("GRAIL_FORCE_EAGER_ATTENTION", "1")]).unwrap();
-    assert_eq!(asked, WorkerNumerics { precision_tuning: 1, force_eager_attention: true });
+    assert_eq!(asked, WorkerNumerics { mode, precision_tuning: 1, force_eager_attention: true });
     let asked = numerics("force_eager_attention = true", &[("GRAIL_PRECISION_TUNING", "2")]).unwrap();
-    assert_eq!(asked, WorkerNumerics { precision_tuning: 2, force_eager_attention: true });
-    assert_eq!(numerics("", &[("GRAIL_FORCE_EAGER_ATTENTION", "no")]).unwrap(), WorkerNumerics::default());
+    assert_eq!(asked, WorkerNumerics { mode, precision_tuning: 2, force_eager_attention: true });
+    assert_eq!(numerics("", &[("GRAIL_FORCE_EAGER_ATTENTION", "no")]).unwrap(), plain);
 
     let error =
         numerics("gpus = 'all'", &[("GRAIL_PRECISION_TUNING", "3"), ("GRAIL_FORCE_EAGER_ATTENTION", "maybe")]).unwrap_err();

@@ -34,6 +34,7 @@ use crate::chain::{self, Chain};
 use crate::checkpoints::{Checkpoints, Unready, check_dataset};
 use crate::children::{ChildPrograms, Programs, ProofPool, Proved, WorkerNumerics, WorkerSettings};
 use crate::exit::Failure;
+use crate::gpu::Gpus;
 use crate::groups::Terms;
 use crate::mine::{open_chain, plan};
 use crate::settings::Settings;
@@ -139,6 +140,7 @@ impl Validator {
             // The network's validator runs the defaults, whatever this miner is tuned to.
             numerics: WorkerNumerics::default(),
             grace: Duration::from_secs(2),
+            gpus: Gpus::default(),
         };
         let trainer = settings.trainer.clone().unwrap_or(trainer);
         let checkpoints = Checkpoints::new(buckets.published(&trainer_bucket)?, &settings.cache, trainer, dataset);
@@ -333,7 +335,7 @@ impl Validator {
         });
         for (chunk, proved) in futures::future::join_all(jobs).await {
             let results: Vec<Result<Examination, String>> = match proved {
-                Ok(proofs) => proofs.into_iter().map(|proof| Ok(examination(proof))).collect(),
+                Ok(batch) => batch.proofs.into_iter().map(|proof| Ok(examination(proof))).collect(),
                 Err(error) => vec![Err(error.to_string()); chunk.len()],
             };
             examinations.extend(chunk.iter().map(|(row, _)| *row).zip(results));
