@@ -9,6 +9,7 @@
 //! ```
 
 mod generator;
+mod job_queue;
 mod keep;
 mod life_cycle;
 mod proof_pool;

@@ -1,8 +1,8 @@
 //! A pool of proof workers: one task per slot owns one worker; jobs wait in one queue and go to whichever worker is free
 //! and holds the right revision. A job on a worker that dies goes back to the head of the queue, once.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use grail_link::Connection;
@@ -15,6 +15,7 @@ use grail_protocol::constants::PRIME_Q;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::job_queue::{JobQueue, Pending};
 use super::keep::{Ended, Kept, Refusals, keep};
 use super::life_cycle::ChildState;
 use super::session::{self, ChildPrograms, Incoming, Opening, Programs, Session};
@@ -95,18 +96,10 @@ pub enum ProofError {
     },
 }
 
-type Answer = Result<ProvedBatch, ProofError>;
-
-struct Pending {
-    job: ProofJob,
-    /// Slots that shall not do it as long as another one can.
-    not: Vec<u32>,
-    tries: u8,
-    reply: oneshot::Sender<Answer>,
-}
+pub(super) type Answer = Result<ProvedBatch, ProofError>;
 
 struct Shared {
-    queue: Mutex<VecDeque<Pending>>,
+    queue: Mutex<JobQueue>,
     arrived: Notify,
     /// What the first worker said it computes with; the others must agree.
     agreed: Mutex<Option<WorkerHello>>,
@@ -116,8 +109,6 @@ struct Shared {
     settings: WorkerSettings,
     /// What each slot holds, in the order of the settings' slots.
     held: Arc<watch::Sender<Vec<Option<Revision>>>>,
-    /// What every slot shall hold.
-    target: Mutex<Option<Revision>>,
     /// Slots that are taken out of service, and why.
     banished: watch::Sender<BTreeMap<u32, String>>,
 }
@@ -150,7 +141,6 @@ impl ProofPool {
             spawner,
             settings,
             held: report.clone(),
-            target: Mutex::default(),
             banished: watch::channel(BTreeMap::new()).0,
         });
         let stop = CancellationToken::new();
@@ -167,7 +157,7 @@ impl ProofPool {
     /// it refused, a worker tries again. Jobs for other weights that were not begun end with [`ProofError::Superseded`].
     pub fn reload(&self, command: ReloadCommand) {
         self.shared.refusals.clear();
-        self.shared.supersede(&command.revision);
+        self.shared.queue().supersede(&command.revision);
         self.target.send_replace(Some(command));
     }
 
@@ -245,55 +235,18 @@ impl ProofPool {
 }
 
 impl Shared {
+    fn queue(&self) -> MutexGuard<'_, JobQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn put(&self, pending: Pending, first: bool) {
-        // A job that came too late for its weights would wait for ever.
-        if self.target().is_some_and(|target| target != pending.job.revision) {
-            let superseded = ProofError::Superseded(pending.job.revision);
-            let _ = pending.reply.send(Err(superseded));
-            return;
-        }
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if first {
-            queue.push_front(pending)
-        } else {
-            queue.push_back(pending)
-        }
-        drop(queue);
+        self.queue().put(pending, first);
         self.arrived.notify_waiters();
-    }
-
-    fn target(&self) -> Option<Revision> {
-        self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The pool goes over to `revision`: jobs for others that were not begun end.
-    fn supersede(&self, revision: &Revision) {
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(revision.clone());
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let (kept, ended) = std::mem::take(&mut *queue).into_iter().partition(|pending| pending.job.revision == *revision);
-        *queue = kept;
-        drop(queue);
-        for pending in Vec::from(ended) {
-            let superseded = ProofError::Superseded(pending.job.revision);
-            let _ = pending.reply.send(Err(superseded));
-        }
     }
 
     /// Each slot with the weights that it holds.
     fn holders(&self) -> Vec<(u32, Option<Revision>)> {
         self.settings.slots.iter().map(|slot| slot.slot).zip(self.held.borrow().iter().cloned()).collect()
-    }
-
-    /// The next job that this slot can do with these weights; jobs nobody waits for any more are dropped on the way.
-    fn take(&self, resident: &Revision, slot: u32) -> Option<Pending> {
-        let holders = self.holders();
-        let elsewhere = |not: &[u32]| holders.iter().any(|(slot, held)| !not.contains(slot) && held.as_ref() == Some(resident));
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.retain(|pending| !pending.reply.is_closed());
-        let can =
-            |pending: &Pending| pending.job.revision == *resident && (!pending.not.contains(&slot) || !elsewhere(&pending.not));
-        let place = queue.iter().position(can)?;
-        queue.remove(place)
     }
 
     /// The first worker settles what the pool computes with; one that differs would make proofs the others cannot repeat.
@@ -443,7 +396,7 @@ impl Slot {
                 continue;
             }
             let arrived = self.shared.arrived.notified();
-            let next = worker.resident.as_ref().and_then(|resident| self.shared.take(resident, self.slot.slot));
+            let next = self.shared.queue().take(self.slot.slot, &self.shared.holders());
             if let Some(pending) = next {
                 self.show(ChildState::Busy, None);
                 if let Err(why) = worker.work(pending, &self.name, self.slot.slot).await {

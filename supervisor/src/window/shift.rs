@@ -156,7 +156,7 @@ impl Miner {
     async fn begin(&self, site: &Site, shift: &mut Shift, block: u64) {
         let places = self.groups_in_flight - shift.jobs.len();
         if let Some(bound) = shift.indices.wanted_bound(places) {
-            match site.harvest.on_disk(move |spool| spool.reserve(bound)).await {
+            match site.harvest.on_willing_disk(move |spool| spool.reserve(bound)).await {
                 Some(()) => shift.indices.raise(bound),
                 None => {
                     let milliseconds =
