@@ -165,9 +165,9 @@ impl Harvest {
     /// Takes out every group of a worker, durably, and refuses any more of it. Says how many there were.
     pub async fn distrust(&self, worker: u32) -> usize {
         let out = self.take_out(worker);
-        for GroupHeader { index, reward_sum, successes, .. } in &out {
-            let index = *index;
-            self.on_disk(move |spool| spool.discard(index)).await;
+        let indices: Vec<i64> = out.iter().map(|header| header.index).collect();
+        self.on_disk(move |spool| indices.iter().try_for_each(|index| spool.discard(*index))).await;
+        for GroupHeader { reward_sum, successes, .. } in &out {
             self.board.window(|window| {
                 window.spooled = window.spooled.saturating_sub(1);
                 window.reward_sum -= reward_sum;

@@ -133,7 +133,10 @@ impl Miner {
             let finished = self.window(window, stop).await;
             attempted += u64::from(finished.outcome != "skipped");
             self.journal.record(&ended(&finished));
-            self.board.window(|status| status.phase = finished.outcome.clone());
+            self.board.update(|status| {
+                status.window.phase = finished.outcome.clone();
+                status.events = self.journal.counts();
+            });
             self.board.finish(finished);
             last = Some(window);
         }

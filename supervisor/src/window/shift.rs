@@ -183,9 +183,10 @@ impl Miner {
             (true, false) => "waiting for the generation server",
             (false, _) => "finishing groups",
         };
-        self.board.window(|status| {
-            status.phase = phase.into();
-            status.in_flight = shift.jobs.len() as u32;
+        self.board.update(|status| {
+            status.window.phase = phase.into();
+            status.window.in_flight = shift.jobs.len() as u32;
+            status.events = self.journal.counts();
         });
     }
 
