@@ -12,6 +12,7 @@ mod agreement;
 mod death;
 mod event;
 mod generator;
+mod job_queue;
 mod keep;
 mod life;
 mod life_cycle;

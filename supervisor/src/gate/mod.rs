@@ -220,4 +220,4 @@ impl Judge {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

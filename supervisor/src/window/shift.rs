@@ -155,7 +155,7 @@ impl Miner {
     async fn begin(&self, site: &Site, shift: &mut Shift, block: u64) {
         let places = self.groups_in_flight - shift.jobs.len();
         if let Some(bound) = shift.indices.wanted_bound(places) {
-            match site.harvest.on_disk(move |spool| spool.reserve(bound)).await {
+            match site.harvest.on_willing_disk(move |spool| spool.reserve(bound)).await {
                 Some(()) => shift.indices.raise(bound),
                 None => {
                     let milliseconds =
@@ -182,9 +182,10 @@ impl Miner {
             (true, false) => "waiting for the generation server",
             (false, _) => "finishing groups",
         };
-        self.board.window(|status| {
-            status.phase = phase.into();
-            status.in_flight = shift.jobs.len() as u32;
+        self.board.update(|status| {
+            status.window.phase = phase.into();
+            status.window.in_flight = shift.jobs.len() as u32;
+            status.events = self.journal.counts();
         });
     }
 
