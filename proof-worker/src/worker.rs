@@ -92,13 +92,14 @@ impl Worker {
             Err(source @ ReloadError::Unfit { .. }) => return Err(Broken::Unfit { revision, source: Box::new(source) }),
             taken => taken.map_err(|error| error.to_string()),
         };
-        let message = match taken.and_then(|()| self.describe()) {
-            Ok((weights_hash, vocab_size, max_positions)) => {
-                let seconds = started.elapsed().as_secs_f64();
-                tracing::info!(%revision, weights_hash, seconds, "The weights are resident.");
-                FromWorker::Reloaded(Reloaded { revision, weights_hash, vocab_size, max_positions, seconds })
+        let message = match (taken, &self.resident) {
+            (Ok(()), Some(resident)) => {
+                let reloaded = resident.describe(started.elapsed().as_secs_f64());
+                tracing::info!(%revision, weights_hash = reloaded.weights_hash, seconds = reloaded.seconds, "The weights are resident.");
+                FromWorker::Reloaded(reloaded)
             }
-            Err(reason) => {
+            (taken, _) => {
+                let reason = taken.err().unwrap_or_else(|| "no weights are resident".to_owned());
                 tracing::warn!(%revision, reason, "The weights are refused.");
                 FromWorker::ReloadRefused { revision, reason }
             }
@@ -127,13 +128,6 @@ impl Worker {
             }
         }
         Ok(())
-    }
-
-    fn describe(&self) -> Result<(String, u32, u32), String> {
-        let Some(Resident { model, .. }) = &self.resident else { return Err("no weights are resident".to_owned()) };
-        let config = model.config();
-        let vocab_size = u32::try_from(config.vocab_size).unwrap_or(u32::MAX);
-        Ok((model.weights_hash().to_owned(), vocab_size, u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX)))
     }
 
     fn prove(&mut self, job: &ProofJob, send: &mut dyn FnMut(FromWorker)) -> Result<(), Broken> {
@@ -180,6 +174,21 @@ impl Worker {
             resident.model.check_sequence(index, &borrow(sequence), 2).map_err(|error| error.to_string())?;
         }
         Ok(resident)
+    }
+}
+
+impl Resident {
+    fn describe(&self, seconds: f64) -> Reloaded {
+        let config = self.model.config();
+        let packed = self.prover.mode() != Mode::Exact;
+        Reloaded {
+            revision: self.revision.clone(),
+            weights_hash: self.model.weights_hash().to_owned(),
+            vocab_size: u32::try_from(config.vocab_size).unwrap_or(u32::MAX),
+            max_positions: u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX),
+            batch_bytes: packed.then(|| self.prover.budget().peak_bytes() as u64),
+            seconds,
+        }
     }
 }
 

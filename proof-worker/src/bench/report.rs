@@ -28,6 +28,8 @@ pub struct Report {
     /// Floating-point operations per second of a large matrix product in the model's type.
     gemm: f64,
     rows: Vec<Row>,
+    /// Of exact proofs of one sequence at a time from exact proofs of whole groups: what batch composition alone does.
+    drift_of_composition: Option<Drift>,
     #[serde(skip)]
     operations: f64,
     /// Whether any of this ran on a GPU.
@@ -56,8 +58,9 @@ pub struct Row {
     bare_mib: f64,
     /// Resident beyond the weights, before the first job.
     beyond_weights_mib: f64,
-    /// Most that was resident beyond the weights.
-    peak_beyond_weights_mib: f64,
+    /// Most that the timed passes added to that, and most that the worker had predicted.
+    batch_mib: f64,
+    predicted_batch_mib: Option<f64>,
     reload_seconds: f64,
     /// Weights over the whole reload: judged, copied, hashed.
     reload_gb_per_second: f64,
@@ -68,7 +71,7 @@ pub struct Row {
     #[serde(skip)]
     examined_seconds: f64,
     #[serde(skip)]
-    resident_mib: (f64, f64),
+    resident_mib: f64,
 }
 
 impl Row {
@@ -91,8 +94,9 @@ impl Row {
             start_seconds: rival.start,
             bare_mib: rival.bare,
             beyond_weights_mib: 0.0,
-            peak_beyond_weights_mib: 0.0,
-            resident_mib: (rival.loaded, rival.resident("VmHWM").unwrap_or(f64::NAN)),
+            batch_mib: rival.peak - rival.loaded,
+            predicted_batch_mib: rival.predicted,
+            resident_mib: rival.loaded,
             reload_seconds: reload.seconds,
             reload_gb_per_second: 0.0,
             drift_from_exact: exact.filter(|_| rival.mode != Mode::Exact),
@@ -108,6 +112,7 @@ impl Report {
         workload: &Workload,
         baseline: Option<(Vec<f64>, Vec<f64>)>,
         rows: Vec<Row>,
+        alone: Option<Drift>,
         gemm: f64,
         gpu: bool,
     ) -> Self {
@@ -125,8 +130,7 @@ impl Report {
                 processor_ratio: baseline_processor.map(|baseline| baseline / row.processor),
                 gemm_share: operations / seconds / gemm,
                 examined_rollouts_per_second: rate(row.examined_seconds),
-                beyond_weights_mib: row.resident_mib.0 - weights_mib,
-                peak_beyond_weights_mib: row.resident_mib.1 - weights_mib,
+                beyond_weights_mib: row.resident_mib - weights_mib,
                 reload_gb_per_second: workload.weight_bytes as f64 / 1e9 / row.reload_seconds,
                 ..row
             }
@@ -147,6 +151,7 @@ impl Report {
             baseline_processor,
             gemm,
             rows: rows.into_iter().map(finish).collect(),
+            drift_of_composition: alone,
             operations,
             gpu,
         }
@@ -202,16 +207,20 @@ impl fmt::Display for Report {
                 writeln!(f, "{:<14} from exact:        {drift}", row.mode)?;
             }
         }
+        if let Some(drift) = &self.drift_of_composition {
+            writeln!(f, "{:<14} from exact:        {drift}", "exact, alone")?;
+        }
         writeln!(f)?;
         for row in &self.rows {
             writeln!(
                 f,
-                "{:<14} ready in {:.2} s with {:.0} MiB; beyond the weights {:.0} MiB, at most {:.0} MiB; reload {:.2} GB/s",
+                "{:<14} ready in {:.2} s with {:.0} MiB; beyond the weights {:.0} MiB, a batch {:.0} MiB{}; reload {:.2} GB/s",
                 row.mode,
                 row.start_seconds,
                 row.bare_mib,
                 row.beyond_weights_mib,
-                row.peak_beyond_weights_mib,
+                row.batch_mib,
+                row.predicted_batch_mib.map_or(String::new(), |predicted| format!(" (predicted at most {predicted:.0})")),
                 row.reload_gb_per_second
             )?;
         }

@@ -47,6 +47,10 @@ pub struct Rival {
     pub bare: f64,
     /// Resident MiB with the model, before the first job.
     pub loaded: f64,
+    /// Most MiB that the worker said a batch would take.
+    pub predicted: Option<f64>,
+    /// Most that was resident during the timed passes, MiB.
+    pub peak: f64,
     /// Timed passes.
     pub passes: Vec<Pass>,
     pub last: Pass,
@@ -83,6 +87,8 @@ impl Rival {
             start: 0.0,
             bare: 0.0,
             loaded: 0.0,
+            predicted: None,
+            peak: 0.0,
             passes: Vec::new(),
             last: Pass::default(),
             proofs: Vec::new(),
@@ -107,7 +113,7 @@ impl Rival {
 
     /// Loads a model into the empty worker.
     pub async fn load(&mut self, directory: &Path) -> anyhow::Result<()> {
-        self.reload(directory).await?;
+        self.predicted = self.reload(directory).await?.batch_bytes.map(|bytes| bytes as f64 / MIB);
         self.loaded = self.resident("VmRSS")?;
         // From here on the peak is that of the jobs, not that of loading.
         std::fs::write(format!("/proc/{}/clear_refs", self.child.pid()), "5")?;
@@ -130,10 +136,15 @@ impl Rival {
 
     /// Does the whole job once, as one job per group.
     pub async fn prove(&mut self, workload: &Workload, examine: Option<ExamineTerms>) -> anyhow::Result<()> {
+        self.prove_by(16, workload, examine).await
+    }
+
+    /// Does the whole job once, as jobs of `size` sequences.
+    pub async fn prove_by(&mut self, size: usize, workload: &Workload, examine: Option<ExamineTerms>) -> anyhow::Result<()> {
         self.proofs.clear();
         self.last = Pass::default();
         let processor = processor_seconds(self.child.pid())?;
-        for sequences in workload.sequences.chunks(16) {
+        for sequences in workload.sequences.chunks(size) {
             let revision = self.revision.clone().context("no model is loaded")?;
             let job = ProofJob { id: 1, revision, sequences: sequences.to_vec(), examine };
             let begun = clock::monotonic();
@@ -158,8 +169,10 @@ impl Rival {
     }
 
     /// Counts the last pass as a timed one.
-    pub fn keep(&mut self) {
+    pub fn keep(&mut self) -> anyhow::Result<()> {
         self.passes.push(self.last);
+        self.peak = self.resident("VmHWM")?;
+        Ok(())
     }
 
     /// Ends the worker.

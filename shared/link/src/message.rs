@@ -150,6 +150,9 @@ pub struct Reloaded {
     pub vocab_size: u32,
     /// Longest sequence.
     pub max_positions: u32,
+    /// Most bytes beside the weights that a packed batch takes; `None` where batches are composed as the reference does, whatever
+    /// they take.
+    pub batch_bytes: Option<u64>,
     /// Wall time, seconds.
     pub seconds: f64,
 }

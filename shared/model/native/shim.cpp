@@ -170,8 +170,10 @@ int grail_shim_copy_non_blocking(at::Tensor* to, const at::Tensor* from, char* e
   return guarded(error, size, [=] { to->copy_(*from, /*non_blocking=*/true); });
 }
 
-// Lets the C library keep what is freed. By default it maps every large block anew, and the kernel clears each page of it.
+// Lets the C library keep what is freed. By default it maps every large block anew, and the kernel clears each page of it. One
+// arena, because every thread's own would keep its own share.
 void grail_shim_keep_freed_memory() {
+  mallopt(M_ARENA_MAX, 1);
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   mallopt(M_TOP_PAD, 64 << 20);

@@ -22,7 +22,12 @@ pub(crate) struct Blocks {
     pub wide_rows: usize,
     /// More tokens at once gain nothing.
     pub most_tokens: usize,
+    /// Whether the library multiplies with a rearranged copy of the weights.
+    pub copies_weights: bool,
 }
+
+/// What libtorch's libraries take for themselves on a GPU.
+const GPU_WORKSPACE: usize = 256 << 20;
 
 impl Blocks {
     /// Blocks that stay in a core's cache on the CPU, and that fill a GPU on CUDA. `vocab_size` bounds the logits.
@@ -30,9 +35,21 @@ impl Blocks {
         let vocab = usize::try_from(vocab_size).unwrap_or(1).max(1);
         let rows = |elements: usize, most: usize| (elements / vocab).clamp(1, most);
         if cuda {
-            Self { hidden_rows: 1 << 14, logit_rows: rows(1 << 28, 4096), wide_rows: rows(1 << 27, 4096), most_tokens: 1 << 16 }
+            Self {
+                hidden_rows: 1 << 14,
+                logit_rows: rows(1 << 28, 4096),
+                wide_rows: rows(1 << 27, 4096),
+                most_tokens: 1 << 16,
+                copies_weights: false,
+            }
         } else {
-            Self { hidden_rows: 1024, logit_rows: rows(15 << 20, 1024), wide_rows: rows(1 << 20, 256), most_tokens: 1 << 13 }
+            Self {
+                hidden_rows: 1024,
+                logit_rows: rows(15 << 20, 1024),
+                wide_rows: rows(1 << 20, 256),
+                most_tokens: 1 << 13,
+                copies_weights: true,
+            }
         }
     }
 }
@@ -60,7 +77,9 @@ impl MemoryPlan {
         let choosing = blocks.hidden_rows * hidden * 24;
         // f32 logits, their log-softmax, and both again under a sampling policy.
         let readout = blocks.logit_rows * (vocab + hidden) * width + blocks.wide_rows * vocab * 16;
-        Self { fixed: layer.max(choosing).max(readout), per_token: attention.max(ending) }
+        let widest = vocab.max(inner) * hidden * width;
+        let library = if blocks.copies_weights { widest } else { GPU_WORKSPACE };
+        Self { fixed: layer.max(choosing).max(readout) + library, per_token: attention.max(ending) }
     }
 
     /// Most bytes beside the weights while a batch of `tokens` is computed.
