@@ -68,6 +68,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
+    let device = grail_model::startup(Some(arguments.threads));
     let folder = tempfile::tempdir().context("making a folder for the bench")?;
     let (model, again) = match &arguments.checkpoint {
         Some(directory) => (directory.clone(), directory.clone()),
@@ -120,8 +121,15 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
         rival.prove(&workload, Some(workload.terms())).await?;
         let examined = rival.last;
         rival.prove(&workload, None).await?;
+        let starved = match device::starve(device.device(), rival.predicted)? {
+            Some(_ballast) => {
+                rival.prove(&workload, None).await?;
+                exact.as_ref().and_then(|exact| Drift::between(exact, &rival.proofs))
+            }
+            None => None,
+        };
         let reload = rival.reload(&again).await?;
-        rows.push(Row::new(rival, drift, to_baseline, examined, reload));
+        rows.push(Row::new(rival, drift, to_baseline, starved, examined, reload));
     }
     let yardstick = baseline.as_ref().map(|baseline| (baseline.seconds.clone(), baseline.processor.clone()));
     for rival in rivals {
@@ -130,7 +138,6 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     if let Some(baseline) = baseline {
         baseline.stop().await;
     }
-    let device = grail_model::startup(Some(arguments.threads));
     let gemm = device::gemm_rate(device.device(), arguments.dtype.on(device.device()))?;
     Ok(Report::new(&device, &workload, yardstick, rows, alone, gemm, matches!(device.device(), Device::Cuda(_))))
 }

@@ -57,7 +57,7 @@ fn serve(arguments: &Serve) -> ExitCode {
             return ExitCode::from(arguments::USAGE);
         }
     };
-    let Err(error) = run(&arguments, numerics);
+    let Err(error) = run(arguments, numerics);
     let unfit = matches!(error.downcast_ref(), Some(Broken::Unfit { .. }));
     let class = if unfit { "weights unfit" } else { "failure" };
     tracing::error!(slot = arguments.slot, class, error = format!("{error:#}"), "The proof worker cannot go on.");

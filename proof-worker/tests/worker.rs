@@ -13,6 +13,7 @@ use grail_model::Checkpoint;
 use grail_process::{Child, Launch, Spawner, clock, environment};
 use grail_protocol::commitment;
 use nix::sys::signal::Signal;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -47,12 +48,16 @@ fn job(id: u64, sequences: Vec<ProofSequence>) -> ProofJob {
 
 impl Rig {
     async fn start() -> Self {
+        Self::start_in("exact").await
+    }
+
+    async fn start_in(mode: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = Listener::bind(&folder.path().join("run").join("w.sock")).unwrap();
         let launch = Launch {
             name: "proof-worker 3".into(),
             program: env!("CARGO_BIN_EXE_grail-proof-worker").into(),
-            arguments: ["--slot", "3", "--dtype", "f32", "--threads", "1", "--socket"]
+            arguments: ["--slot", "3", "--mode", mode, "--dtype", "f32", "--threads", "1", "--socket"]
                 .map(Into::into)
                 .into_iter()
                 .chain([listener.path().into()])
@@ -61,13 +66,14 @@ impl Rig {
         };
         let spawner = Spawner::start().unwrap();
         let mut child = spawner.spawn(launch).await.unwrap();
-        let mut output = child.take_output().unwrap();
-        tokio::spawn(async move { tokio::io::copy(&mut output.stderr, &mut tokio::io::sink()).await });
+        let output = child.take_output().unwrap();
+        tokio::spawn(relay(output.stderr));
         let link = tokio::time::timeout(LIMIT, listener.accept(child.pid())).await.unwrap().unwrap();
         let mut rig = Self { child, _spawner: spawner, link, _folder: folder };
         match rig.receive().await {
             FromWorker::Hello(hello) => {
                 assert_eq!((hello.pid, hello.slot, hello.dtype.as_str()), (rig.child.pid(), 3, "f32"));
+                assert_eq!(hello.mode, mode);
             }
             other => panic!("want Hello, got {other:?}"),
         }
@@ -75,7 +81,11 @@ impl Rig {
     }
 
     async fn loaded() -> Self {
-        let mut rig = Self::start().await;
+        Self::loaded_in("exact").await
+    }
+
+    async fn loaded_in(mode: &str) -> Self {
+        let mut rig = Self::start_in(mode).await;
         match rig.ask(reload(30, checkpoint())).await {
             FromWorker::Reloaded(reloaded) => {
                 assert_eq!(reloaded.weights_hash, reloaded.revision.weights_hash);
@@ -174,4 +184,100 @@ async fn an_interrupt_changes_nothing_and_the_end_of_the_socket_ends_the_worker_
     let status = tokio::time::timeout(LIMIT, child.exited()).await.unwrap();
     assert!(status.success(), "{status}");
     assert!(closed.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn every_mode_answers_one_proof_per_sequence_in_order_and_all_agree() {
+    // Two groups with a prompt each, more sequences than the reference's chunk.
+    let group = |prompt: u32| {
+        (0..14u32).map(move |row| {
+            let tokens = (0..12).map(|p| (p * prompt) % 512).chain((0..20 + row * 9).map(|p| (p * 37 + row) % 512)).collect();
+            ProofSequence { tokens, ..sequence(12, 12) }
+        })
+    };
+    let sequences: Vec<ProofSequence> = group(5).chain(group(11)).collect();
+    let mut exact: Vec<SequenceProof> = Vec::new();
+    for mode in ["exact", "packed", "packed-shared"] {
+        let mut rig = Rig::loaded_in(mode).await;
+        let mut asked = job(1, sequences.clone());
+        asked.examine = Some(ExamineTerms { temperature: 0.7, repetition_penalty: 1.1, eos_token_id: 2 });
+        let proofs = rig.proofs(asked).await;
+        assert!(proofs.iter().map(|proof| proof.index).eq(0..sequences.len() as u32), "{mode}");
+        if exact.is_empty() {
+            exact = proofs;
+            continue;
+        }
+        for (want, got) in exact.iter().zip(&proofs) {
+            let near = |(one, other): (&f32, &f32)| (one - other).abs() < 1e-3;
+            let far = want.sketches.iter().zip(&got.sketches).filter(|(one, other)| one != other).count();
+            assert!(far * 50 <= want.sketches.len(), "{mode}: {far} of {} sketches differ", want.sketches.len());
+            assert!(want.logprobs.iter().zip(&got.logprobs).all(near), "{mode}");
+            let (want, got) = (want.examined.as_ref().unwrap(), got.examined.as_ref().unwrap());
+            assert!(want.probabilities.iter().zip(&got.probabilities).all(near), "{mode}");
+        }
+    }
+}
+
+/// A one-layer model whose batches take far more memory than its weights, and its checkpoint's hash.
+fn wide_model(directory: &Path) -> Revision {
+    let config = serde_json::json!({
+        "model_type": "qwen2", "hidden_act": "silu", "vocab_size": 512, "hidden_size": 512, "intermediate_size": 1024,
+        "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 512,
+        "tie_word_embeddings": true,
+    });
+    std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
+    let config = grail_model::ModelConfig::read(directory).unwrap();
+    let options = (grail_model::Kind::Float, grail_model::Device::Cpu);
+    let tensors = grail_model::Model::layout(&config).into_iter();
+    let tensors: Vec<_> = tensors.map(|(name, shape)| (name, grail_model::Tensor::ones(shape, options) * 0.01)).collect();
+    grail_model::Tensor::write_safetensors(&tensors, directory.join("model.safetensors")).unwrap();
+    Revision { window: 30, weights_hash: Checkpoint::open(directory).unwrap().weights_hash().unwrap() }
+}
+
+fn mebibytes(pid: u32, field: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+#[tokio::test]
+async fn a_batch_keeps_to_its_predicted_memory_and_one_that_has_too_little_is_computed_in_parts() {
+    let directory = tempfile::tempdir().unwrap();
+    let revision = wide_model(directory.path());
+    let mut rig = Rig::start_in("packed").await;
+    let command = ReloadCommand { revision: revision.clone(), directory: directory.path().into(), manifest: Default::default() };
+    let FromWorker::Reloaded(reloaded) = rig.ask(ToWorker::Reload(command)).await else { panic!("want Reloaded") };
+    let predicted = reloaded.batch_bytes.unwrap() >> 20;
+    let sequences: Vec<_> = (0..16).map(|row| sequence(512, 8 + row)).collect();
+    let asked = |id| ProofJob { revision: revision.clone(), ..job(id, sequences.clone()) };
+
+    // The address space ends before a whole batch has its place; parts of it have theirs.
+    let limit = (mebibytes(rig.child.pid(), "VmSize:") + predicted / 3) << 20;
+    prlimit(rig.child.pid(), &limit.to_string());
+    let parts = rig.proofs(asked(1)).await;
+    assert_eq!(parts.len(), 16);
+
+    prlimit(rig.child.pid(), "unlimited");
+    let before = mebibytes(rig.child.pid(), "VmRSS:");
+    // Eight good batches, and the budget is what it was.
+    for id in 2..9 {
+        assert_eq!(rig.proofs(asked(id)).await.len(), 16);
+    }
+    let most = mebibytes(rig.child.pid(), "VmHWM:");
+    assert!(most <= before + predicted, "{most} MiB were taken, {before} before, {predicted} predicted");
+}
+
+#[allow(clippy::disallowed_methods, reason = "a tool of the test, not a child of the program")]
+fn prlimit(pid: u32, bytes: &str) {
+    let status =
+        std::process::Command::new("prlimit").arg("--pid").arg(pid.to_string()).arg(format!("--as={bytes}:unlimited")).status();
+    assert!(status.unwrap().success());
+}
+
+/// Passes the worker's words on to whoever reads the test's.
+async fn relay(pipe: impl AsyncRead + Unpin) {
+    let mut lines = BufReader::new(pipe).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        eprintln!("{line}");
+    }
 }

@@ -66,6 +66,8 @@ pub struct Row {
     reload_gb_per_second: f64,
     drift_from_exact: Option<Drift>,
     drift_from_baseline: Option<Drift>,
+    /// From exact, with a third of a batch's memory left on a GPU.
+    drift_of_little_memory: Option<Drift>,
     #[serde(skip)]
     rounds: usize,
     #[serde(skip)]
@@ -76,7 +78,14 @@ pub struct Row {
 
 impl Row {
     /// What was seen of a rival.
-    pub fn new(rival: &Rival, exact: Option<Drift>, baseline: Option<Drift>, examined: Pass, reload: Reloaded) -> Self {
+    pub fn new(
+        rival: &Rival,
+        exact: Option<Drift>,
+        baseline: Option<Drift>,
+        starved: Option<Drift>,
+        examined: Pass,
+        reload: Reloaded,
+    ) -> Self {
         let seconds: Vec<f64> = rival.passes.iter().map(|pass| pass.round_trip).collect();
         let beside: f64 = rival.passes.iter().map(|pass| pass.beside).sum();
         Self {
@@ -101,6 +110,7 @@ impl Row {
             reload_gb_per_second: 0.0,
             drift_from_exact: exact.filter(|_| rival.mode != Mode::Exact),
             drift_from_baseline: baseline,
+            drift_of_little_memory: starved,
         }
     }
 }
@@ -205,6 +215,11 @@ impl fmt::Display for Report {
             }
             if let Some(drift) = &row.drift_from_exact {
                 writeln!(f, "{:<14} from exact:        {drift}", row.mode)?;
+            }
+        }
+        for row in &self.rows {
+            if let Some(drift) = &row.drift_of_little_memory {
+                writeln!(f, "{:<14} with little memory: {drift}", row.mode)?;
             }
         }
         if let Some(drift) = &self.drift_of_composition {
