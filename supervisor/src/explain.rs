@@ -24,10 +24,10 @@ pub fn window(settings: &Settings, window: Option<u64>) -> Result<String, Failur
         Failure::Data(format!("the journal cannot be read: {error}; has a supervisor run with this state folder?"))
     })?;
     let on_record = || reading.entries.iter().filter(|entry| entry.kind == WindowOpened::KIND).filter_map(Entry::window);
-    let last = || on_record().last().ok_or_else(|| Failure::Data("there is no window in the journal yet".into()));
+    let last = || on_record().next_back().ok_or_else(|| Failure::Data("there is no window in the journal yet".into()));
     let window = window.map_or_else(last, Ok)?;
     story(&reading, window).ok_or_else(|| {
-        let known = on_record().next().zip(on_record().last());
+        let known = on_record().next().zip(on_record().next_back());
         let known = known.map_or("no window".into(), |(first, last)| format!("windows {first} to {last}"));
         Failure::Data(format!("the journal does not know window {window}; it has {known}"))
     })

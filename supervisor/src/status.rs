@@ -197,11 +197,15 @@ impl Board {
 /// Writes the status file twice a second until it is cancelled, each time as a whole.
 pub async fn keep_file(board: Board, path: std::path::PathBuf) {
     let mut ticks = tokio::time::interval(Duration::from_millis(500));
+    let mut told = false;
     loop {
         ticks.tick().await;
-        if let Err(error) = write_file(&board.snapshot(), &path) {
+        let failed = write_file(&board.snapshot(), &path).err();
+        // A full disk is told once, not twice a second.
+        if let Some(error) = failed.as_ref().filter(|_| !told) {
             tracing::warn!(%error, path = %path.display(), "The status file cannot be written.");
         }
+        told = failed.is_some();
     }
 }
 

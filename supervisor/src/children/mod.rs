@@ -11,6 +11,7 @@
 mod death;
 mod event;
 mod generator;
+mod job_queue;
 mod keep;
 mod life;
 mod life_cycle;

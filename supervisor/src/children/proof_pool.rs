@@ -1,8 +1,7 @@
 //! A pool of proof workers: one task per slot owns one worker; jobs wait in one queue and go to whichever worker is free
 //! and holds the right revision. A job on a worker that dies goes back to the head of the queue, once.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use grail_link::message::{ExamineTerms, ProofJob, ProofSequence, ReloadCommand, Revision, WorkerHello};
@@ -10,6 +9,7 @@ use grail_process::Spawner;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::job_queue::{JobQueue, Pending};
 use super::keep::keep;
 use super::life::{Life, Muster};
 use super::proof_slot::{Slot, policy};
@@ -91,16 +91,8 @@ pub enum ProofError {
 
 pub(super) type Answer = Result<ProvedBatch, ProofError>;
 
-pub(super) struct Pending {
-    pub job: ProofJob,
-    /// Slots that shall not do it as long as another one can.
-    not: Vec<u32>,
-    pub tries: u8,
-    pub reply: oneshot::Sender<Answer>,
-}
-
 pub(super) struct Shared {
-    queue: Mutex<VecDeque<Pending>>,
+    queue: Mutex<JobQueue>,
     pub arrived: Notify,
     /// What the first worker said it computes with; the others must agree.
     agreed: Mutex<Option<WorkerHello>>,
@@ -110,8 +102,6 @@ pub(super) struct Shared {
     pub settings: WorkerSettings,
     /// What each slot holds, in the order of the settings' slots.
     held: Arc<watch::Sender<Vec<Option<Revision>>>>,
-    /// What every slot shall hold.
-    target: Mutex<Option<Revision>>,
 }
 
 /// The pool. Dropping it ends the workers; [`ProofPool::stop`] waits until they are gone.
@@ -144,7 +134,6 @@ impl ProofPool {
             spawner,
             settings,
             held: report.clone(),
-            target: Mutex::default(),
         });
         let stop = CancellationToken::new();
         let muster = Muster::new("proof worker", slots.len());
@@ -165,7 +154,7 @@ impl ProofPool {
     /// it refused, a worker tries again. Jobs for other weights that were not begun end with [`ProofError::Superseded`].
     pub fn reload(&self, command: ReloadCommand) {
         self.shared.refusals.clear();
-        self.shared.supersede(&command.revision);
+        self.shared.queue().supersede(&command.revision);
         self.target.send_replace(Some(command));
     }
 
@@ -255,55 +244,24 @@ impl ProofPool {
 }
 
 impl Shared {
+    fn queue(&self) -> MutexGuard<'_, JobQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn put(&self, pending: Pending, first: bool) {
-        // A job that came too late for its weights would wait for ever.
-        if self.target().is_some_and(|target| target != pending.job.revision) {
-            let superseded = ProofError::Superseded(pending.job.revision);
-            let _ = pending.reply.send(Err(superseded));
-            return;
-        }
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if first {
-            queue.push_front(pending)
-        } else {
-            queue.push_back(pending)
-        }
-        drop(queue);
+        self.queue().put(pending, first);
         self.arrived.notify_waiters();
     }
 
-    fn target(&self) -> Option<Revision> {
-        self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The pool goes over to `revision`: jobs for others that were not begun end.
-    fn supersede(&self, revision: &Revision) {
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(revision.clone());
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let (kept, ended) = std::mem::take(&mut *queue).into_iter().partition(|pending| pending.job.revision == *revision);
-        *queue = kept;
-        drop(queue);
-        for pending in Vec::from(ended) {
-            let superseded = ProofError::Superseded(pending.job.revision);
-            let _ = pending.reply.send(Err(superseded));
-        }
+    /// The next job for a slot that waits for one.
+    pub fn take(&self, slot: u32) -> Option<Pending> {
+        let holders = self.holders();
+        self.queue().take(slot, &holders)
     }
 
     /// Each slot with the weights that it holds.
     fn holders(&self) -> Vec<(u32, Option<Revision>)> {
         self.settings.slots.iter().map(|slot| slot.slot).zip(self.held.borrow().iter().cloned()).collect()
-    }
-
-    /// The next job that this slot can do with these weights; jobs nobody waits for any more are dropped on the way.
-    pub fn take(&self, resident: &Revision, slot: u32) -> Option<Pending> {
-        let holders = self.holders();
-        let elsewhere = |not: &[u32]| holders.iter().any(|(slot, held)| !not.contains(slot) && held.as_ref() == Some(resident));
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.retain(|pending| !pending.reply.is_closed());
-        let can =
-            |pending: &Pending| pending.job.revision == *resident && (!pending.not.contains(&slot) || !elsewhere(&pending.not));
-        let place = queue.iter().position(can)?;
-        queue.remove(place)
     }
 
     /// The first worker settles what the pool computes with; one that differs would make proofs the others cannot repeat.

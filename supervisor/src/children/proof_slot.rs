@@ -12,11 +12,12 @@ use tokio::sync::watch;
 
 use super::death::Cause;
 use super::event::ChildEvent;
+use super::job_queue::Pending;
 use super::keep::Kept;
 use super::life::Life;
 use super::life_cycle::{Event, LifePolicy, RestartPolicy};
 use super::progress::ProgressPolicy;
-use super::proof_pool::{Answer, Pending, ProofError, Proved, ProvedBatch, Shared};
+use super::proof_pool::{Answer, ProofError, Proved, ProvedBatch, Shared};
 use super::session::{self, ChildPrograms, Incoming, Opening};
 use crate::plan::ProofSlot;
 
@@ -153,7 +154,7 @@ impl Slot {
         }
         let shared = self.shared.clone();
         let arrived = shared.arrived.notified();
-        if let Some(pending) = worker.resident.as_ref().and_then(|revision| shared.take(revision, self.slot.slot)) {
+        if let Some(pending) = shared.take(self.slot.slot) {
             return self.work(worker, pending, life).await;
         }
         tokio::select! {

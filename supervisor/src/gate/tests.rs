@@ -12,7 +12,7 @@ use super::*;
 
 const HASH: &str = "0x837511b40caa15ab18f504d83fbab6b52e443339632c0f0ea70d87bb106a79f8";
 
-fn judge(hotkey: &Hotkey) -> Judge {
+pub(crate) fn judge(hotkey: &Hotkey) -> Judge {
     Judge {
         hotkey: hotkey.address().into(),
         scheme: hotkey.scheme(),

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Event;
+
 /// Defines an event: its fields, its name in the journal, whether it is lasting, and its log line.
 #[macro_export]
 macro_rules! event {
@@ -262,21 +264,32 @@ event! {
     }
 }
 
-event! {
-    /// How a window ended.
-    WindowEnded, "window_ended", lasting: true, info "The window has ended."
-    {
-        /// First block.
-        window: u64,
-        /// `uploaded`, `skipped`, `empty`, `lost` or `held back`.
-        outcome: String,
-        /// Why, where it was not uploaded.
-        reason: Option<String>,
-        /// Rollouts in the uploaded file.
-        rollouts: u32,
-        /// Window of the checkpoint.
-        checkpoint: Option<u64>,
-        /// Mean reward of the rollouts.
-        mean_reward: f64,
+/// How a window ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WindowEnded {
+    /// First block.
+    pub window: u64,
+    /// `uploaded`, `skipped`, `empty`, `held back` or `lost`.
+    pub outcome: String,
+    /// Why, where it was not uploaded.
+    pub reason: Option<String>,
+    /// Rollouts in the uploaded file.
+    pub rollouts: u32,
+    /// Window of the checkpoint.
+    pub checkpoint: Option<u64>,
+    /// Mean reward of the rollouts.
+    pub mean_reward: f64,
+}
+
+impl Event for WindowEnded {
+    const KIND: &'static str = "window_ended";
+    const LASTING: bool = true;
+
+    fn log(&self) {
+        let Self { window, outcome, reason, rollouts, checkpoint, mean_reward } = self;
+        match reason {
+            None => tracing::info!(window, rollouts, ?checkpoint, mean_reward, "The window is uploaded and was read back."),
+            Some(reason) => tracing::warn!(window, outcome, reason, "The window has no file in the bucket."),
+        }
     }
 }

@@ -57,7 +57,7 @@ struct Writer {
 impl Writer {
     /// Whether the record was written.
     fn append(&mut self, record: Record) -> bool {
-        if self.refused % TRY_AGAIN_AFTER != 0 {
+        if !self.refused.is_multiple_of(TRY_AGAIN_AFTER) {
             self.refused += 1;
             return false;
         }

@@ -146,15 +146,22 @@ impl Closed {
     }
 }
 
-/// Puts the file together and passes it through the gate, on a thread of its own.
+/// Puts the file together, then passes it through the gate and hashes it, side by side.
 async fn make_file(kept: Vec<Kept>, harvest: &Harvest) -> Result<File, String> {
     let (metadata, judge) = (harvest.metadata(clock::unix_seconds()), harvest.judge().clone());
-    let made = tokio::task::spawn_blocking(move || {
-        let (bytes, judged) = assemble(&metadata, kept).map_err(|error| error.to_string())?;
-        judge.judge_file(&bytes, &judged).map_err(|doubt| format!("the gate holds the file back: {doubt}"))?;
-        Ok(File { sha256: Sha256::digest(&bytes).into(), bytes })
-    });
-    made.await.unwrap_or_else(|error| Err(error.to_string()))
+    let assembled = blocking(move || assemble(&metadata, kept).map_err(|error| error.to_string()));
+    let (bytes, judged) = assembled.await??;
+    let (seen, hashed) = (bytes.clone(), bytes.clone());
+    let gate = blocking(move || judge.judge_file(&seen, &judged));
+    let hash = blocking(move || Sha256::digest(&hashed));
+    let (passed, sha256) = tokio::join!(gate, hash);
+    passed?.map_err(|doubt| format!("the gate holds the file back: {doubt}"))?;
+    Ok(File { sha256: sha256?.into(), bytes })
+}
+
+/// Seconds of CPU do not belong on the threads that serve everything else.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
 }
 
 /// One file of as many groups as validators look at.

@@ -76,7 +76,7 @@ impl Harvest {
         let encoded = tokio::task::spawn_blocking(move || this.encode(&group)).await;
         let kept = encoded.map_err(|error| Dropped::Internal(error.to_string()))??;
         let (index, record) = (kept.record.header.index, kept.record.clone());
-        let durable = self.on_disk(move |spool| spool.put(&record)).await.is_some();
+        let durable = self.on_willing_disk(move |spool| spool.put(&record)).await.is_some();
         let added = self.add(kept);
         if added.is_err() {
             self.on_disk(move |spool| spool.discard(index)).await;
@@ -164,21 +164,10 @@ impl Harvest {
 
     /// Takes out every group of a worker, durably, and refuses any more of it. Says how many there were.
     pub async fn distrust(&self, worker: u32) -> usize {
-        let mut out = Vec::new();
-        let mut state = self.state();
-        state.distrusted.insert(worker);
-        state.groups.retain(|index, kept| {
-            let stays = kept.record.header.worker != worker;
-            if !stays {
-                out.push((*index, kept.record.header.reward_sum, kept.record.header.successes));
-            }
-            stays
-        });
-        state.bytes = state.groups.values().map(|kept| kept.record.file.len()).sum();
-        drop(state);
-        for (index, reward_sum, successes) in &out {
-            let index = *index;
-            self.on_disk(move |spool| spool.discard(index)).await;
+        let out = self.take_out(worker);
+        let indices: Vec<i64> = out.iter().map(|header| header.index).collect();
+        self.on_disk(move |spool| indices.iter().try_for_each(|index| spool.discard(*index))).await;
+        for GroupHeader { reward_sum, successes, .. } in &out {
             self.board.window(|window| {
                 window.spooled = window.spooled.saturating_sub(1);
                 window.reward_sum -= reward_sum;
@@ -186,6 +175,17 @@ impl Harvest {
             });
         }
         out.len()
+    }
+
+    fn take_out(&self, worker: u32) -> Vec<GroupHeader> {
+        let mut state = self.state();
+        state.distrusted.insert(worker);
+        let groups = std::mem::take(&mut state.groups);
+        let (out, stay): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            groups.into_iter().partition(|(_, kept)| kept.record.header.worker == worker);
+        state.bytes = stay.values().map(|kept| kept.record.file.len()).sum();
+        state.groups = stay;
+        out.into_values().map(|kept| kept.record.header).collect()
     }
 
     /// Groups kept so far.
@@ -205,17 +205,22 @@ impl Harvest {
         std::mem::take(&mut state.groups).into_values().collect()
     }
 
+    /// As [`Harvest::on_disk`], but spares a disk that has just refused: nobody shall wait for it again and again.
+    pub async fn on_willing_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Spool) -> Result<T, SpoolError> + Send + 'static,
+    ) -> Option<T> {
+        let resting = self.state().disk_rests_until.is_some_and(|until| clock::monotonic() < until);
+        if resting { None } else { self.on_disk(work).await }
+    }
+
     /// Does something with the spool, on a thread of its own and within [`DISK_PATIENCE`]. `None` when there is no spool, or
-    /// the disk refuses, hangs, or has just done so; the first refusal is told.
+    /// the disk refuses or hangs; the first refusal in a row is told.
     pub async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Spool) -> Result<T, SpoolError> + Send + 'static,
     ) -> Option<T> {
         let spool = self.spool.clone()?;
-        let resting = self.state().disk_rests_until;
-        if resting.is_some_and(|until| clock::monotonic() < until) {
-            return None;
-        }
         let worked = tokio::time::timeout(DISK_PATIENCE, tokio::task::spawn_blocking(move || work(&spool))).await;
         let why = match worked {
             Ok(Ok(Ok(value))) => {
@@ -226,8 +231,8 @@ impl Harvest {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {} s", DISK_PATIENCE.as_secs()),
         };
-        self.state().disk_rests_until = Some(clock::monotonic() + DISK_REST);
-        if resting.is_none() {
+        let before = self.state().disk_rests_until.replace(clock::monotonic() + DISK_REST);
+        if before.is_none() {
             self.journal.record(&SpoolRefused { window: self.judge.window, why });
         }
         None
@@ -240,4 +245,82 @@ impl Harvest {
 
 fn sum_of_rewards(rows: &[WindowRow]) -> f64 {
     rows.iter().map(|row| row.commit.rollout.total_reward).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use grail_protocol::keys::Hotkey;
+
+    use super::*;
+    use crate::gate;
+    use crate::spool::FileSystem;
+
+    fn harvest(folder: &std::path::Path, budget: u64) -> (Arc<Harvest>, Vec<i64>) {
+        let hotkey = Hotkey::from_uri("//Alice").unwrap();
+        let (spool, left) = Spool::open(Arc::new(FileSystem), folder, hotkey.address(), 600, budget).unwrap();
+        let judge = gate::tests::judge(&hotkey);
+        (Arc::new(Harvest::new(judge, Some(Arc::new(spool)), Journal::default(), Board::default())), left.groups)
+    }
+
+    fn group(index: i64, worker: u32) -> Group {
+        Group { index, worker, rows: gate::tests::rows(&Hotkey::from_uri("//Alice").unwrap(), index) }
+    }
+
+    fn indices(kept: Vec<Kept>) -> Vec<i64> {
+        kept.into_iter().map(|kept| kept.record.header.index).collect()
+    }
+
+    #[tokio::test]
+    async fn kept_groups_are_found_again_by_the_next_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, _) = harvest(folder.path(), u64::MAX);
+        assert!(first.keep(group(4, 0)).await.unwrap() && first.keep(group(9, 1)).await.unwrap());
+        let (second, left) = harvest(folder.path(), u64::MAX);
+        second.clone().recover(left).await;
+        assert!(second.keep(group(12, 0)).await.unwrap());
+        assert_eq!(second.groups(), 3);
+        assert_eq!(indices(second.close()), [4, 9, 12]);
+        assert_eq!(second.keep(group(13, 0)).await, Err(Dropped::TooLate), "a closed window takes no more");
+    }
+
+    #[tokio::test]
+    async fn a_distrusted_workers_groups_are_gone_for_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, _) = harvest(folder.path(), u64::MAX);
+        for (index, worker) in [(0, 0), (1, 1), (2, 0), (3, 1)] {
+            first.keep(group(index, worker)).await.unwrap();
+        }
+        assert_eq!(first.distrust(1).await, 2);
+        assert_eq!(first.keep(group(4, 1)).await, Err(Dropped::Distrusted));
+        assert_eq!(indices(first.close()), [0, 2]);
+        assert_eq!(harvest(folder.path(), u64::MAX).1, [0, 2], "on disk too");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_refuses_costs_durability_and_not_the_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let (full, _) = harvest(folder.path(), 10);
+        assert_eq!(full.keep(group(0, 0)).await, Ok(false));
+        assert_eq!((full.groups(), harvest(folder.path(), 10).1), (1, vec![]));
+        assert_eq!(full.on_willing_disk(|spool| spool.reserve(64)).await, None, "it is left alone for a while");
+        assert_eq!(full.on_disk(|spool| spool.reserve(64)).await, Some(()));
+    }
+
+    #[tokio::test]
+    async fn what_the_gate_doubts_is_not_kept_and_not_recovered() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, _) = harvest(folder.path(), u64::MAX);
+        let mut spoilt = group(5, 0);
+        spoilt.rows[3].signature = spoilt.rows[2].signature.clone();
+        assert!(matches!(first.keep(spoilt).await, Err(Dropped::Gate(why)) if why.contains("row 3")));
+        first.keep(group(6, 0)).await.unwrap();
+        let path = folder.path().join("600/group-0000006.record");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[700] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let (second, left) = harvest(folder.path(), u64::MAX);
+        second.clone().recover(left).await;
+        assert_eq!(second.groups(), 0);
+        assert!(!path.exists(), "what cannot be used is removed");
+    }
 }

@@ -133,7 +133,10 @@ impl Miner {
             let finished = self.window(window, stop).await;
             attempted += u64::from(finished.outcome != "skipped");
             self.journal.record(&ended(&finished));
-            self.board.window(|status| status.phase = finished.outcome.clone());
+            self.board.update(|status| {
+                status.window.phase = finished.outcome.clone();
+                status.events = self.journal.counts();
+            });
             self.board.finish(finished);
             last = Some(window);
         }
@@ -279,7 +282,13 @@ impl Miner {
             deadline: clockwork.deadline,
         };
         // A sheet of another checkpoint: validators take the newest one, and its groups are judged by this one.
-        if gathering.is_none() || left.sheet.as_ref().is_some_and(|before| !before.judges_like(&sheet)) {
+        if left.sheet.as_ref().is_some_and(|before| !before.judges_like(&sheet))
+            && let Some(stale) = gathering.take()
+        {
+            stale.harvest.close();
+            self.board.window(|status| (status.spooled, status.reward_sum, status.successes) = (0, 0.0, 0));
+        }
+        if gathering.is_none() {
             *gathering = Some(self.gather(opened, &sheet));
         }
         let Some(Gathering { harvest, .. }) = gathering.as_ref() else { return Err(skip("no harvest was begun")) };

@@ -17,7 +17,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::SerializedFileReader;
-use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::reader::{check_envelope, check_footer, guarded, metadata_of, unreadable};
 use super::{WindowFileError, WindowMetadata, WindowWriter, writer};
@@ -40,8 +40,9 @@ pub struct Outline {
 pub struct RowGroupOutline {
     /// Rows.
     pub rows: i64,
-    /// SHA-256 over schema, row count, each chunk's codec, encodings and page places, and each chunk's bytes.
-    pub digest: [u8; 32],
+    /// XXH3-128 over schema, row count, each chunk's codec, encodings and page places, and each chunk's bytes: it tells a file
+    /// that was changed by accident, on its way through this host, not one that somebody made to deceive.
+    pub digest: u128,
 }
 
 /// Encodes one complete group as a window file of its own.
@@ -49,7 +50,7 @@ pub struct RowGroupOutline {
 /// # Errors
 /// [`WindowFileError::Write`] when the encoder fails.
 pub fn encode_group(metadata: &WindowMetadata, rows: &[WindowRow]) -> Result<Vec<u8>, WindowFileError> {
-    let mut writer = WindowWriter::new(Vec::new(), metadata)?;
+    let mut writer = WindowWriter::for_one_group(Vec::new(), metadata)?;
     writer.append_group(rows)?;
     writer.finish()
 }
@@ -60,8 +61,9 @@ pub fn encode_group(metadata: &WindowMetadata, rows: &[WindowRow]) -> Result<Vec
 /// [`WindowFileError::Unreadable`] when one of them is no window file of this program's form, [`WindowFileError::Write`] when
 /// the encoder fails.
 pub fn splice(metadata: &WindowMetadata, files: &[Bytes]) -> Result<Vec<u8>, WindowFileError> {
+    // A file's own footer is about as long as its part of the new one.
     let size: usize = files.iter().map(Bytes::len).sum();
-    let mut file = writer::start(Vec::with_capacity(size), metadata)?;
+    let mut file = writer::start(Vec::with_capacity(size), metadata, writer::properties()?)?;
     let mut rows = 0;
     for bytes in files {
         let source = open(bytes)?;
@@ -119,9 +121,9 @@ fn schema_text(footer: &ParquetMetaData) -> Vec<u8> {
 }
 
 fn digest(bytes: &Bytes, schema: &[u8], group: &RowGroupMetaData) -> Result<RowGroupOutline, WindowFileError> {
-    let mut hasher = Sha256::new();
+    let mut hasher = Xxh3::new();
     let mut part = |part: &[u8]| {
-        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part);
     };
     part(schema);
@@ -139,7 +141,7 @@ fn digest(bytes: &Bytes, schema: &[u8], group: &RowGroupMetaData) -> Result<RowG
         part(format!("{facts:?}").as_bytes());
         part(chunk(bytes, start, column)?);
     }
-    Ok(RowGroupOutline { rows: group.num_rows(), digest: hasher.finalize().into() })
+    Ok(RowGroupOutline { rows: group.num_rows(), digest: hasher.digest128() })
 }
 
 fn chunk<'a>(bytes: &'a Bytes, start: i64, column: &ColumnChunkMetaData) -> Result<&'a [u8], WindowFileError> {

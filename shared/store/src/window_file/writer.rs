@@ -10,9 +10,10 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FloatType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
-use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder, WriterVersion};
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::parser::parse_message_type;
+use parquet::schema::types::ColumnPath;
 
 use super::schema::{COLUMNS, Leaf, SCHEMA};
 use super::{WindowFileError, WindowMetadata, commitments};
@@ -39,8 +40,15 @@ impl<W: Write + Send> WindowWriter<W> {
     /// # Errors
     /// [`WindowFileError::Write`] when the sink fails.
     pub fn new(sink: W, metadata: &WindowMetadata) -> Result<Self, WindowFileError> {
-        let file = start(sink, metadata)?;
-        Ok(Self { file, pending: Vec::new(), pending_tokens: 0, rows_written: 0 })
+        Ok(Self { file: start(sink, metadata, properties()?)?, pending: Vec::new(), pending_tokens: 0, rows_written: 0 })
+    }
+
+    /// A file for a single group. Hardly two of its log-probabilities are the same, so a dictionary would make them longer; in
+    /// a larger row group the encoder finds that out by itself.
+    pub(super) fn for_one_group(sink: W, metadata: &WindowMetadata) -> Result<Self, WindowFileError> {
+        let logprobs = ColumnPath::from("commit.rollout.token_logprobs.list.element");
+        let properties = properties()?.set_column_dictionary_enabled(logprobs, false);
+        Ok(Self { file: start(sink, metadata, properties)?, pending: Vec::new(), pending_tokens: 0, rows_written: 0 })
     }
 
     /// Adds the rows of one complete group; a row group is encoded whenever enough tokens have come together.
@@ -85,27 +93,34 @@ impl<W: Write + Send> WindowWriter<W> {
     }
 }
 
-/// Starts a file of the network's form: its schema, codec and metadata.
-pub(super) fn start<W: Write + Send>(sink: W, metadata: &WindowMetadata) -> Result<SerializedFileWriter<W>, WindowFileError> {
-    let schema = Arc::new(parse_message_type(SCHEMA)?);
-    let mut timestamp = String::new();
-    write_float(metadata.timestamp, &mut timestamp);
-    let text = |key: &str, value: String| KeyValue::new(key.to_owned(), value);
-    let properties = WriterProperties::builder()
+/// What the network's own writer is set to.
+pub(super) fn properties() -> Result<WriterPropertiesBuilder, WindowFileError> {
+    Ok(WriterProperties::builder()
         // Version 1.0 is what selects data page v1 and plain fall-back encodings.
         .set_writer_version(WriterVersion::PARQUET_1_0)
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
         .set_dictionary_enabled(true)
         .set_statistics_enabled(EnabledStatistics::Chunk)
-        .set_offset_index_disabled(true)
-        .set_key_value_metadata(Some(vec![
-            text("wallet", metadata.wallet.clone()),
-            text("window_start", metadata.window_start.to_string()),
-            text("window_length", WINDOW_LENGTH.to_string()),
-            text("timestamp", timestamp),
-        ]))
-        .build();
-    Ok(SerializedFileWriter::new(sink, schema, Arc::new(properties))?)
+        .set_offset_index_disabled(true))
+}
+
+/// Starts a file of the network's form, with its metadata.
+pub(super) fn start<W: Write + Send>(
+    sink: W,
+    metadata: &WindowMetadata,
+    properties: WriterPropertiesBuilder,
+) -> Result<SerializedFileWriter<W>, WindowFileError> {
+    let schema = Arc::new(parse_message_type(SCHEMA)?);
+    let mut timestamp = String::new();
+    write_float(metadata.timestamp, &mut timestamp);
+    let text = |key: &str, value: String| KeyValue::new(key.to_owned(), value);
+    let properties = properties.set_key_value_metadata(Some(vec![
+        text("wallet", metadata.wallet.clone()),
+        text("window_start", metadata.window_start.to_string()),
+        text("window_length", WINDOW_LENGTH.to_string()),
+        text("timestamp", timestamp),
+    ]));
+    Ok(SerializedFileWriter::new(sink, schema, Arc::new(properties.build()))?)
 }
 
 /// Writes the footer with `inference_count` = `rows`.
