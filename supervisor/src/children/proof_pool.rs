@@ -297,14 +297,15 @@ impl Shared {
         self.arrived.notify_waiters();
     }
 
+    /// The next job for a slot that waits for one.
+    pub fn take(&self, slot: u32) -> Option<Pending> {
+        let holders = self.holders();
+        self.queue().take(slot, &holders)
+    }
+
     /// Each slot with the weights that it holds.
     fn holders(&self) -> Vec<(u32, Option<Revision>)> {
         self.settings.slots.iter().map(|slot| slot.slot).zip(self.held.borrow().iter().cloned()).collect()
-    }
-
-    /// The next job that this slot can do.
-    pub fn take(&self, slot: u32) -> Option<Pending> {
-        self.queue().take(slot, &self.holders())
     }
 
     /// The first worker settles what the pool computes with; one that differs would make proofs the others cannot repeat.

@@ -25,7 +25,7 @@ use grail_store::window_file::{RowGroupOutline, WindowFileError, outline, read_w
 use serde_json::Value;
 
 pub use agreement::{Agreement, AgreementLimits, Claim};
-pub use spot_check::{Finding, SecondOpinion, SpotPlan, check};
+pub use spot_check::{Finding, Scope, SecondOpinion, SpotPlan, check};
 
 /// What the file must agree with.
 #[derive(Debug, Clone)]

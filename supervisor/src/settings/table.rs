@@ -257,7 +257,7 @@ pub const TABLE: &[Setting] = &[
         "gate.logprob_p99",
         &[],
         Form::Number,
-        "0.25",
+        "0.1",
         "Largest 99th percentile of the differences of their log-probabilities.",
     ),
     setting(

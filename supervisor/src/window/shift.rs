@@ -18,7 +18,7 @@ use super::clockwork::Clockwork;
 use super::harvest::Harvest;
 use super::{CHAIN_PATIENCE, Miner};
 use crate::children::ProofPool;
-use crate::gate::{Claim, Finding, SecondOpinion, SpotPlan, check};
+use crate::gate::{Claim, Finding, Scope, SecondOpinion, SpotPlan, check};
 use crate::groups::{self, Dropped, Group, Terms, WindowFacts};
 use crate::journal::{GroupDropped, GroupKept, SpotCheckMissed, SpotChecked, WorkerDistrusted, WorkersDisagree};
 use crate::shutdown::FINISH_SHARE;
@@ -81,7 +81,8 @@ struct Done {
 
 struct Sample {
     rollout: usize,
-    sequence: ProofSequence,
+    /// Of the whole group, in its order.
+    sequences: Vec<ProofSequence>,
     claim: Claim,
 }
 
@@ -231,8 +232,8 @@ impl Miner {
     fn spot_check(&self, site: &Site, group: i64, worker: u32, sample: Sample) -> impl Future<Output = Checked> + use<> {
         let (workshop, revision, limits) = (self.workshop.clone(), site.terms.revision.clone(), self.gate.limits);
         async move {
-            let Sample { rollout, sequence, claim } = sample;
-            let opinions = Opinions { pool: &workshop.proofs, revision, sequence };
+            let Sample { rollout, sequences, claim } = sample;
+            let opinions = Opinions { pool: &workshop.proofs, revision, rollout, sequences };
             let found = check(worker, &claim, &limits, &opinions).await;
             Checked { group, rollout, worker, found }
         }
@@ -333,32 +334,45 @@ async fn finish(group: impl Future<Output = Result<Group, Dropped>>, harvest: &A
     Ok(Done { worker, durable, sample })
 }
 
-/// One rollout, drawn at random, as a worker gets it and as it was claimed.
+/// One rollout, drawn at random, as it was claimed, with what a worker needs to prove its group again.
 fn sample(rows: &[WindowRow]) -> Option<Sample> {
     let rollout = rand::random_range(0..rows.len().max(1));
     let row = rows.get(rollout)?;
     let Commitments::Sketches(sketches) = &row.commit.commitments else { return None };
     let prompt = usize::try_from(row.commit.rollout.prompt_length).ok()?;
-    let tokens = row.commit.tokens.iter().map(|token| u32::try_from(*token).ok()).collect::<Option<Vec<_>>>()?;
-    let coefficients = grail_protocol::sketch::coefficients(&row.randomness).ok()?;
-    let sequence = ProofSequence { tokens, prompt_length: prompt as u32, coefficients };
     let logprobs = row.commit.rollout.token_logprobs.get(prompt..)?.to_vec();
-    Some(Sample { rollout, sequence, claim: Claim { sketches: sketches.clone(), logprobs } })
+    let sequences = rows.iter().map(sequence).collect::<Option<_>>()?;
+    Some(Sample { rollout, sequences, claim: Claim { sketches: sketches.clone(), logprobs } })
+}
+
+fn sequence(row: &WindowRow) -> Option<ProofSequence> {
+    let tokens = row.commit.tokens.iter().map(|token| u32::try_from(*token).ok()).collect::<Option<_>>()?;
+    let prompt_length = u32::try_from(row.commit.rollout.prompt_length).ok()?;
+    let coefficients = grail_protocol::sketch::coefficients(&row.randomness).ok()?;
+    Some(ProofSequence { tokens, prompt_length, coefficients })
 }
 
 /// The proof pool as a second opinion on one rollout.
 struct Opinions<'a> {
     pool: &'a ProofPool,
     revision: Revision,
-    sequence: ProofSequence,
+    rollout: usize,
+    sequences: Vec<ProofSequence>,
 }
 
 impl SecondOpinion for Opinions<'_> {
-    fn ask(&self, not: Vec<u32>) -> BoxFuture<'_, Result<(u32, Claim), String>> {
+    fn ask(&self, scope: Scope, not: Vec<u32>) -> BoxFuture<'_, Result<(u32, Claim), String>> {
         async move {
-            let batch = self.pool.prove_elsewhere(not, self.revision.clone(), vec![self.sequence.clone()]).await;
+            let (sequences, place) = match scope {
+                Scope::Rollout => (self.sequences.get(self.rollout..=self.rollout).unwrap_or_default().to_vec(), 0),
+                Scope::Group => (self.sequences.clone(), self.rollout),
+            };
+            let batch = self.pool.prove_elsewhere(not, self.revision.clone(), sequences).await;
             let mut batch = batch.map_err(|error| error.to_string())?;
-            let proof = batch.proofs.pop().ok_or("the worker gave no proof")?;
+            if place >= batch.proofs.len() {
+                return Err("the worker gave no proof of it".into());
+            }
+            let proof = batch.proofs.swap_remove(place);
             Ok((batch.worker, Claim { sketches: proof.sketches, logprobs: proof.logprobs }))
         }
         .boxed()
