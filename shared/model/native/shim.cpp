@@ -170,11 +170,11 @@ int grail_shim_copy_non_blocking(at::Tensor* to, const at::Tensor* from, char* e
   return guarded(error, size, [=] { to->copy_(*from, /*non_blocking=*/true); });
 }
 
-// Lets the C library keep what is freed. By default it maps every large block anew, and the kernel clears each page of it. One
-// arena, because every thread's own would keep its own share.
+// Lets the C library keep what is freed, up to blocks of 32 MB, the largest it ever keeps. By default it gives all of it back and
+// the kernel clears every page again for the next batch. One arena, because every thread's own would keep its own share.
 void grail_shim_keep_freed_memory() {
   mallopt(M_ARENA_MAX, 1);
-  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_MMAP_THRESHOLD, (32 << 20) - 1);
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   mallopt(M_TOP_PAD, 64 << 20);
 }
