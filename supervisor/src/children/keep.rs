@@ -83,6 +83,7 @@ async fn live<K: Kept>(child: &mut K, life: &Life, gpus: &Gpus, stop: &Cancellat
     };
     let (cause, exit, pid, threads, lines) = match started {
         Err(cause) => {
+            life.tell(if cause == Cause::Stopped { Event::Stop } else { Event::Failing });
             child.failing(&cause, life);
             (cause, Exit::None, None, Vec::new(), Vec::new())
         }

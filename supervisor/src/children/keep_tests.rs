@@ -90,6 +90,16 @@ async fn a_child_waits_for_the_memory_of_its_gpu_and_the_holder_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_a_start_waits_is_no_death() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pool, board, _fill, _report) = pool(folder.path(), "exec sleep 600", 71 << 30);
+    until(&board, "the wait", |_, events| events.iter().any(|event| matches!(event, ChildEvent::GpuAwaited { .. }))).await;
+    pool.stop().await;
+    let child = board.snapshot().children["proof-worker 0"].clone();
+    assert_eq!((child.state, child.ends, child.starts), (ChildState::Absent, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gpu_that_fell_off_the_bus_is_quarantined_at_the_first_death_and_waiters_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let (pool, board, _fill, report) = pool(folder.path(), "exec sleep 600", 0);
