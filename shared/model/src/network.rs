@@ -205,6 +205,11 @@ impl Network {
         hidden.f_contiguous()?.f_linear(&self.head, None::<&Tensor>)
     }
 
+    /// Logits `[R, vocabulary]` of hidden states `[R, hidden]`, written into a buffer of their shape.
+    pub(crate) fn logits_into(&self, buffer: &Tensor, hidden: &Tensor) -> Result<Tensor, TchError> {
+        hidden.f_mm_out(buffer, &self.head.f_transpose(0, 1)?)
+    }
+
     pub(crate) fn attend_causal(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, TchError> {
         let causal = q.size()[2] > 1;
         let out = Tensor::f_scaled_dot_product_attention(q, k, v, None::<&Tensor>, 0.0, causal, self.scale, true)?;

@@ -118,9 +118,12 @@ impl Prover {
         let readout = Readout::new(hidden, self.blocks.wide_rows, model.config().vocab_size, terms)?;
         let wanted = Wanted::of(sequences, layout);
         let (rows, chosen) = (to_device(&wanted.rows, device)?, to_device(&wanted.chosen, device)?);
+        let size = [self.blocks.logit_rows.min(wanted.rows.len()) as i64, model.config().vocab_size];
+        let buffer = Tensor::f_empty(size, (hidden.kind(), device))?;
         for chunk in wanted.chunks(self.blocks.logit_rows) {
             let (start, count) = (chunk.start as i64, chunk.len() as i64);
-            let logits = model.network.logits(&hidden.f_index_select(0, &rows.f_narrow(0, start, count)?)?)?;
+            let states = hidden.f_index_select(0, &rows.f_narrow(0, start, count)?)?;
+            let logits = model.network.logits_into(&buffer.f_narrow(0, 0, count)?, &states)?;
             // A repetition penalty looks back into its own sequence, so rows are read sequence by sequence.
             for (sequence, part, first) in wanted.parts(&chunk) {
                 let ids = match terms {
