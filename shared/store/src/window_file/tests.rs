@@ -181,6 +181,15 @@ fn groups_that_were_encoded_one_by_one_make_one_file_with_the_same_rows_and_dige
 }
 
 #[test]
+fn a_group_by_itself_has_no_dictionary_of_its_log_probabilities() {
+    let bytes = encode_group(&metadata(), &(0..16).map(|index| row(index, 40)).collect::<Vec<_>>()).unwrap();
+    let columns = super::layout(bytes).unwrap().columns;
+    let plain: Vec<&str> = columns.iter().filter(|column| !column.has_dictionary).map(|column| column.path.as_str()).collect();
+    // Parquet has no dictionaries of booleans.
+    assert_eq!(plain, ["use_drand", "commit.rollout.success", "commit.rollout.token_logprobs.list.element"]);
+}
+
+#[test]
 fn a_changed_byte_of_a_row_group_changes_its_digest() {
     let rows: Vec<WindowRow> = (0..16).map(|index| row(index, 40)).collect();
     let bytes = encode_group(&metadata(), &rows).unwrap();

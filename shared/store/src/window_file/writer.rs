@@ -46,7 +46,8 @@ impl<W: Write + Send> WindowWriter<W> {
     /// A file for a single group. Hardly two of its log-probabilities are the same, so a dictionary would make them longer; in
     /// a larger row group the encoder finds that out by itself.
     pub(super) fn for_one_group(sink: W, metadata: &WindowMetadata) -> Result<Self, WindowFileError> {
-        let logprobs = ColumnPath::from("commit.rollout.token_logprobs.list.element");
+        let path = "commit.rollout.token_logprobs.list.element";
+        let logprobs = ColumnPath::new(path.split('.').map(str::to_owned).collect());
         let properties = properties()?.set_column_dictionary_enabled(logprobs, false);
         Ok(Self { file: start(sink, metadata, properties)?, pending: Vec::new(), pending_tokens: 0, rows_written: 0 })
     }
