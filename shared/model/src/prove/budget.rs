@@ -45,7 +45,7 @@ impl Blocks {
         } else {
             Self {
                 hidden_rows: 1024,
-                logit_rows: rows(1 << 25, 1024),
+                logit_rows: rows(1 << 26, 1024),
                 wide_rows: rows(1 << 20, 256),
                 most_tokens: 1 << 13,
                 copies_weights: true,
