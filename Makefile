@@ -25,8 +25,12 @@ lint: setup
 conformance: setup
 	cargo test --package grail-tests --test conformance
 
-# The arithmetic in the release profile; memory and idle CPU on the programs that `make demo` runs.
+# The arithmetic in the release profile; memory and idle CPU on the programs that `make demo` runs; the proof worker beside
+# transformers.
+bench: SETUP = --reference
 bench: build
+	cargo build --release --package grail-proof-worker
+	target/release/grail-proof-worker bench
 	cargo bench --package grail-supervisor --bench window
 	cargo test --package grail-tests --bench footprint
 

@@ -58,6 +58,8 @@ pub struct Row {
     bare_mib: f64,
     /// Resident beyond the weights, before the first job.
     beyond_weights_mib: f64,
+    /// Of that, pages of files, which workers of a host share.
+    shared_mib: f64,
     /// Most that the timed passes added to that, and most that the worker had predicted.
     batch_mib: f64,
     predicted_batch_mib: Option<f64>,
@@ -103,6 +105,7 @@ impl Row {
             start_seconds: rival.start,
             bare_mib: rival.bare,
             beyond_weights_mib: 0.0,
+            shared_mib: rival.shared,
             batch_mib: rival.peak - rival.loaded,
             predicted_batch_mib: rival.predicted,
             resident_mib: rival.loaded,
@@ -229,11 +232,12 @@ impl fmt::Display for Report {
         for row in &self.rows {
             writeln!(
                 f,
-                "{:<14} ready in {:.2} s with {:.0} MiB; beyond the weights {:.0} MiB, a batch {:.0} MiB{}; reload {:.2} GB/s",
+                "{:<14} ready in {:.2} s with {:.0} MiB; beyond the weights {:.0} MiB ({:.0} of them shared), a batch {:.0} MiB{}; reload {:.2} GB/s",
                 row.mode,
                 row.start_seconds,
                 row.bare_mib,
                 row.beyond_weights_mib,
+                row.shared_mib,
                 row.batch_mib,
                 row.predicted_batch_mib.map_or(String::new(), |predicted| format!(" (predicted at most {predicted:.0})")),
                 row.reload_gb_per_second

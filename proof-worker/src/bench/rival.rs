@@ -47,6 +47,8 @@ pub struct Rival {
     pub bare: f64,
     /// Resident MiB with the model, before the first job.
     pub loaded: f64,
+    /// Of that, pages of files, libtorch's above all, which all workers of a host share.
+    pub shared: f64,
     /// Most MiB that the worker said a batch would take.
     pub predicted: Option<f64>,
     /// Most that was resident during the timed passes, MiB.
@@ -87,6 +89,7 @@ impl Rival {
             start: 0.0,
             bare: 0.0,
             loaded: 0.0,
+            shared: 0.0,
             predicted: None,
             peak: 0.0,
             passes: Vec::new(),
@@ -115,6 +118,7 @@ impl Rival {
     pub async fn load(&mut self, directory: &Path) -> anyhow::Result<()> {
         self.predicted = self.reload(directory).await?.batch_bytes.map(|bytes| bytes as f64 / MIB);
         self.loaded = self.resident("VmRSS")?;
+        self.shared = self.resident("RssFile")?;
         // From here on the peak is that of the jobs, not that of loading.
         std::fs::write(format!("/proc/{}/clear_refs", self.child.pid()), "5")?;
         Ok(())

@@ -179,4 +179,7 @@ void grail_shim_keep_freed_memory() {
   mallopt(M_TOP_PAD, 64 << 20);
 }
 
+// Gives all freed memory back to the kernel, once.
+void grail_shim_return_freed_memory() { malloc_trim(0); }
+
 }  // extern "C"

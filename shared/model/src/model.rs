@@ -9,6 +9,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::checkpoint::{Checkpoint, WeightsError};
 use crate::config::{ConfigError, ModelConfig};
 use crate::delta::{Delta, DeltaError};
+use crate::native;
 use crate::network::Network;
 use crate::numerics::Attention;
 use crate::transfer::CopyError;
@@ -166,6 +167,8 @@ impl Model {
             CopyError::Torch(source) => failed(source),
         })?;
         let network = Network::share(&weights, &config).map_err(failed)?;
+        drop(checkpoint);
+        native::return_freed_memory();
         Ok(Self { config, weights, network })
     }
 

@@ -34,6 +34,7 @@ pub(crate) struct Switches {
 
 unsafe extern "C" {
     safe fn grail_shim_keep_freed_memory();
+    safe fn grail_shim_return_freed_memory();
     fn grail_shim_full_precision(error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_deterministic(error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_math_attention_only(error: *mut c_char, size: usize) -> c_int;
@@ -141,6 +142,11 @@ pub(crate) fn copy_non_blocking(to: &mut Tensor, from: &Tensor) -> Result<(), Tc
 /// on the CPU a tenth of the time would go into getting the same pages again and again.
 pub(crate) fn keep_freed_memory() {
     grail_shim_keep_freed_memory();
+}
+
+/// Gives back what is free now: after weights were read, their staging is of no use to a batch.
+pub(crate) fn return_freed_memory() {
+    grail_shim_return_freed_memory();
 }
 
 /// Makes libtorch's CUDA half available if it is installed; `false` where it is not, which is no error.
