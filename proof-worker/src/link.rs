@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use anyhow::Context;
 use grail_link::message::{FromWorker, ToWorker, WorkerHello};
-use grail_link::{Connection, Inbox, LinkError, Outbox};
+use grail_link::{Connection, FrameError, Inbox, LinkError, Outbox};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Results that may wait for the socket; then computing waits, which bounds the memory.
@@ -47,11 +47,12 @@ impl Link {
 pub fn open(socket: PathBuf, hello: WorkerHello) -> anyhow::Result<Link> {
     let (to_worker, commands) = mpsc::channel();
     let (results, from_worker) = tokio::sync::mpsc::channel(RESULTS_UNDER_WAY);
+    let refusals = results.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the link's runtime")?;
     let thread = std::thread::Builder::new()
         .name("link".into())
         .spawn(move || {
-            let ended = runtime.block_on(serve(&socket, hello, to_worker, from_worker));
+            let ended = runtime.block_on(serve(&socket, hello, to_worker, refusals, from_worker));
             // The model may be in the middle of a forward pass that nobody wants any more: no unwinding, no waiting.
             std::process::exit(match ended {
                 Ok(()) => {
@@ -72,6 +73,7 @@ async fn serve(
     socket: &Path,
     hello: WorkerHello,
     commands: mpsc::Sender<ToWorker>,
+    refusals: tokio::sync::mpsc::Sender<FromWorker>,
     results: tokio::sync::mpsc::Receiver<FromWorker>,
 ) -> anyhow::Result<()> {
     // An interrupt at the terminal reaches the whole foreground group; only the supervisor decides when a worker ends.
@@ -79,19 +81,31 @@ async fn serve(
     let Connection { inbox, mut outbox } = Connection::connect(socket).await?;
     outbox.send(&FromWorker::Hello(hello)).await.context("saying hello")?;
     tokio::select! {
-        ended = receive(inbox, commands) => ended,
+        ended = receive(inbox, commands, refusals) => ended,
         ended = send(outbox, results) => ended,
     }
 }
 
-async fn receive(mut inbox: Inbox<ToWorker>, commands: mpsc::Sender<ToWorker>) -> anyhow::Result<()> {
-    while let Some(command) = inbox.receive().await? {
+async fn receive(
+    mut inbox: Inbox<ToWorker>,
+    commands: mpsc::Sender<ToWorker>,
+    refusals: tokio::sync::mpsc::Sender<FromWorker>,
+) -> anyhow::Result<()> {
+    loop {
+        let command = match inbox.receive().await {
+            Err(LinkError::Frame(error @ FrameError::TooLarge(_))) => {
+                tracing::warn!(%error, "A frame is refused.");
+                let _ = refusals.send(FromWorker::FrameRefused { reason: error.to_string() }).await;
+                continue;
+            }
+            command => command?,
+        };
+        let Some(command) = command else { return Ok(()) };
         // The main thread only drops its end when it is about to exit by itself.
         if commands.send(command).is_err() {
             std::future::pending::<()>().await;
         }
     }
-    Ok(())
 }
 
 async fn send(mut outbox: Outbox<FromWorker>, mut results: tokio::sync::mpsc::Receiver<FromWorker>) -> anyhow::Result<()> {

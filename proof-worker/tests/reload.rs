@@ -194,18 +194,28 @@ fn a_copy_that_breaks_off_leaves_unfit_weights_and_ends_the_worker_with_its_own_
 }
 
 #[test]
-fn a_frame_that_must_not_be_believed_ends_the_worker_with_the_reason() {
-    let mut header = encode_frame(&reload(60, &vector())).unwrap()[..12].to_vec();
-    header[4..8].copy_from_slice(&(MAX_FRAME_BYTES as u32 + 1).to_le_bytes());
+fn a_damaged_frame_ends_the_worker_with_the_reason() {
     let mut damaged = encode_frame(&reload(60, &vector())).unwrap();
     *damaged.last_mut().unwrap() ^= 1;
-    for (bytes, word) in [(header, "larger than the limit"), (damaged, "checksum")] {
-        let mut peer = Peer::start(&[], &[]);
-        peer.stream.write_all(&bytes).unwrap();
-        let (code, log) = peer.end();
-        assert_eq!(code, Some(1), "{log}");
-        assert!(log.contains(word) && log.contains("The link to the supervisor broke"), "want {word:?} in {log}");
+    let mut peer = Peer::start(&[], &[]);
+    peer.stream.write_all(&damaged).unwrap();
+    let (code, log) = peer.end();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("checksum") && log.contains("The link to the supervisor broke"), "{log}");
+}
+
+#[test]
+fn a_frame_that_is_too_large_is_refused_and_the_worker_lives() {
+    let mut peer = Peer::loaded(&[]);
+    let mut header = encode_frame(&reload(60, &vector())).unwrap()[..12].to_vec();
+    header[4..8].copy_from_slice(&(MAX_FRAME_BYTES as u32 + 1).to_le_bytes());
+    peer.stream.write_all(&header).unwrap();
+    peer.stream.write_all(&vec![7; MAX_FRAME_BYTES + 1]).unwrap();
+    match receive(&peer.stream) {
+        FromWorker::FrameRefused { reason } => assert!(reason.contains("larger than the limit"), "{reason}"),
+        other => panic!("want FrameRefused, got {other:?}"),
     }
+    assert!(!peer.sketches().is_empty());
 }
 
 #[test]

@@ -176,7 +176,8 @@ impl<In: DeserializeOwned> Inbox<In> {
     /// task of its own.
     ///
     /// # Errors
-    /// When the connection breaks in mid-frame, or the bytes are no message.
+    /// When the connection breaks in mid-frame, or the bytes are no message. After [`FrameError::TooLarge`] the frame was read
+    /// to its end and dropped, so the next one can be received; after any other error nothing more can.
     pub async fn receive(&mut self) -> Result<Option<In>, LinkError> {
         let mut stream = &*self.stream;
         let mut header = [0; frame::HEADER_BYTES];
@@ -188,11 +189,28 @@ impl<In: DeserializeOwned> Inbox<In> {
             Err(error) => return Err(error.into()),
         }
         stream.read_exact(&mut header[1..]).await?;
-        let header = Header::decode(header)?;
+        let header = match Header::decode(header) {
+            Err(FrameError::TooLarge(length)) => {
+                self.skip(length).await?;
+                return Err(FrameError::TooLarge(length).into());
+            }
+            header => header?,
+        };
         let mut payload = vec![0; header.length];
         stream.read_exact(&mut payload).await?;
         header.check(&payload)?;
         Ok(Some(codec::decode(&payload)?))
+    }
+
+    async fn skip(&self, mut length: usize) -> Result<(), LinkError> {
+        let mut stream = &*self.stream;
+        let mut dropped = vec![0; 1 << 16];
+        while length > 0 {
+            let part = length.min(dropped.len());
+            stream.read_exact(&mut dropped[..part]).await?;
+            length -= part;
+        }
+        Ok(())
     }
 }
 

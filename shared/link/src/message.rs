@@ -105,6 +105,11 @@ pub enum FromWorker {
         /// Of it, host time that went into anything but the forward pass: packing, sketches, hashes, handing over.
         seconds_beside: f64,
     },
+    /// A frame that was too large to be read was dropped; whatever it asked for will not be done. The worker lives.
+    FrameRefused {
+        /// Its size and the limit.
+        reason: String,
+    },
     /// The job cannot be done by this or any worker; the worker lives.
     JobRefused {
         /// The job.

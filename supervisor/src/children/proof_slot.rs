@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use grail_link::message::{FromWorker, ProofJob, ProofSequence, ReloadCommand, Revision, SequenceProof, ToWorker};
-use grail_link::{Connection, Outbox};
+use grail_link::{Connection, FrameError, LinkError, Outbox};
 use grail_process::clock;
 use grail_protocol::commitment::hash_sketches;
 use grail_protocol::constants::PRIME_Q;
@@ -217,10 +217,14 @@ impl Slot {
     async fn work(&mut self, worker: &mut Worker, pending: Pending, life: &Life) -> Result<(), Cause> {
         life.tell(Event::Work(units(&pending.job)));
         let job = self.current.insert(pending).job.clone();
-        worker.send(ToWorker::Prove(job.clone())).await?;
-        let answer = match worker.collect(job.id, life).await? {
-            Ok(proofs) => check(&job, proofs, &life.name, self.slot.slot),
-            Err(refused) => Err(refused),
+        let answer = match worker.outbox.send(&ToWorker::Prove(job.clone())).await {
+            // Nothing has left; the worker is none the wiser.
+            Err(LinkError::Frame(error @ FrameError::TooLarge(_))) => Err(ProofError::Refused(error.to_string())),
+            sent => {
+                sent.map_err(session::broken)?;
+                let proofs = worker.collect(job.id, life).await?;
+                proofs.and_then(|proofs| check(&job, proofs, &life.name, self.slot.slot))
+            }
         };
         let wrong = match &answer {
             Err(ProofError::Wrong { what, .. }) => Some(Cause::WrongProof(what.clone())),
@@ -273,6 +277,7 @@ impl Worker {
                 }
                 FromWorker::JobDone { job, .. } if job == id => return Ok(Ok(proofs)),
                 FromWorker::JobRefused { job, reason } if job == id => return Ok(Err(ProofError::Refused(reason))),
+                FromWorker::FrameRefused { reason } => return Ok(Err(ProofError::Refused(reason))),
                 other => return Err(session::unexpected(&other)),
             }
         }
