@@ -177,10 +177,10 @@ impl Network {
         for (index, layer) in self.layers.iter().enumerate() {
             let (q, k, v) = self.project(layer, &x, &cos, &sin)?;
             let attended = attend(index, &q, &k, &v)?;
-            x = x.f_add(&layer.output.forward(&attended)?)?;
+            let _ = x.f_add_(&layer.output.forward(&attended)?)?;
             let h = self.rms_norm(&x, &layer.inner_norm)?;
-            let inner = layer.gate.forward(&h)?.f_silu()?.f_mul(&layer.up.forward(&h)?)?;
-            x = x.f_add(&layer.down.forward(&inner)?)?;
+            let inner = layer.gate.forward(&h)?.f_silu_()?.f_mul_(&layer.up.forward(&h)?)?;
+            let _ = x.f_add_(&layer.down.forward(&inner)?)?;
         }
         self.rms_norm(&x, &self.norm)
     }
@@ -258,15 +258,16 @@ impl Network {
         let wide = x.f_to_kind(Kind::Float)?;
         let variance = wide.f_pow_tensor_scalar(2)?.f_mean_dim(&[-1i64][..], true, None)?;
         let normed = wide.f_mul(&variance.f_add_scalar(self.epsilon)?.f_rsqrt()?)?;
-        weight.f_mul(&normed.f_to_kind(x.kind())?)
+        // A tensor of its own in every type, so it may be written to.
+        normed.f_to_kind(x.kind())?.f_mul_(weight)
     }
 }
 
 fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, TchError> {
     let width = x.size()[3];
     let half = width / 2;
-    let turned = Tensor::f_cat(&[x.f_slice(3, half, width, 1)?.f_neg()?, x.f_slice(3, 0, half, 1)?], -1)?;
-    x.f_mul(cos)?.f_add(&turned.f_mul(sin)?)
+    let mut turned = Tensor::f_cat(&[x.f_slice(3, half, width, 1)?.f_neg()?, x.f_slice(3, 0, half, 1)?], -1)?;
+    x.f_mul(cos)?.f_add_(&turned.f_mul_(sin)?)
 }
 
 fn repeat_heads(x: &Tensor, times: i64) -> Result<Tensor, TchError> {
