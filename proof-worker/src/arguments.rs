@@ -85,5 +85,11 @@ pub fn start_logging() {
     let filter =
         tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     // The supervisor reads these lines and adds the time.
-    tracing_subscriber::fmt().without_time().with_writer(std::io::stderr).with_ansi(false).with_env_filter(filter).init();
+    tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .without_time()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(filter)
+        .init();
 }

@@ -211,7 +211,13 @@ fn filter(default: &str) -> EnvFilter {
 
 fn log_to_stderr(default: &str) {
     let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter(default)).with_writer(std::io::stderr).with_ansi(colour).init();
+    // Otherwise a log that cannot be written, on a full disk for example, is reported on standard error and panics there.
+    tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter(default))
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .init();
 }
 
 fn log_to_file(settings: &Settings) -> Result<(), Failure> {
@@ -221,7 +227,12 @@ fn log_to_file(settings: &Settings) -> Result<(), Failure> {
         std::fs::OpenOptions::new().create(true).append(true).open(&path)
     };
     let file = open().map_err(|error| Failure::Unavailable(format!("the log {path:?} cannot be opened: {error}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter("info")).with_writer(file).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter("info"))
+        .with_writer(file)
+        .with_ansi(false)
+        .init();
     Ok(())
 }
 
