@@ -14,6 +14,7 @@
 //! | [`groups`], [`window`], [`spool`], [`gate`] | from a problem index to a file in the bucket |
 //! | [`validate`], [`publish`] | the network's other roles, locally |
 //! | [`status`], [`view`] | what is going on |
+//! | [`failpoint`] | where tests can hold the program |
 #![forbid(unsafe_code)]
 
 pub mod buckets;
@@ -23,6 +24,7 @@ pub mod children;
 pub mod cli;
 pub mod completions;
 pub mod exit;
+pub mod failpoint;
 pub mod gate;
 pub mod groups;
 pub mod mine;

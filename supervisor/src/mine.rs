@@ -90,6 +90,7 @@ async fn work(settings: &Settings, prepared: Prepared, board: &Board, windows: O
     let workshop = miner.workshop.clone();
     let orderly = async {
         miner.run(&stop, windows).await;
+        crate::failpoint::pass("shutting-down").await;
         tokio::join!(workshop.proofs.stop(), workshop.generator.stop());
     };
     tokio::pin!(orderly);

@@ -75,8 +75,11 @@ impl Spool {
         let mut beside = tempfile::NamedTempFile::new_in(&self.folder).map_err(failed)?;
         beside.write_all(&bytes).map_err(failed)?;
         beside.as_file().sync_all().map_err(failed)?;
+        crate::failpoint::pass_blocking("spooling");
         beside.persist(&path).map_err(|error| failed(error.error))?;
-        fs::File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed)
+        fs::File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        crate::failpoint::durable(self.window, index);
+        Ok(())
     }
 
     /// The groups of this window in order of their indices. A file that cannot be read back, or holds rows of another wallet

@@ -53,8 +53,10 @@ pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -
     let begun = clock::monotonic();
     let left = deadline - clock::unix_seconds();
     let overall = Duration::try_from_secs_f64(left).map_err(|_| UploadError::TooLate { late: -left })?;
+    crate::failpoint::pass("uploading").await;
     bucket.put_file(object.key, object.path, &RetryPolicy::within(overall)).await?;
     let spent = begun.elapsed();
+    crate::failpoint::pass("read-back").await;
     if let Err(what) = confirm(bucket, object, deadline).await? {
         bucket.delete(object.key).await?;
         return Err(UploadError::Different(what));

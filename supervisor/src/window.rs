@@ -175,6 +175,7 @@ impl Miner {
     async fn await_window(&self, window: u64, stop: &CancellationToken) {
         self.board.window(|status| status.phase = format!("waiting for window {window}"));
         let left = self.chain.block_time(window).await.map_or(2.0, |time| time - clock::unix_seconds());
+        crate::failpoint::pass("idle").await;
         pause(stop, Duration::from_secs_f64(left.clamp(0.05, 2.0))).await;
     }
 
@@ -393,6 +394,7 @@ impl Miner {
         if rows.is_empty() {
             return Err(NoFile::Empty(self.why_empty()));
         }
+        crate::failpoint::pass("closing").await;
         let rollouts = rows.len();
         let mean_reward = rows.iter().map(|row| row.commit.rollout.total_reward).sum::<f64>() / rollouts as f64;
         let wallet = self.workshop.hotkey.address().to_owned();

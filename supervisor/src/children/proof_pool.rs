@@ -356,6 +356,7 @@ impl Slot {
         self.report(None);
         let revision = command.revision.clone();
         worker.send(ToWorker::Reload(command)).await?;
+        crate::failpoint::pass("reloading").await;
         let reloaded = match worker.receive(RELOAD_LIMIT).await? {
             FromWorker::Reloaded(reloaded) => reloaded,
             // The worker lives and holds what it held. A checkpoint that cannot be loaded is no fault of the worker's.
@@ -417,6 +418,7 @@ impl Worker {
         let message = ToWorker::Prove(pending.job.clone());
         self.current = Some(pending);
         self.send(message).await?;
+        crate::failpoint::pass("proving").await;
         let answer = match self.collect().await? {
             Ok(proofs) => self.check(proofs, name),
             Err(refused) => Err(refused),

@@ -158,6 +158,7 @@ pub(super) async fn open<In: DeserializeOwned, Out>(opening: Opening<'_>) -> Res
         tokio::spawn(drain(opening.name.to_owned(), output.stdout));
         tokio::spawn(drain(opening.name.to_owned(), output.stderr));
     }
+    crate::failpoint::pass("spawn").await;
     let pid = child.pid();
     let greeting = async {
         let mut link: Connection<In, Out> = listener.accept(pid).await?;
@@ -169,6 +170,7 @@ pub(super) async fn open<In: DeserializeOwned, Out>(opening: Opening<'_>) -> Res
         status = child.exited() => Err(SessionError::Ended(status)),
     };
     let (link, hello) = greeted?;
+    crate::failpoint::pass("handshake").await;
     Ok(Session { child, link, hello })
 }
 
