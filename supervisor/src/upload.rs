@@ -8,6 +8,9 @@ use grail_protocol::constants::MAX_FILE_BYTES;
 use grail_store::bucket::{Bucket, BucketError, RetryPolicy};
 use sha2::{Digest, Sha256};
 
+/// How often a file is sent that the bucket turns out not to hold.
+const SENDINGS: u32 = 3;
+
 /// A finished file that is to be uploaded.
 #[derive(Debug)]
 pub struct WindowObject<'a> {
@@ -44,12 +47,39 @@ pub enum UploadError {
     },
 }
 
-/// Uploads, then asks the bucket what it holds. Only after that may anybody say "uploaded". `deadline` is in Unix seconds;
-/// no attempt goes on beyond it.
+/// Uploads, then asks the bucket what it holds. Only after that may anybody say "uploaded". What the bucket does not hold, or
+/// holds otherwise, is sent again while that fits. `deadline` is in Unix seconds; no attempt goes on beyond it.
 ///
 /// # Errors
 /// See [`UploadError`].
 pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Result<Duration, UploadError> {
+    let mut different = None;
+    for sending in 1..=SENDINGS {
+        let begun = clock::monotonic();
+        match send(bucket, object, deadline).await {
+            Ok(spent) => return Ok(spent),
+            Err(UploadError::Different(what)) => {
+                let again = clock::unix_seconds() + 2.0 * begun.elapsed().as_secs_f64() < deadline;
+                tracing::warn!(sending, what, again, "The bucket does not hold the file that was sent.");
+                different = Some(what);
+                if !again {
+                    break;
+                }
+            }
+            // An earlier sending has left something else there; it must not be judged.
+            Err(error) if different.is_some() => {
+                bucket.delete(object.key).await?;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    bucket.delete(object.key).await?;
+    Err(UploadError::Different(different.unwrap_or_default()))
+}
+
+/// One sending and its confirmation.
+async fn send(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Result<Duration, UploadError> {
     let begun = clock::monotonic();
     let left = deadline - clock::unix_seconds();
     let overall = Duration::try_from_secs_f64(left).map_err(|_| UploadError::TooLate { late: -left })?;
@@ -57,10 +87,7 @@ pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -
     bucket.put_file(object.key, object.path, &RetryPolicy::within(overall)).await?;
     let spent = begun.elapsed();
     crate::failpoint::pass("read-back").await;
-    if let Err(what) = confirm(bucket, object, deadline).await? {
-        bucket.delete(object.key).await?;
-        return Err(UploadError::Different(what));
-    }
+    confirm(bucket, object, deadline).await?.map_err(UploadError::Different)?;
     Ok(spent)
 }
 
