@@ -105,7 +105,8 @@ impl BucketError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Throttled { .. } => true,
-            Self::Other { status, .. } => *status >= 500,
+            // S3 may find out that it failed after it has said 200; then the error is in the body.
+            Self::Other { status, .. } => *status >= 500 || *status == 200,
             _ => false,
         }
     }
