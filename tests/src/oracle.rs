@@ -152,7 +152,9 @@ impl Reports {
         let finished = self.finished.iter().find(|finished| finished["window"] == window && finished["outcome"] != "uploaded");
         let reason = finished.and_then(|finished| finished["reason"].as_str()).map(str::to_owned);
         let names = [format!("window={window} "), format!("window={window}"), format!("spool/{window}")];
-        let said = |line: &&String| names.iter().any(|name| line.ends_with(name.as_str()) || line.contains(&format!("{} ", name.trim())));
+        let said = |line: &&String| {
+            names.iter().any(|name| line.ends_with(name.as_str()) || line.contains(&format!("{} ", name.trim())))
+        };
         reason.or_else(|| self.warnings.iter().rev().find(said).cloned())
     }
 }

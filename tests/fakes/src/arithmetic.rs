@@ -9,7 +9,10 @@ use rand::RngExt;
 /// tokens, coefficients and weights only, so that every worker computes the same.
 pub fn prove(job: &ProofJob, index: u32) -> Option<SequenceProof> {
     let sequence = job.sequences.get(index as usize)?;
-    let seed = sequence.coefficients.iter().fold(17_u64, |sum, value| sum.wrapping_mul(31).wrapping_add(u64::from(value.cast_unsigned())));
+    let seed = sequence
+        .coefficients
+        .iter()
+        .fold(17_u64, |sum, value| sum.wrapping_mul(31).wrapping_add(u64::from(value.cast_unsigned())));
     let seed = job.revision.weights_hash.bytes().fold(seed, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
     let sketch = |state: &mut u64, token: &u32| {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(u64::from(*token) + 1);

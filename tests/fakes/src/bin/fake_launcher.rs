@@ -25,9 +25,9 @@ const CONTEXT_LENGTH: u32 = 2048;
 fn main() -> ExitCode {
     let serves = std::env::args().nth(1).is_some_and(|first| first == "server");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.context("starting").and_then(|runtime| {
-        runtime.block_on(async { if serves { be_the_server().await } else { Launcher::run().await } })
-    });
+    let ended = runtime
+        .context("starting")
+        .and_then(|runtime| runtime.block_on(async { if serves { be_the_server().await } else { Launcher::run().await } }));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
