@@ -179,12 +179,13 @@ fn run(cell: Cell, whole: bool) -> Result<String, String> {
         return Err(published.stderr);
     }
     let mut miner = host.start(&["run"]);
-    let outcome = strike(cell, &host, &mut miner).and_then(|()| finish(cell, &host, miner));
-    outcome.map_err(|why| format!("{why}\n{}", host.log()))
+    let outcome = strike(cell, &host, &mut miner).and_then(|struck| Ok((struck, finish(cell, &host, miner)?)));
+    let told = outcome.map(|(struck, account)| format!("{struck}{account}"));
+    told.map_err(|why| format!("{why}\n{}", host.log()))
 }
 
-/// Brings the supervisor into the phase, sends the signal, and lets it go on.
-fn strike(cell: Cell, host: &Host, miner: &mut Running) -> Result<(), String> {
+/// Brings the supervisor into the phase, sends the signal, and lets it go on. Tells what became of a stopped process.
+fn strike(cell: Cell, host: &Host, miner: &mut Running) -> Result<&'static str, String> {
     let point = cell.phase.name();
     host.await_status("a first durable group", miner, 40, |status| spooled(status) >= 1);
     if cell.phase == Idle {
@@ -208,7 +209,7 @@ fn strike(cell: Cell, host: &Host, miner: &mut Running) -> Result<(), String> {
     signal(victim, cell.signal.0)?;
     if cell.signal.0 != Signal::SIGSTOP {
         points::release(host, point);
-        return Ok(());
+        return Ok("");
     }
     // Stopped a moment in the phase, then while the others go on.
     std::thread::sleep(Duration::from_millis(200));
@@ -217,9 +218,10 @@ fn strike(cell: Cell, host: &Host, miner: &mut Running) -> Result<(), String> {
     while Instant::now() < end && lives(victim) {
         std::thread::sleep(Duration::from_millis(20));
     }
+    let noticed = !lives(victim);
     // Nobody may have noticed: then it goes on where it was.
     let _ = kill(Pid::from_raw(victim), Signal::SIGCONT);
-    Ok(())
+    Ok(if noticed { "replaced; " } else { "went on after 2.5 s; " })
 }
 
 fn signal(pid: i32, signal: Signal) -> Result<(), String> {

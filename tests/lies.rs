@@ -122,6 +122,8 @@ fn mined_in_spite_of_it(host: &Host, told: &[String], words: &[&str]) -> Result<
         host.await_status("a window in spite of it", &mut miner, 60, |status| uploaded(status) && everything().is_none());
     miner.signal(Signal::SIGTERM);
     let ended = miner.finish(Duration::from_secs(40));
+    // The validator's workers are fakes as well, and must not lie.
+    host.rewrite(&Script::default());
     let judged = if ended.code == 0 { oracle::judge(host, &[]) } else { Err(format!("it ended with {}", ended.code)) };
     match judged {
         Ok(account) if account.uploaded >= 5 && account.windows.contains(&30) => Ok((status, account.to_string())),

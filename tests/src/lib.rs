@@ -120,6 +120,11 @@ impl Host {
         self.set("programs.folder", &folder.display().to_string())
     }
 
+    /// From their next life on, the fakes act by this script.
+    pub fn rewrite(&self, script: &Script) {
+        script.write(&self.path().join("programs")).expect("a script");
+    }
+
     /// Overrides a setting of every command.
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.extend(["--set".to_owned(), format!("{key}={value}")]);

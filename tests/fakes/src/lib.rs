@@ -5,6 +5,7 @@
 
 mod arithmetic;
 mod bucket;
+pub mod hostile;
 mod http;
 mod script;
 
