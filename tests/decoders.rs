@@ -128,7 +128,10 @@ fn messages() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         FromLauncher::ReloadRefused { revision: refused().0, reason: refused().1 },
     ];
     vec![
-        ("frame_to_worker", vec![encode_frame(&ToWorker::Reload(reload.clone())).unwrap(), encode_frame(&ToWorker::Prove(job)).unwrap()]),
+        (
+            "frame_to_worker",
+            vec![encode_frame(&ToWorker::Reload(reload.clone())).unwrap(), encode_frame(&ToWorker::Prove(job)).unwrap()],
+        ),
         ("frame_from_worker", from_worker.iter().map(|message| encode_frame(message).unwrap()).collect()),
         ("frame_to_launcher", vec![encode_frame(&ToLauncher::Reload(reload)).unwrap()]),
         ("frame_from_launcher", from_launcher.iter().map(|message| encode_frame(message).unwrap()).collect()),

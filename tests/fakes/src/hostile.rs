@@ -12,8 +12,11 @@ use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// Feeds bytes to a decoder and panics where it fails.
+pub type Decoder = fn(&[u8]);
+
 /// Every decoder under its name, which is also the name of its fuzz target and of its corpus in `fuzz/corpus`.
-pub const DECODERS: [(&str, fn(&[u8])); 5] = [
+pub const DECODERS: [(&str, Decoder); 5] = [
     ("frame_to_worker", frame::<ToWorker>),
     ("frame_from_worker", frame::<FromWorker>),
     ("frame_to_launcher", frame::<ToLauncher>),
