@@ -37,7 +37,7 @@ fn script() -> Script {
 
 fn worker_scenarios() -> Vec<Scenario> {
     use WorkerLie::*;
-    let families: [(&str, &[WorkerLie], &[&str]); 7] = [
+    let families: [(&str, &[WorkerLie], &[&str]); 8] = [
         ("worker-dies", &[Die, HalfAFrame, DamagedFrame], &["will be restarted", "goes to another one", "checksum"]),
         (
             "worker-answers-wrong",
@@ -50,6 +50,7 @@ fn worker_scenarios() -> Vec<Scenario> {
                 "will be restarted",
             ],
         ),
+        ("worker-proves-something-else", &[OtherSketches], &["quarantine"]),
         ("worker-floods", &[Flood], &["will be restarted"]),
         ("worker-hangs", &[Hang], &["will be restarted"]),
         ("worker-is-slow", &[Slow], &[]),
@@ -69,6 +70,7 @@ fn worker_lies(lies: &[WorkerLie], words: &[&str]) -> Result<String, String> {
         slot: Some(slot),
         life: Some(1),
         job: if at_load(lie) { 0 } else { 2 },
+        count: if *lie == WorkerLie::OtherSketches { u64::MAX } else { 1 },
         lie: *lie,
     };
     let script = Script { worker: (1..).zip(lies).map(cue).collect(), ..script() };

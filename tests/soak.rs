@@ -80,6 +80,7 @@ fn script(random: &mut StdRng) -> Script {
         slot: Some(slot),
         life: Some(life),
         job: random.random_range(20..60),
+        count: 1,
         lie: *WORKER_LIES.choose(random).unwrap(),
     });
     let worker = worker_cues.collect();

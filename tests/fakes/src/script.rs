@@ -28,8 +28,10 @@ pub struct WorkerCue {
     pub slot: Option<u32>,
     /// In which of its lives, from 1; in every one without it.
     pub life: Option<u64>,
-    /// At which job of that life, from 1; 0 is the first load or reload.
+    /// From which job of that life on, from 1; 0 is the first load or reload.
     pub job: u64,
+    /// For how many jobs.
+    pub count: u64,
     /// How.
     pub lie: WorkerLie,
 }
@@ -41,6 +43,8 @@ pub enum WorkerLie {
     Die,
     /// Computes for ever.
     Hang,
+    /// Every sketch is another, and the hash fits: only another worker's proof can tell.
+    OtherSketches,
     /// The commitments hash is not that of the sketches.
     WrongHash,
     /// One log-probability and one sketch too few.
@@ -137,7 +141,8 @@ impl Act {
     /// The worker's lie at its `job`-th job, 0 for the first load.
     pub fn worker_lie(&self, slot: u32, job: u64) -> Option<WorkerLie> {
         let due = |cue: &&WorkerCue| {
-            cue.slot.is_none_or(|wanted| wanted == slot) && cue.life.is_none_or(|life| life == self.life) && cue.job == job
+            let jobs = cue.job..cue.job.saturating_add(cue.count);
+            cue.slot.is_none_or(|wanted| wanted == slot) && cue.life.is_none_or(|life| life == self.life) && jobs.contains(&job)
         };
         self.script.worker.iter().find(due).map(|cue| cue.lie)
     }

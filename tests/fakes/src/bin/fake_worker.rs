@@ -10,6 +10,8 @@ use anyhow::{Context, bail};
 use grail_fakes::{Act, Script, WorkerLie, prove};
 use grail_link::message::{FromWorker, ProofJob, ReloadCommand, Reloaded, Revision, SequenceProof, ToWorker, WorkerHello};
 use grail_link::{MAX_FRAME_BYTES, decode_frame, encode_frame};
+use grail_protocol::commitment::hash_sketches;
+use grail_protocol::constants::PRIME_Q;
 
 const HEADER_BYTES: usize = 12;
 
@@ -129,7 +131,7 @@ impl Worker {
         let half = job.sequences.len() / 2;
         for index in 0..job.sequences.len() {
             let proof = prove(job, u32::try_from(index)?).context("an index of the job")?;
-            match lie.filter(|_| index == half) {
+            match lie.filter(|lie| index == half || *lie == WorkerLie::OtherSketches) {
                 None => self.send(&FromWorker::Sequence(proof))?,
                 Some(lie) => self.tell(lie, proof)?,
             }
@@ -143,6 +145,10 @@ impl Worker {
             WorkerLie::Die => bail!("the script ends this life in the middle of a job"),
             WorkerLie::Hang => hang(),
             WorkerLie::MissingProof => return Ok(()),
+            WorkerLie::OtherSketches => {
+                proof.sketches.iter_mut().for_each(|sketch| *sketch = (*sketch + 1_000_000_007) % PRIME_Q);
+                proof.commitments_hash = hash_sketches(&proof.sketches);
+            }
             WorkerLie::WrongHash => proof.commitments_hash[0] ^= 1,
             WorkerLie::WrongLength => {
                 proof.sketches.pop();
