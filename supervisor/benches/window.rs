@@ -1,10 +1,13 @@
-//! `make bench`, first part: what closing a full window costs, and how fast proofs come over a socket.
+//! `make bench`, first part: what a full window costs while it runs and when it is closed, and how fast proofs come over a
+//! socket.
 //!
 //! Figures are the minimum and median of several rounds on this machine; the work is that of 5,000 rollouts of 1,200 tokens.
 #![allow(clippy::disallowed_methods, missing_docs, reason = "a benchmark reads the clock")]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use grail_link::message::{FromWorker, SequenceProof, ToWorker};
 use grail_link::{Connection, Listener};
 use grail_protocol::binding::Binding;
@@ -13,8 +16,11 @@ use grail_protocol::constants::{LAYER_INDEX, PROOF_VERSION, ROLLOUTS_PER_PROBLEM
 use grail_protocol::derivation::{challenge_text, hash_tokens};
 use grail_protocol::keys::Hotkey;
 use grail_protocol::row::{Commit, Commitments, ModelReference, Rollout, WindowRow};
-use grail_store::window_file::{WindowMetadata, WindowWriter};
+use grail_store::window_file::{WindowMetadata, encode_group, splice};
 use grail_supervisor::gate::Judge;
+use grail_supervisor::journal::{GroupKept, Journal};
+use grail_supervisor::spool::{FileSystem, GroupHeader, GroupRecord, Spool};
+use sha2::{Digest, Sha256};
 
 const ROLLOUTS: usize = 5_000;
 const TOKENS: usize = 1_200;
@@ -104,25 +110,9 @@ fn figure(name: &str, mut seconds: Vec<f64>) -> f64 {
     median
 }
 
-fn close_a_window() {
+fn mine_and_close_a_window() {
     let hotkey = Hotkey::from_uri("//Alice").expect("a development key");
     let delivered = delivered();
-    let metadata = WindowMetadata { wallet: hotkey.address().into(), window_start: WINDOW, timestamp: 1.8e9 };
-    let (mut signing, mut encoding, mut rows, mut size) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    for _ in 0..5 {
-        let begun = Instant::now();
-        rows = delivered.iter().enumerate().map(|(place, rollout)| row(&hotkey, place, rollout)).collect();
-        signing.push(begun.elapsed().as_secs_f64());
-        let begun = Instant::now();
-        let bytes = encode(&metadata, &rows);
-        encoding.push(begun.elapsed().as_secs_f64());
-        size = bytes.len();
-    }
-    let total: Vec<f64> = signing.iter().zip(&encoding).map(|(one, other)| one + other).collect();
-    figure("sign and hash 5,000 rollouts of 1,200 tokens", signing);
-    figure("encode them into Parquet", encoding);
-    figure("both (aim: under 2 s)", total);
-    println!("{:<52} {:>12.1} MiB", "the file", size as f64 / 1_048_576.0);
     let judge = Judge {
         hotkey: hotkey.address().into(),
         scheme: hotkey.scheme(),
@@ -132,20 +122,78 @@ fn close_a_window() {
         vocab_size: 151_936,
         max_positions: 32_768,
     };
-    // 5,000 is no multiple of 16, and the gate lets whole groups pass only.
-    let bytes = encode(&metadata, &rows[..ROLLOUTS - ROLLOUTS % ROLLOUTS_PER_PROBLEM]);
-    drop(rows);
-    let begun = Instant::now();
-    judge.judge(bytes).expect("the file passes the gate");
-    println!("{:<52} {:>12.3} s", "the gate reads back and judges 4,992 of them", begun.elapsed().as_secs_f64());
+    let metadata = WindowMetadata { wallet: hotkey.address().into(), window_start: WINDOW, timestamp: 1.8e9 };
+    let folder = tempfile::tempdir_in(".").expect("a folder on the disk of this project");
+    let (spool, _) =
+        Spool::open(Arc::new(FileSystem), folder.path(), hotkey.address(), WINDOW as u64, u64::MAX).expect("a spool");
+    println!("While the window runs, per group of 16 rollouts of 1,200 tokens:");
+    let (mut signing, mut encoding, mut judging, mut spooling) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut files, mut judged) = (Vec::new(), Vec::new());
+    for (index, group) in delivered.chunks_exact(ROLLOUTS_PER_PROBLEM).enumerate() {
+        let first = index * ROLLOUTS_PER_PROBLEM;
+        let rows: Vec<WindowRow> = timed(&mut signing, || {
+            group.iter().enumerate().map(|(place, rollout)| row(&hotkey, first + place, rollout)).collect()
+        });
+        let file: Bytes = timed(&mut encoding, || encode_group(&metadata, &rows).expect("rows are encoded")).into();
+        judged.push(timed(&mut judging, || judge.judge_group(&file).expect("the group passes the gate")));
+        let record = GroupRecord { header: header(&hotkey, index as i64), file };
+        timed(&mut spooling, || spool.put(&record).expect("the disk takes the group"));
+        files.push(record.file);
+    }
+    let sums = [&signing, &encoding, &judging, &spooling].map(|seconds| seconds.iter().sum::<f64>());
+    figure("sign and hash", signing);
+    figure("encode", encoding);
+    figure("read back and judge", judging);
+    figure("spool: write, flush, rename, flush the folder", spooling);
+    println!("{:<52} {:>12.3} s", "all of that for 312 groups, on one core", sums.iter().sum::<f64>());
+    println!("After the cut-off, for 312 groups (aim: well under 1 s):");
+    let (mut splicing, mut gate, mut hashing, mut size) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for _ in 0..5 {
+        let file: Bytes = timed(&mut splicing, || splice(&metadata, &files).expect("the file is put together")).into();
+        timed(&mut gate, || judge.judge_file(&file, &judged).expect("the file passes the gate"));
+        timed(&mut hashing, || Sha256::digest(&file));
+        size = file.len();
+    }
+    let total = splicing.iter().zip(&gate).zip(&hashing).map(|((one, two), three)| one + two + three).collect();
+    figure("put the file together", splicing);
+    figure("the gate on the whole file", gate);
+    figure("hash it for the upload", hashing);
+    figure("closing, all three", total);
+    println!("{:<52} {:>12.1} MiB", "the file", size as f64 / 1_048_576.0);
 }
 
-fn encode(metadata: &WindowMetadata, rows: &[WindowRow]) -> Vec<u8> {
-    let mut writer = WindowWriter::new(Vec::new(), metadata).expect("a writer");
-    for group in rows.chunks(ROLLOUTS_PER_PROBLEM) {
-        writer.append_group(group).expect("rows are encoded");
+fn header(hotkey: &Hotkey, index: i64) -> GroupHeader {
+    GroupHeader {
+        wallet: hotkey.address().into(),
+        window: WINDOW as u64,
+        index,
+        checkpoint_window: WINDOW as u64 - 30,
+        worker: 0,
+        reward_sum: 8.0,
+        successes: 16,
     }
-    writer.finish().expect("the file is finished")
+}
+
+fn timed<T>(seconds: &mut Vec<f64>, work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let done = work();
+    seconds.push(begun.elapsed().as_secs_f64());
+    done
+}
+
+fn write_the_journal() {
+    let folder = tempfile::tempdir_in(".").expect("a folder on the disk of this project");
+    let journal = Journal::open(folder.path());
+    let event = |group| GroupKept { window: WINDOW as u64, group, worker: 3, durable: true, seconds: 41.25 };
+    let mut seconds = Vec::new();
+    for group in 0..2_000 {
+        timed(&mut seconds, || journal.record(&event(group)));
+    }
+    journal.flush(Duration::from_secs(60));
+    let bytes = std::fs::metadata(folder.path().join("journal.jsonl")).expect("a journal").len();
+    let total: f64 = seconds.iter().sum();
+    println!("{:<52} {:>12.1} µs", "a journal record costs its caller", 1e6 * total / 2_000.0);
+    println!("{:<52} {:>12} bytes", "and takes on disk", bytes / 2_000);
 }
 
 fn proofs_over_a_socket() {
@@ -186,6 +234,7 @@ async fn one_window_of_proofs() -> Duration {
 }
 
 fn main() {
-    close_a_window();
+    mine_and_close_a_window();
+    write_the_journal();
     proofs_over_a_socket();
 }

@@ -22,7 +22,7 @@ use grail_protocol::keys::Hotkey;
 use grail_protocol::row::{Commit, Commitments, ModelReference, Rollout, WindowRow};
 use grail_protocol::validation::distribution::Metrics;
 
-use crate::children::{Generator, ProofPool, Proved};
+use crate::children::{Generator, ProofError, ProofPool, Proved, ProvedBatch};
 use crate::completions::{Completion, Completions};
 use crate::status::Board;
 
@@ -110,9 +110,15 @@ pub enum Dropped {
     /// The prompt could not be made.
     #[error("prompt failed")]
     Prompt(String),
-    /// The finished group could not be made durable.
-    #[error("spool failed")]
-    Spool(String),
+    /// The gate found something that a validator would refuse.
+    #[error("held back by the gate")]
+    Gate(String),
+    /// It was proved by a worker that is not believed any more.
+    #[error("worker not believed")]
+    Distrusted,
+    /// The group's own task failed, which is a mistake of this program.
+    #[error("internal failure")]
+    Internal(String),
     /// The deadline came first.
     #[error("too late")]
     TooLate,
@@ -122,17 +128,19 @@ impl Dropped {
     /// The cause under which drops are counted, and the detail for the log.
     pub fn detail(&self) -> &str {
         match self {
-            Self::Generation(why) | Self::Proof(why) | Self::Prompt(why) | Self::Spool(why) => why,
+            Self::Generation(why) | Self::Proof(why) | Self::Prompt(why) | Self::Gate(why) | Self::Internal(why) => why,
             _ => "",
         }
     }
 }
 
-/// A finished group and how long its generation took.
+/// A finished group.
 #[derive(Debug)]
 pub struct Group {
     /// The problem index.
     pub index: i64,
+    /// Proof slot of the worker that proved it.
+    pub worker: u32,
     /// Sixteen signed rows.
     pub rows: Vec<WindowRow>,
 }
@@ -154,13 +162,14 @@ pub async fn make(
     let rollouts = generate(&workshop, &terms, &prompt).await?;
     workshop.board.window(|window| window.generated += 1);
     check_completions(&terms, &rollouts)?;
-    let proofs = prove(&workshop, &terms, &facts, &prompt, &rollouts).await?;
+    let ProvedBatch { worker, revision, proofs } = prove(&workshop, &terms, &facts, &prompt, &rollouts).await?;
+    fence(&terms.revision, &rollouts, &revision)?;
     check_proofs(&terms, &rollouts, &proofs)?;
     workshop.board.window(|window| window.proved += 1);
     crate::failpoint::pass("signing").await;
     let maker = RowMaker { workshop: &workshop, terms: &terms, facts: &facts, index, block, prompt: &prompt };
     let rows = maker.rows(rollouts, proofs)?;
-    Ok(Group { index, rows })
+    Ok(Group { index, worker, rows })
 }
 
 /// A completion with its score.
@@ -221,7 +230,7 @@ async fn prove(
     facts: &WindowFacts,
     prompt: &Prompt,
     rollouts: &[Scored],
-) -> Result<Vec<Proved>, Dropped> {
+) -> Result<ProvedBatch, Dropped> {
     let sequence = |rollout: &Scored| ProofSequence {
         tokens: prompt.ids.iter().chain(&rollout.completion.ids).copied().collect(),
         prompt_length: prompt.ids.len() as u32,
@@ -234,7 +243,17 @@ async fn prove(
     };
     let sequences = rollouts.iter().map(sequence).collect();
     let proofs = workshop.proofs.prove(terms.revision.clone(), sequences, Some(examine)).await;
-    proofs.map_err(|error| Dropped::Proof(error.to_string()))
+    proofs.map_err(|error| match error {
+        ProofError::Superseded(_) => Dropped::Revision,
+        error => Dropped::Proof(error.to_string()),
+    })
+}
+
+/// Nothing is signed whose completions or proof were made with other weights than the window's.
+fn fence(wanted: &Revision, rollouts: &[Scored], proved_with: &Revision) -> Result<(), Dropped> {
+    let text = wanted.to_string();
+    let same = proved_with == wanted && rollouts.iter().all(|rollout| rollout.completion.weight_version == text);
+    if same { Ok(()) } else { Err(Dropped::Revision) }
 }
 
 fn check_proofs(terms: &Terms, rollouts: &[Scored], proofs: &[Proved]) -> Result<(), Dropped> {
@@ -322,5 +341,23 @@ impl RowMaker<'_> {
                 completion_length: rollout.completion.ids.len() as i32,
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_equal_revisions_pass_the_fence() {
+        let revision = |window| Revision { window, weights_hash: "ab".into() };
+        let scored = |version: &Revision| Scored {
+            completion: Completion { ids: vec![1], weight_version: version.to_string() },
+            evaluation: Evaluation { reward: 0.0, success: false, components: Vec::new() },
+        };
+        let (old, new) = (revision(0), revision(30));
+        assert_eq!(fence(&new, &[scored(&new), scored(&new)], &new), Ok(()));
+        assert_eq!(fence(&new, &[scored(&new), scored(&old)], &new), Err(Dropped::Revision), "one old completion");
+        assert_eq!(fence(&new, &[scored(&new)], &old), Err(Dropped::Revision), "an old proof");
     }
 }

@@ -12,6 +12,7 @@
 //! | [`children`] | proof workers and the generation launcher |
 //! | [`completions`] | the generation server's client |
 //! | [`groups`], [`window`], [`spool`], [`gate`] | from a problem index to a file in the bucket |
+//! | [`journal`] | what happened, for [`explain`] and [`incident`] |
 //! | [`validate`], [`publish`] | the network's other roles, locally |
 //! | [`status`], [`view`] | what is going on |
 //! | [`failpoint`] | where tests can hold the program |
@@ -27,6 +28,7 @@ pub mod exit;
 pub mod failpoint;
 pub mod gate;
 pub mod groups;
+pub mod journal;
 pub mod mine;
 pub mod plan;
 pub mod publish;

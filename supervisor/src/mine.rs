@@ -17,6 +17,7 @@ use crate::children::{ChildPrograms, Generator, LauncherSettings, Programs, Proo
 use crate::completions::Completions;
 use crate::exit::Failure;
 use crate::groups::Workshop;
+use crate::journal::{Journal, SupervisorStarted, SupervisorStopped};
 use crate::plan::{Plan, VisibleGpus};
 use crate::settings::{self, ConfigError, ConfigErrors, Settings};
 use crate::state::StateFolder;
@@ -27,6 +28,9 @@ use crate::window::{ClosingTime, Miner};
 
 /// UID 0 of the local chain.
 const LOCAL_TRAINER: &str = "//Trainer";
+
+/// Time for the last records to reach the disk.
+const JOURNAL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the command line adds to the settings.
 #[derive(Debug)]
@@ -66,7 +70,16 @@ pub async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let keeper = tokio::spawn(status::keep_file(board.clone(), file.clone()));
     let end = CancellationToken::new();
     let viewer = tokio::spawn(view::show(board.clone(), options.view, end.clone()));
-    let outcome = work(settings, prepared, &board, options.windows).await;
+    let journal = Journal::open(&prepared.state.journal());
+    journal.record(&SupervisorStarted {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        hotkey: prepared.hotkey.address().into(),
+    });
+    let outcome = work(settings, prepared, &board, &journal, options.windows).await;
+    journal.record(&SupervisorStopped { pid: std::process::id() });
+    journal.flush(JOURNAL_PATIENCE);
+    board.update(|status| status.events = journal.counts());
     keeper.abort();
     end.cancel();
     let _ = viewer.await;
@@ -76,9 +89,15 @@ pub async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     outcome
 }
 
-async fn work(settings: &Settings, prepared: Prepared, board: &Board, windows: Option<u64>) -> Result<(), Failure> {
+async fn work(
+    settings: &Settings,
+    prepared: Prepared,
+    board: &Board,
+    journal: &Journal,
+    windows: Option<u64>,
+) -> Result<(), Failure> {
     let spawner = Spawner::start().map_err(|error| Failure::internal("start the spawner thread", error))?;
-    let mut miner = miner(settings, &prepared, spawner, board)?;
+    let mut miner = miner(settings, &prepared, spawner, board, journal)?;
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = signals()?;
     let mut next_signal = async || {
@@ -118,7 +137,7 @@ fn signals() -> Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal
     Ok((listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?))
 }
 
-fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Board) -> Result<Miner, Failure> {
+fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Board, journal: &Journal) -> Result<Miner, Failure> {
     let grace = Duration::from_secs_f64((settings.shutdown_budget / 6.0).clamp(0.5, 10.0));
     let workers = WorkerSettings {
         programs: prepared.programs.clone(),
@@ -154,8 +173,11 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         bucket: prepared.buckets.own.clone(),
         checkpoints: Checkpoints::new(prepared.trainer_bucket.clone(), &settings.cache, trainer, prepared.dataset.clone()),
         spool: prepared.state.spool(),
+        spool_budget: settings.spool_budget,
         windows: prepared.state.windows(),
         board: board.clone(),
+        journal: journal.clone(),
+        gate: settings.gate,
         budget,
         closing: ClosingTime::default(),
         groups_in_flight: settings.generation.groups_in_flight as usize,

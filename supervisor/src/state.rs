@@ -62,6 +62,11 @@ impl StateFolder {
         self.root.join("spool")
     }
 
+    /// What happened.
+    pub fn journal(&self) -> PathBuf {
+        self.root.join("journal")
+    }
+
     /// Copies of the last window files.
     pub fn windows(&self) -> PathBuf {
         self.root.join("windows")

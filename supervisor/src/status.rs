@@ -60,7 +60,7 @@ pub struct WindowStatus {
     pub generated: u32,
     /// Groups with a checked proof.
     pub proved: u32,
-    /// Groups that are durable.
+    /// Groups that are complete and judged, and durable where the disk allows it.
     pub spooled: u32,
     /// Groups under way.
     pub in_flight: u32,
@@ -70,6 +70,8 @@ pub struct WindowStatus {
     pub reward_sum: f64,
     /// Spooled rollouts whose answer is right.
     pub successes: u32,
+    /// Rollouts that another worker proved again, and agrees.
+    pub spot_checks: u32,
 }
 
 /// How a window ended.
@@ -77,7 +79,7 @@ pub struct WindowStatus {
 pub struct FinishedWindow {
     /// First block.
     pub window: u64,
-    /// `uploaded`, `skipped`, `empty` or `lost`.
+    /// `uploaded`, `skipped`, `empty`, `held back` or `lost`.
     pub outcome: String,
     /// Why, where it was not uploaded.
     pub reason: Option<String>,
@@ -110,6 +112,8 @@ pub struct Status {
     pub window: WindowStatus,
     /// The last windows, oldest first.
     pub finished: Vec<FinishedWindow>,
+    /// Events of this run by kind, as the journal has them.
+    pub events: BTreeMap<String, u64>,
 }
 
 /// The shared status.

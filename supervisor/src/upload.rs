@@ -1,15 +1,29 @@
 //! One window file to the bucket, and the proof that it is there.
+//!
+//! ```text
+//!  PUT (attempts until the deadline) ─▶ HEAD and GET, as a validator would
+//!    same bytes, in time ─▶ uploaded
+//!    other bytes or none ─▶ once more while there is time; at last what must not be judged is removed
+//!    too late            ─▶ removed: validators ignore it, and nobody else shall take it for this window's file
+//!    no answer           ─▶ not confirmed: it stays, because what was sent has passed the gate
+//! ```
+//!
+//! The look decides, never the answer to the PUT: an answer may be lost, or be wrong.
 
-use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use grail_process::clock;
 use grail_protocol::constants::MAX_FILE_BYTES;
 use grail_store::bucket::{Bucket, BucketError, RetryPolicy};
 use sha2::{Digest, Sha256};
 
-/// How often a file is sent that the bucket turns out not to hold.
-const SENDINGS: u32 = 3;
+/// Times that the whole file is sent when what is read back is something else.
+const ROUNDS: u32 = 3;
+/// Time for the look after the deadline; the next window waits meanwhile.
+const LOOK_LIMIT: Duration = Duration::from_secs(15);
+/// Time to remove an object.
+const REMOVE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A finished file that is to be uploaded.
 #[derive(Debug)]
@@ -17,11 +31,20 @@ pub struct WindowObject<'a> {
     /// Object key.
     pub key: &'a str,
     /// The file.
-    pub path: &'a Path,
-    /// Its size in bytes.
-    pub size: u64,
+    pub bytes: &'a Bytes,
     /// Its SHA-256.
     pub sha256: [u8; 32],
+    /// SHA-256 of this window's file that an earlier run has uploaded: it may stay where the new one does not get there.
+    pub earlier: Option<[u8; 32]>,
+}
+
+/// How an upload went.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Receipt {
+    /// Time of the sending alone.
+    pub spent: Duration,
+    /// Times that the whole file was sent.
+    pub rounds: u32,
 }
 
 /// Why a window is not in the bucket, as far as can be told.
@@ -33,78 +56,220 @@ pub enum UploadError {
         /// Seconds since the deadline.
         late: f64,
     },
-    /// The bucket refused or did not answer.
+    /// The bucket refused or did not answer, and holds no file of this window.
     #[error("the upload failed: {0}")]
     Bucket(#[from] BucketError),
-    /// What lies in the bucket is not what was sent; it was removed again.
-    #[error("the object read back is not the file that was sent ({0}); it was removed, so that no validator judges it")]
-    Different(String),
-    /// A validator will treat the object as absent.
-    #[error("the object's time of {late:.1} s after the deadline makes validators ignore it")]
+    /// The bucket refused or did not answer, and still holds the file that an earlier run has uploaded.
+    #[error("the upload failed ({0}); the smaller file that an earlier run uploaded is still there")]
+    EarlierStays(BucketError),
+    /// What lies in the bucket is not what was sent.
+    #[error("the object read back is not the file that was sent ({what}); {removed}")]
+    Different {
+        /// What differs.
+        what: String,
+        /// What became of it.
+        removed: String,
+    },
+    /// A validator treats the object as absent.
+    #[error("the object's time of {late:.1} s after the deadline makes validators ignore it; {removed}")]
     Ignored {
         /// Seconds after the deadline.
         late: f64,
+        /// What became of it.
+        removed: String,
     },
+    /// It was sent, and the bucket does not say what it holds.
+    #[error("the file was sent, but could not be read back ({0}); it stays, and may count")]
+    NotConfirmed(String),
 }
 
-/// Uploads, then asks the bucket what it holds. Only after that may anybody say "uploaded". What the bucket does not hold, or
-/// holds otherwise, is sent again while that fits. `deadline` is in Unix seconds; no attempt goes on beyond it.
+/// What the bucket holds.
+#[derive(Debug)]
+enum Look {
+    Same,
+    Absent,
+    Earlier,
+    Different(String),
+    Late(f64),
+    NoAnswer(String),
+}
+
+/// Uploads, then asks the bucket what it holds. Only after that may anybody say "uploaded". `deadline` is in Unix seconds; no
+/// attempt to send goes on beyond it.
 ///
 /// # Errors
 /// See [`UploadError`].
-pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Result<Duration, UploadError> {
-    let mut different = None;
-    for sending in 1..=SENDINGS {
+pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Result<Receipt, UploadError> {
+    let left = || deadline - clock::unix_seconds();
+    let mut rounds = 0;
+    loop {
+        let overall = Duration::try_from_secs_f64(left()).map_err(|_| UploadError::TooLate { late: -left() })?;
+        rounds += 1;
         let begun = clock::monotonic();
-        match send(bucket, object, deadline).await {
-            Ok(spent) => return Ok(spent),
-            Err(UploadError::Different(what)) => {
-                let again = clock::unix_seconds() + 2.0 * begun.elapsed().as_secs_f64() < deadline;
-                tracing::warn!(sending, what, again, "The bucket does not hold the file that was sent.");
-                different = Some(what);
-                if !again {
-                    break;
-                }
-            }
-            // An earlier sending has left something else there; it must not be judged.
-            Err(error) if different.is_some() => {
-                bucket.delete(object.key).await?;
-                return Err(error);
-            }
-            Err(error) => return Err(error),
+        crate::failpoint::pass("uploading").await;
+        let sent = bucket.put_bytes(object.key, object.bytes, &RetryPolicy::until(overall)).await;
+        let spent = begun.elapsed();
+        crate::failpoint::pass("read-back").await;
+        let look = look(bucket, object, deadline).await;
+        if matches!(look, Look::Same) {
+            return Ok(Receipt { spent, rounds });
         }
+        let again = rounds < ROUNDS && left() > spent.as_secs_f64();
+        if again && sent.is_ok() && matches!(look, Look::Absent | Look::Earlier | Look::Different(_)) {
+            tracing::warn!(rounds, ?look, "The bucket does not hold what was sent; it is sent once more.");
+            continue;
+        }
+        return Err(give_up(bucket, object, sent.err(), look).await);
     }
-    bucket.delete(object.key).await?;
-    Err(UploadError::Different(different.unwrap_or_default()))
 }
 
-/// One sending and its confirmation.
-async fn send(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Result<Duration, UploadError> {
-    let begun = clock::monotonic();
-    let left = deadline - clock::unix_seconds();
-    let overall = Duration::try_from_secs_f64(left).map_err(|_| UploadError::TooLate { late: -left })?;
-    crate::failpoint::pass("uploading").await;
-    bucket.put_file(object.key, object.path, &RetryPolicy::within(overall)).await?;
-    let spent = begun.elapsed();
-    crate::failpoint::pass("read-back").await;
-    confirm(bucket, object, deadline).await?.map_err(UploadError::Different)?;
-    Ok(spent)
+async fn give_up(bucket: &Bucket, object: &WindowObject<'_>, failed: Option<BucketError>, look: Look) -> UploadError {
+    let different = |what: &str, removed: String| UploadError::Different { what: what.into(), removed };
+    match (look, failed) {
+        (Look::Late(late), _) => UploadError::Ignored { late, removed: remove(bucket, object.key).await },
+        (Look::Different(what), _) => different(&what, remove(bucket, object.key).await),
+        (Look::Earlier, Some(error)) => UploadError::EarlierStays(error),
+        (Look::Absent | Look::NoAnswer(_), Some(error)) => UploadError::Bucket(error),
+        (Look::NoAnswer(why), None) => UploadError::NotConfirmed(why),
+        (Look::Earlier, None) => different("it is still the earlier one", "it stays".into()),
+        (Look::Absent | Look::Same, None) => different("it is absent", "there is nothing to remove".into()),
+        (Look::Same, Some(error)) => UploadError::Bucket(error),
+    }
+}
+
+async fn remove(bucket: &Bucket, key: &str) -> String {
+    match tokio::time::timeout(REMOVE_LIMIT, bucket.delete(key)).await {
+        Ok(Ok(())) => "it was removed".into(),
+        Ok(Err(error)) => format!("it could not be removed: {error}"),
+        Err(_) => format!("it could not be removed within {} s", REMOVE_LIMIT.as_secs()),
+    }
 }
 
 /// HEAD and GET, as a validator would.
-async fn confirm(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Result<Result<(), String>, UploadError> {
-    let Some(head) = bucket.head(object.key).await? else { return Ok(Err("it is absent".into())) };
-    if head.size != object.size {
-        return Ok(Err(format!("{} bytes instead of {}", head.size, object.size)));
+async fn look(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Look {
+    let left = Duration::try_from_secs_f64(deadline - clock::unix_seconds()).unwrap_or_default();
+    match tokio::time::timeout(left + LOOK_LIMIT, ask(bucket, object, deadline)).await {
+        Ok(Ok(look)) => look,
+        Ok(Err(error)) => Look::NoAnswer(error.to_string()),
+        Err(_) => Look::NoAnswer(format!("no answer until {} s after the deadline", LOOK_LIMIT.as_secs())),
     }
-    if let Some(late) = head.last_modified.map(|time| unix_seconds(time) - deadline).filter(|late| *late > 0.0) {
-        return Err(UploadError::Ignored { late });
+}
+
+async fn ask(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Result<Look, BucketError> {
+    let Some(head) = bucket.head(object.key).await? else { return Ok(Look::Absent) };
+    let bytes = match bucket.get(object.key, MAX_FILE_BYTES).await {
+        Err(BucketError::TooLarge { .. }) => return Ok(Look::Different(format!("{} bytes", head.size))),
+        bytes => bytes?,
+    };
+    let found = <[u8; 32]>::from(Sha256::digest(&bytes));
+    if Some(found) == object.earlier && found != object.sha256 {
+        return Ok(Look::Earlier);
     }
-    let bytes = bucket.get(object.key, MAX_FILE_BYTES).await?;
-    let same = <[u8; 32]>::from(Sha256::digest(&bytes)) == object.sha256;
-    Ok(if same { Ok(()) } else { Err("its SHA-256 differs".into()) })
+    let wanted = object.bytes.len();
+    if bytes.len() != wanted || head.size != wanted as u64 {
+        return Ok(Look::Different(format!("{} bytes, announced as {}, instead of {wanted}", bytes.len(), head.size)));
+    }
+    if found != object.sha256 {
+        return Ok(Look::Different("its SHA-256 differs".into()));
+    }
+    // A bucket that keeps no times leaves the time of this look, which is later than the object's.
+    let written = head.last_modified.map_or_else(clock::unix_seconds, unix_seconds);
+    Ok(if written > deadline { Look::Late(written - deadline) } else { Look::Same })
 }
 
 fn unix_seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use grail_store::bucket::{BucketSettings, Secret, TransferLimits};
+    use grail_store::local_server::LocalBucketServer;
+
+    use super::*;
+
+    const KEY: &str = "grail/windows/5x-window-30.parquet";
+
+    struct Fixture {
+        folder: tempfile::TempDir,
+        _server: LocalBucketServer,
+        bucket: Bucket,
+    }
+
+    impl Fixture {
+        async fn start() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let address = "127.0.0.1:0".parse().unwrap();
+            let server = LocalBucketServer::start(folder.path(), address, "key", "secret", &["miner"]).await.unwrap();
+            let settings = BucketSettings {
+                endpoint: server.endpoint(),
+                region: "auto".into(),
+                bucket: "miner".into(),
+                access_key_id: "key".into(),
+                secret_access_key: Secret::new("secret"),
+                limits: TransferLimits::default(),
+            };
+            Self { folder, bucket: Bucket::new(&settings).unwrap(), _server: server }
+        }
+
+        fn path(&self) -> std::path::PathBuf {
+            self.folder.path().join("miner").join(KEY)
+        }
+    }
+
+    fn digest(bytes: &[u8]) -> [u8; 32] {
+        Sha256::digest(bytes).into()
+    }
+
+    #[tokio::test]
+    async fn what_was_read_back_is_uploaded() {
+        let fixture = Fixture::start().await;
+        let bytes = Bytes::from(vec![7; 100_000]);
+        let object = WindowObject { key: KEY, bytes: &bytes, sha256: digest(&bytes), earlier: None };
+        let receipt = upload(&fixture.bucket, &object, clock::unix_seconds() + 60.0).await.unwrap();
+        assert_eq!(receipt.rounds, 1);
+        assert_eq!(std::fs::read(fixture.path()).unwrap(), bytes);
+    }
+
+    #[tokio::test]
+    async fn after_the_deadline_nothing_is_sent() {
+        let fixture = Fixture::start().await;
+        let bytes = Bytes::from_static(b"late");
+        let object = WindowObject { key: KEY, bytes: &bytes, sha256: digest(&bytes), earlier: None };
+        let error = upload(&fixture.bucket, &object, clock::unix_seconds() - 1.0).await.unwrap_err();
+        assert!(matches!(error, UploadError::TooLate { .. }), "{error}");
+        assert!(!fixture.path().exists());
+    }
+
+    #[tokio::test]
+    async fn an_object_whose_bytes_are_others_is_sent_again_and_then_removed() {
+        let fixture = Fixture::start().await;
+        let bytes = Bytes::from_static(b"what is sent");
+        // As if the bucket had changed it: the file is said to be another one.
+        let object = WindowObject { key: KEY, bytes: &bytes, sha256: digest(b"what is meant"), earlier: None };
+        let error = upload(&fixture.bucket, &object, clock::unix_seconds() + 60.0).await.unwrap_err().to_string();
+        assert!(error.contains("SHA-256 differs") && error.contains("it was removed"), "{error}");
+        assert!(!fixture.path().exists());
+    }
+
+    #[tokio::test]
+    async fn looks_tell_late_absent_earlier_and_different_objects_apart() {
+        let fixture = Fixture::start().await;
+        let bytes = Bytes::from_static(b"the file");
+        let mut object = WindowObject { key: KEY, bytes: &bytes, sha256: digest(&bytes), earlier: None };
+        let now = clock::unix_seconds();
+        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, Look::Absent));
+        fixture.bucket.put(KEY, bytes.clone(), &RetryPolicy::default()).await.unwrap();
+        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, Look::Same));
+        assert!(matches!(look(&fixture.bucket, &object, now - 60.0).await, Look::Late(late) if late > 50.0));
+        fixture.bucket.put(KEY, "an older one", &RetryPolicy::default()).await.unwrap();
+        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, Look::Different(_)));
+        object.earlier = Some(digest(b"an older one"));
+        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, Look::Earlier));
+        let denied = || Some(BucketError::Settings("refused".into()));
+        let stays = give_up(&fixture.bucket, &object, denied(), Look::Earlier).await;
+        assert!(matches!(stays, UploadError::EarlierStays(_)) && fixture.path().exists(), "{stays}");
+        let late = give_up(&fixture.bucket, &object, None, Look::Late(2.0)).await.to_string();
+        assert!(late.contains("it was removed") && !fixture.path().exists(), "{late}");
+    }
 }

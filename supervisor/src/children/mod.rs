@@ -16,5 +16,5 @@ mod session;
 
 pub use generator::{Generator, LauncherSettings, Serving};
 pub use life_cycle::{ChildState, LifeCycle, Next, RestartPolicy};
-pub use proof_pool::{ProofError, ProofPool, Proved, WorkerSettings};
+pub use proof_pool::{ProofError, ProofPool, Proved, ProvedBatch, WorkerSettings};
 pub use session::{ChildPrograms, Programs};

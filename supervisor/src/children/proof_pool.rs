@@ -1,7 +1,7 @@
 //! A pool of proof workers: one task per slot owns one worker; jobs wait in one queue and go to whichever worker is free
 //! and holds the right revision. A job on a worker that dies goes back to the head of the queue, once.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use grail_link::message::{
 use grail_process::{Child, Spawner, clock};
 use grail_protocol::commitment::hash_sketches;
 use grail_protocol::constants::PRIME_Q;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::keep::{Ended, Kept, Refusals, keep};
@@ -27,6 +27,8 @@ const JOB_LIMIT: Duration = Duration::from_secs(600);
 const RELOAD_LIMIT: Duration = Duration::from_secs(900);
 /// A job is tried on two workers: a second death is blamed on the job.
 const TRIES: u8 = 2;
+/// Jobs that may be waiting or under way, for each slot; whoever has more waits for a place.
+const JOBS_PER_SLOT: usize = 16;
 
 /// How workers are started.
 #[derive(Debug, Clone)]
@@ -60,6 +62,17 @@ pub struct Proved {
     pub probabilities: Vec<f32>,
 }
 
+/// The proofs of one job, with where they come from.
+#[derive(Debug, Clone)]
+pub struct ProvedBatch {
+    /// Proof slot of the worker that made them.
+    pub worker: u32,
+    /// The weights it held.
+    pub revision: Revision,
+    /// In the order of the job's sequences.
+    pub proofs: Vec<Proved>,
+}
+
 /// Why a job gave no proof.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ProofError {
@@ -69,6 +82,9 @@ pub enum ProofError {
     /// Two workers ended while they had the job, or the pool was stopped.
     #[error("the job was lost: {0}")]
     Lost(String),
+    /// The pool went over to other weights before the job was begun.
+    #[error("the pool holds other weights than {0} by now")]
+    Superseded(Revision),
     /// A worker answered with something that does not belong to the job.
     #[error("{worker} answered with a proof that must not be signed: {what}")]
     Wrong {
@@ -79,10 +95,12 @@ pub enum ProofError {
     },
 }
 
-type Answer = Result<Vec<Proved>, ProofError>;
+type Answer = Result<ProvedBatch, ProofError>;
 
 struct Pending {
     job: ProofJob,
+    /// Slots that shall not do it as long as another one can.
+    not: Vec<u32>,
     tries: u8,
     reply: oneshot::Sender<Answer>,
 }
@@ -96,6 +114,12 @@ struct Shared {
     board: Board,
     spawner: Spawner,
     settings: WorkerSettings,
+    /// What each slot holds, in the order of the settings' slots.
+    held: Arc<watch::Sender<Vec<Option<Revision>>>>,
+    /// What every slot shall hold.
+    target: Mutex<Option<Revision>>,
+    /// Slots that are taken out of service, and why.
+    banished: watch::Sender<BTreeMap<u32, String>>,
 }
 
 /// The pool. Dropping it ends the workers; [`ProofPool::stop`] waits until they are gone.
@@ -103,6 +127,7 @@ pub struct ProofPool {
     shared: Arc<Shared>,
     target: watch::Sender<Option<ReloadCommand>>,
     resident: watch::Receiver<Vec<Option<Revision>>>,
+    credits: Semaphore,
     next_job: std::sync::atomic::AtomicU64,
     stop: CancellationToken,
     slots: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
@@ -112,6 +137,10 @@ impl ProofPool {
     /// Starts a task per slot; the workers come up in the background.
     pub fn start(settings: WorkerSettings, spawner: Spawner, board: Board) -> Self {
         let slots = settings.slots.clone();
+        let (target, wanted) = watch::channel(None);
+        let (report, resident) = watch::channel(vec![None; slots.len()]);
+        let report = Arc::new(report);
+        let credits = Semaphore::new(slots.len() * JOBS_PER_SLOT);
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             arrived: Notify::new(),
@@ -120,10 +149,10 @@ impl ProofPool {
             board,
             spawner,
             settings,
+            held: report.clone(),
+            target: Mutex::default(),
+            banished: watch::channel(BTreeMap::new()).0,
         });
-        let (target, wanted) = watch::channel(None);
-        let (report, resident) = watch::channel(vec![None; slots.len()]);
-        let report = Arc::new(report);
         let stop = CancellationToken::new();
         let mut tasks = tokio::task::JoinSet::new();
         for (place, slot) in slots.into_iter().enumerate() {
@@ -131,13 +160,14 @@ impl ProofPool {
             let task = Slot { shared: shared.clone(), wanted: wanted.clone(), report: report.clone(), place, slot, name };
             tasks.spawn(keep(task, stop.clone()));
         }
-        Self { shared, target, resident, next_job: Default::default(), stop, slots: tasks.into() }
+        Self { shared, target, resident, credits, next_job: Default::default(), stop, slots: tasks.into() }
     }
 
     /// Every worker shall hold these weights; idle ones reload at once, busy ones after their job. Asked again for weights that
-    /// it refused, a worker tries again.
+    /// it refused, a worker tries again. Jobs for other weights that were not begun end with [`ProofError::Superseded`].
     pub fn reload(&self, command: ReloadCommand) {
         self.shared.refusals.clear();
+        self.shared.supersede(&command.revision);
         self.target.send_replace(Some(command));
     }
 
@@ -160,16 +190,51 @@ impl ProofPool {
         let _ = tokio::time::timeout(patience, all).await;
     }
 
-    /// Proves one batch; the answer comes in the order of `sequences`. Dropping the future abandons the job.
+    /// Proves one batch; the answer comes in the order of `sequences`. Waits while the pool has its fill of jobs. Dropping the
+    /// future abandons the job.
     ///
     /// # Errors
-    /// When a worker refuses it, two workers die over it, or the answer does not fit.
+    /// When a worker refuses it, two workers die over it, the answer does not fit, or the pool has gone over to other weights.
     pub async fn prove(&self, revision: Revision, sequences: Vec<ProofSequence>, examine: Option<ExamineTerms>) -> Answer {
+        self.submit(revision, sequences, examine, Vec::new()).await
+    }
+
+    /// Proves one batch on a slot that is not in `not`. Where no other slot holds the weights any of them does it: the answer
+    /// says which one did. Goes before other jobs, because somebody is in doubt about them.
+    ///
+    /// # Errors
+    /// As [`ProofPool::prove`].
+    pub async fn prove_elsewhere(&self, not: Vec<u32>, revision: Revision, sequences: Vec<ProofSequence>) -> Answer {
+        self.submit(revision, sequences, None, not).await
+    }
+
+    async fn submit(
+        &self,
+        revision: Revision,
+        sequences: Vec<ProofSequence>,
+        examine: Option<ExamineTerms>,
+        not: Vec<u32>,
+    ) -> Answer {
+        let stopped = || ProofError::Lost("the pool was stopped".into());
+        let _credit = self.credits.acquire().await.map_err(|_| stopped())?;
         let id = self.next_job.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         let job = ProofJob { id, revision, sequences, examine };
-        self.shared.put(Pending { job, tries: 0, reply }, false);
-        answer.await.unwrap_or_else(|_| Err(ProofError::Lost("the pool was stopped".into())))
+        let first = !not.is_empty();
+        self.shared.put(Pending { job, not, tries: 0, reply }, first);
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Takes the worker of a slot out of service until the supervisor is restarted. What it was doing goes to another one.
+    /// The last slot that holds weights stays: without it nothing could be mined. Says whether the slot is out of service.
+    pub fn quarantine(&self, slot: u32, why: &str) -> bool {
+        let others = self.shared.holders().iter().any(|(holder, held)| *holder != slot && held.is_some());
+        if others {
+            self.shared.banished.send_modify(|banished| {
+                banished.entry(slot).or_insert_with(|| why.to_owned());
+            });
+        }
+        others
     }
 
     /// Ends every worker and waits until all are gone.
@@ -181,6 +246,12 @@ impl ProofPool {
 
 impl Shared {
     fn put(&self, pending: Pending, first: bool) {
+        // A job that came too late for its weights would wait for ever.
+        if self.target().is_some_and(|target| target != pending.job.revision) {
+            let superseded = ProofError::Superseded(pending.job.revision);
+            let _ = pending.reply.send(Err(superseded));
+            return;
+        }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if first {
             queue.push_front(pending)
@@ -191,11 +262,37 @@ impl Shared {
         self.arrived.notify_waiters();
     }
 
-    /// The next job that this revision can do; jobs nobody waits for any more are dropped on the way.
-    fn take(&self, resident: &Revision) -> Option<Pending> {
+    fn target(&self) -> Option<Revision> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The pool goes over to `revision`: jobs for others that were not begun end.
+    fn supersede(&self, revision: &Revision) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(revision.clone());
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kept, ended) = std::mem::take(&mut *queue).into_iter().partition(|pending| pending.job.revision == *revision);
+        *queue = kept;
+        drop(queue);
+        for pending in Vec::from(ended) {
+            let superseded = ProofError::Superseded(pending.job.revision);
+            let _ = pending.reply.send(Err(superseded));
+        }
+    }
+
+    /// Each slot with the weights that it holds.
+    fn holders(&self) -> Vec<(u32, Option<Revision>)> {
+        self.settings.slots.iter().map(|slot| slot.slot).zip(self.held.borrow().iter().cloned()).collect()
+    }
+
+    /// The next job that this slot can do with these weights; jobs nobody waits for any more are dropped on the way.
+    fn take(&self, resident: &Revision, slot: u32) -> Option<Pending> {
+        let holders = self.holders();
+        let elsewhere = |not: &[u32]| holders.iter().any(|(slot, held)| !not.contains(slot) && held.as_ref() == Some(resident));
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.retain(|pending| !pending.reply.is_closed());
-        let place = queue.iter().position(|pending| pending.job.revision == *resident)?;
+        let can =
+            |pending: &Pending| pending.job.revision == *resident && (!pending.not.contains(&slot) || !elsewhere(&pending.not));
+        let place = queue.iter().position(can)?;
         queue.remove(place)
     }
 
@@ -256,9 +353,11 @@ impl Kept for Slot {
         self.shared.board.child(&self.name, |shown| shown.pid = Some(child.pid()));
         self.show(ChildState::Ready, None);
         let mut worker = Worker::over(link);
+        let banished = self.banished();
         let ended = tokio::select! {
             ended = self.serve(&mut worker) => ended,
             status = child.exited() => Ended::Died(format!("it ended ({status})")),
+            why = banished => Ended::Unfit(why),
             () = stop.cancelled() => Ended::Stopped,
         };
         self.give_back(&mut worker, &ended);
@@ -297,6 +396,18 @@ impl Slot {
         }
     }
 
+    /// Waits until the slot is taken out of service, and says why.
+    fn banished(&self) -> impl Future<Output = String> + use<> {
+        let (slot, mut banished) = (self.slot.slot, self.shared.banished.subscribe());
+        async move {
+            let found = banished.wait_for(|banished| banished.contains_key(&slot)).await.ok();
+            match found.and_then(|banished| banished.get(&slot).cloned()) {
+                Some(why) => why,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     async fn end(&self, mut child: Child) {
         child.stop(self.shared.settings.grace).await;
         self.shared.board.child(&self.name, |shown| shown.pid = None);
@@ -332,10 +443,10 @@ impl Slot {
                 continue;
             }
             let arrived = self.shared.arrived.notified();
-            let next = worker.resident.as_ref().and_then(|resident| self.shared.take(resident));
+            let next = worker.resident.as_ref().and_then(|resident| self.shared.take(resident, self.slot.slot));
             if let Some(pending) = next {
                 self.show(ChildState::Busy, None);
-                if let Err(why) = worker.work(pending, &self.name).await {
+                if let Err(why) = worker.work(pending, &self.name, self.slot.slot).await {
                     return Ended::Died(why);
                 }
                 self.show(ChildState::Ready, None);
@@ -360,6 +471,10 @@ impl Slot {
         let reloaded = match worker.receive(RELOAD_LIMIT).await? {
             FromWorker::Reloaded(reloaded) => reloaded,
             // The worker lives and holds what it held. A checkpoint that cannot be loaded is no fault of the worker's.
+            // A checkpoint that a worker with other weights cannot take may still be one that a new worker can.
+            FromWorker::ReloadRefused { reason, .. } if worker.resident.is_some() => {
+                return Err(format!("it could not take the checkpoint {revision} in place ({reason}); a new one will try"));
+            }
             FromWorker::ReloadRefused { reason, .. } => {
                 tracing::error!(child = %self.name, %revision, reason, "The worker refused the checkpoint.");
                 worker.refused = Some(revision.clone());
@@ -414,13 +529,13 @@ impl Worker {
     }
 
     /// Does one job. An error means that the worker is lost, and leaves the job in `current`.
-    async fn work(&mut self, pending: Pending, name: &str) -> Result<(), String> {
+    async fn work(&mut self, pending: Pending, name: &str, slot: u32) -> Result<(), String> {
         let message = ToWorker::Prove(pending.job.clone());
         self.current = Some(pending);
         self.send(message).await?;
         crate::failpoint::pass("proving").await;
         let answer = match self.collect().await? {
-            Ok(proofs) => self.check(proofs, name),
+            Ok(proofs) => self.check(proofs, name, slot),
             Err(refused) => Err(refused),
         };
         let wrong = match &answer {
@@ -449,7 +564,7 @@ impl Worker {
     }
 
     /// Nothing a worker says is signed unseen: every length must fit and every hash is computed again here.
-    fn check(&self, mut proofs: Vec<SequenceProof>, name: &str) -> Answer {
+    fn check(&self, mut proofs: Vec<SequenceProof>, name: &str, slot: u32) -> Answer {
         let wrong = |what: String| ProofError::Wrong { worker: name.to_owned(), what };
         let job = self.current.as_ref().map(|pending| &pending.job).ok_or_else(|| wrong("no job is under way".into()))?;
         proofs.sort_by_key(|proof| proof.index);
@@ -461,7 +576,8 @@ impl Worker {
             .iter()
             .zip(proofs)
             .map(|(sequence, proof)| check_sequence(sequence, job.examine.is_some(), proof).map_err(&wrong));
-        checked.collect()
+        // The worker refuses a job for other weights than it holds, so the job's are its own.
+        Ok(ProvedBatch { worker: slot, revision: job.revision.clone(), proofs: checked.collect::<Result<_, _>>()? })
     }
 }
 

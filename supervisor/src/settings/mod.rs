@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::gate::AgreementLimits;
+
 pub use explain::explain;
 pub use grail_store::bucket::Secret;
 pub use source::{Origin, Sources};
@@ -78,6 +80,10 @@ pub struct Settings {
     pub safety_blocks: f64,
     /// Seconds of one upload attempt.
     pub upload_timeout: f64,
+    /// Most bytes of one window's spool.
+    pub spool_budget: u64,
+    /// How proofs are checked before the upload.
+    pub gate: Gate,
     /// Seconds of an orderly stop.
     pub shutdown_budget: f64,
     /// Folder of the other programs.
@@ -193,6 +199,15 @@ pub enum ProofSlots {
     Gpus(Vec<u32>),
 }
 
+/// How proofs are checked before the upload.
+#[derive(Debug, Clone, Copy)]
+pub struct Gate {
+    /// Rollouts of a full window that are proved again.
+    pub spot_checks: usize,
+    /// What two proofs of one rollout must agree in.
+    pub limits: AgreementLimits,
+}
+
 /// The settings together with where each value came from.
 #[derive(Debug)]
 pub struct Loaded {
@@ -239,6 +254,8 @@ impl Reader<'_> {
             proof: self.proof(),
             safety_blocks: self.number("schedule.safety_blocks", 0.0, 29.0),
             upload_timeout: self.number("upload.timeout_seconds", 1.0, 360.0),
+            spool_budget: u64::from(self.whole("spool.budget_mib", 1, 1 << 24)) << 20,
+            gate: self.gate(),
             shutdown_budget: self.number("shutdown.budget_seconds", 1.0, 600.0),
             programs: self.path("programs.folder"),
             state,
@@ -321,6 +338,15 @@ impl Reader<'_> {
         };
         let dtype = self.choice("proof.dtype", &["auto", "f32", "bf16"]);
         Proof { slots, threads: self.whole("proof.threads", 1, 1024), dtype }
+    }
+
+    fn gate(&mut self) -> Gate {
+        let limits = AgreementLimits {
+            identical_share: self.number("gate.identical_share", 0.0, 1.0),
+            distance_p99: self.whole("gate.distance_p99", 0, 6000),
+            logprob_p99: self.number("gate.logprob_p99", 0.0, 10.0) as f32,
+        };
+        Gate { spot_checks: self.whole("gate.spot_checks", 0, 5000) as usize, limits }
     }
 
     fn sourced(&self, key: &str) -> Option<&Sourced> {

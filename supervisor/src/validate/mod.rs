@@ -331,7 +331,7 @@ impl Validator {
         });
         for (chunk, proved) in futures::future::join_all(jobs).await {
             let results: Vec<Result<Examination, String>> = match proved {
-                Ok(proofs) => proofs.into_iter().map(|proof| Ok(examination(proof))).collect(),
+                Ok(batch) => batch.proofs.into_iter().map(|proof| Ok(examination(proof))).collect(),
                 Err(error) => vec![Err(error.to_string()); chunk.len()],
             };
             examinations.extend(chunk.iter().map(|(row, _)| *row).zip(results));

@@ -92,6 +92,8 @@ async fn large_files_travel_in_parts_and_back_to_disk() {
     for (size, name) in [(content.len(), "large"), (1_000, "small"), (0, "none")] {
         std::fs::write(&up, &content[..size]).unwrap();
         bucket.put_file(name, &up, &once()).await.unwrap();
+        bucket.put_bytes("memory", &content[..size].to_vec().into(), &once()).await.unwrap();
+        assert_eq!(bucket.get("memory", size as u64).await.unwrap(), content[..size]);
         let digest = bucket.get_to_file(name, &down, size as u64).await.unwrap();
         assert_eq!((digest.size, std::fs::read(&down).unwrap()), (size as u64, content[..size].to_vec()));
         assert_eq!(digest.sha256, crate::checkpoint::file_sha256(&up).unwrap());

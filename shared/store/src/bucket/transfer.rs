@@ -5,17 +5,21 @@ use std::time::Duration;
 
 use aws_sdk_s3::primitives::{ByteStream, Length};
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use super::error::{BucketError, Request};
-use super::{Bucket, RetryPolicy, retry};
+use super::{Bucket, RetryPolicy, retry, within};
 
 /// Parts that are sent at the same time.
 const PARTS_AT_ONCE: usize = 4;
 /// A download may take this long, and a second for every MiB that is allowed: what comes slower is of no use.
 const SLOWEST_START: Duration = Duration::from_secs(600);
+
+/// Time to abort a failed multipart upload: it tidies up, and whoever waits has no time left.
+const ABORT_LIMIT: Duration = Duration::from_secs(3);
 
 /// What was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,34 +48,67 @@ fn local(path: &Path) -> impl Fn(std::io::Error) -> BucketError + '_ {
     |source| BucketError::Local { path: path.to_owned(), source }
 }
 
+/// Where the bytes of an upload are.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    File(&'a Path),
+    Memory(&'a Bytes),
+}
+
+impl Source<'_> {
+    async fn part(&self, part: Part) -> Result<ByteStream, BucketError> {
+        match self {
+            Self::File(path) => slice(path, part).await,
+            Self::Memory(bytes) => {
+                let (start, length) = (part.offset as usize, part.length as usize);
+                Ok(ByteStream::from(bytes.slice(start..start + length)))
+            }
+        }
+    }
+}
+
 impl Bucket {
     /// Writes a file: one PUT up to the part size (50 MiB), equal parts above it. A failed multipart upload is aborted, so
     /// that nothing is left to pay for.
     ///
     /// # Errors
-    /// [`BucketError::Local`] for the file, otherwise as [`Bucket::put`]. `policy` applies to each part.
+    /// [`BucketError::Local`] for the file, otherwise as [`Bucket::put`]. `policy.overall` bounds all of it.
     pub async fn put_file(&self, key: &str, path: &Path, policy: &RetryPolicy) -> Result<(), BucketError> {
         let size = tokio::fs::metadata(path).await.map_err(local(path))?.len();
+        self.put_source(key, Source::File(path), size, policy).await
+    }
+
+    /// Writes bytes as [`Bucket::put_file`] writes a file.
+    ///
+    /// # Errors
+    /// As [`Bucket::put`]. `policy.overall` bounds all of it.
+    pub async fn put_bytes(&self, key: &str, bytes: &Bytes, policy: &RetryPolicy) -> Result<(), BucketError> {
+        self.put_source(key, Source::Memory(bytes), bytes.len() as u64, policy).await
+    }
+
+    async fn put_source(&self, key: &str, source: Source<'_>, size: u64, policy: &RetryPolicy) -> Result<(), BucketError> {
         if size > self.limits.part_bytes {
-            return self.put_in_parts(key, path, size, policy).await;
+            return self.put_in_parts(key, source, size, policy).await;
         }
         let whole = Part { number: 1, offset: 0, length: size };
         let request = self.request("PutObject", key);
-        retry::retry(policy, &request, || async { self.put_once(key, slice(path, whole).await?).await }).await
+        retry::retry(policy, &request, || async { self.put_once(key, source.part(whole).await?).await }).await
     }
 
-    async fn put_in_parts(&self, key: &str, path: &Path, size: u64, policy: &RetryPolicy) -> Result<(), BucketError> {
+    async fn put_in_parts(&self, key: &str, source: Source<'_>, size: u64, policy: &RetryPolicy) -> Result<(), BucketError> {
+        let end = tokio::time::Instant::now() + policy.overall;
         let request = self.request("CreateMultipartUpload", key);
         let created = retry::retry(policy, &request, || async {
             let sent = self.client.create_multipart_upload().bucket(&self.name).key(key).send();
             self.replied(&request, sent).await?.map_err(|error| BucketError::classify(request.clone(), &error))
         });
         let upload = created.await?.upload_id.unwrap_or_default();
-        let result = self.send_parts(key, &upload, path, size, policy).await;
+        // Each part has its own attempts, so the time for all of them is kept here.
+        let sent = tokio::time::timeout_at(end, self.send_parts(key, &upload, source, size, policy)).await;
+        let result = sent.unwrap_or_else(|_| Err(retry::out_of_time(&self.request("UploadPart", key), policy)));
         if result.is_err() {
             let abort = self.client.abort_multipart_upload().bucket(&self.name).key(key).upload_id(&upload).send();
-            if let Ok(Err(error)) | Err(error) = self
-                .replied(&request, abort)
+            if let Ok(Err(error)) | Err(error) = within(ABORT_LIMIT, &request, abort)
                 .await
                 .map(|sent| sent.map_err(|error| BucketError::classify(self.request("AbortMultipartUpload", key), &error)))
             {
@@ -81,9 +118,16 @@ impl Bucket {
         result
     }
 
-    async fn send_parts(&self, key: &str, upload: &str, path: &Path, size: u64, policy: &RetryPolicy) -> Result<(), BucketError> {
+    async fn send_parts(
+        &self,
+        key: &str,
+        upload: &str,
+        source: Source<'_>,
+        size: u64,
+        policy: &RetryPolicy,
+    ) -> Result<(), BucketError> {
         let parts = parts_of(size, self.limits.part_bytes).into_iter();
-        let sent = futures::stream::iter(parts.map(|part| self.send_part(key, upload, path, part, policy)));
+        let sent = futures::stream::iter(parts.map(|part| self.send_part(key, upload, source, part, policy)));
         let parts: Vec<CompletedPart> = sent.buffered(PARTS_AT_ONCE).try_collect().await?;
         let request = self.request("CompleteMultipartUpload", key);
         retry::retry(policy, &request, || async {
@@ -100,13 +144,13 @@ impl Bucket {
         &self,
         key: &str,
         upload: &str,
-        path: &Path,
+        source: Source<'_>,
         part: Part,
         policy: &RetryPolicy,
     ) -> Result<CompletedPart, BucketError> {
         let request = self.request("UploadPart", key);
         let answer = retry::retry(policy, &request, || async {
-            let body = slice(path, part).await?;
+            let body = source.part(part).await?;
             let upload = self.client.upload_part().bucket(&self.name).key(key).upload_id(upload);
             let answer = self.sent(&request, upload.part_number(part.number).body(body).send()).await?;
             answer.map_err(|error| BucketError::classify(request.clone(), &error))

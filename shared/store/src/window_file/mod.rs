@@ -10,6 +10,7 @@ mod layout;
 mod pages;
 mod reader;
 mod schema;
+mod splice;
 mod writer;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ use grail_protocol::row::WindowRow;
 
 pub use layout::{ColumnLayout, WindowLayout, layout};
 pub use reader::{MAX_FILE_BYTES, MAX_ROWS, read_window};
+pub use splice::{Outline, RowGroupOutline, encode_group, outline, splice};
 pub use writer::WindowWriter;
 
 /// What the file says about itself, in its key-value metadata.

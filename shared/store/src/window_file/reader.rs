@@ -37,13 +37,17 @@ const SMALLEST_FILE: usize = 12;
 pub fn read_window(bytes: impl Into<Bytes>) -> Result<WindowFile, WindowFileError> {
     let bytes = bytes.into();
     check_envelope(&bytes)?;
-    // The decoder is a large parser of hostile input; should it panic, that is this file's fault and no reason to stop.
-    catch_unwind(AssertUnwindSafe(|| read(bytes)))
+    guarded(|| read(bytes))
+}
+
+/// The decoder is a large parser of hostile input; should it panic, that is this file's fault and no reason to stop.
+pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, WindowFileError>) -> Result<T, WindowFileError> {
+    catch_unwind(AssertUnwindSafe(read))
         .unwrap_or_else(|_| Err(WindowFileError::Unreadable("the Parquet decoder panicked on it".into())))
 }
 
 /// What a Parquet reader checks before it looks inside: failing here is the class that is banned.
-fn check_envelope(bytes: &[u8]) -> Result<(), WindowFileError> {
+pub(super) fn check_envelope(bytes: &[u8]) -> Result<(), WindowFileError> {
     let corrupt = |why: String| Err(WindowFileError::Corrupt(why));
     let size = bytes.len();
     if size < SMALLEST_FILE {
@@ -65,7 +69,7 @@ fn check_envelope(bytes: &[u8]) -> Result<(), WindowFileError> {
     Ok(())
 }
 
-fn unreadable(why: impl Into<String>) -> WindowFileError {
+pub(super) fn unreadable(why: impl Into<String>) -> WindowFileError {
     WindowFileError::Unreadable(why.into())
 }
 
@@ -83,17 +87,21 @@ fn read(bytes: Bytes) -> Result<WindowFile, WindowFileError> {
         let row_group = file.get_row_group(index).map_err(|error| damaged(&error))?;
         read_row_group(&mut rows, row_group.as_ref(), &budget)?;
     }
-    let text = |key: &str| key_value(footer, key);
-    let metadata = WindowMetadata {
-        wallet: text("wallet")?.to_owned(),
-        window_start: number(footer, "window_start")?,
-        timestamp: number(footer, "timestamp")?,
-    };
-    let (window_length, inference_count) = (number(footer, "window_length")?, number(footer, "inference_count")?);
+    let (metadata, window_length, inference_count) = metadata_of(footer)?;
     Ok(WindowFile { metadata, window_length, inference_count, rows })
 }
 
-fn check_footer(footer: &ParquetMetaData) -> Result<(), WindowFileError> {
+/// The key-value metadata: who and when, blocks per window, rows as the writer counted them.
+pub(super) fn metadata_of(footer: &ParquetMetaData) -> Result<(WindowMetadata, i64, i64), WindowFileError> {
+    let metadata = WindowMetadata {
+        wallet: key_value(footer, "wallet")?.to_owned(),
+        window_start: number(footer, "window_start")?,
+        timestamp: number(footer, "timestamp")?,
+    };
+    Ok((metadata, number(footer, "window_length")?, number(footer, "inference_count")?))
+}
+
+pub(super) fn check_footer(footer: &ParquetMetaData) -> Result<(), WindowFileError> {
     let mut rows = 0_usize;
     for row_group in footer.row_groups() {
         let count = usize::try_from(row_group.num_rows()).map_err(|_| unreadable("a row group has a negative row count"))?;

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::schema::{COLUMNS, SCHEMA, blank_row};
 use super::writer::write_column;
-use super::{WindowFileError, WindowMetadata, WindowWriter, read_window};
+use super::{WindowFileError, WindowMetadata, WindowWriter, encode_group, outline, read_window, splice};
 
 fn metadata() -> WindowMetadata {
     WindowMetadata { wallet: "5Grwva".into(), window_start: 6_300_000, timestamp: 1_795_211_241.527_793_4 }
@@ -162,4 +162,44 @@ fn flipped_bits_never_panic_or_hang() {
 fn too_large_files_are_refused_before_they_are_parsed() {
     let error = read_window(vec![0; super::MAX_FILE_BYTES + 1]).unwrap_err();
     assert!(matches!(error, WindowFileError::Unreadable(_)));
+}
+
+#[test]
+fn groups_that_were_encoded_one_by_one_make_one_file_with_the_same_rows_and_digests() {
+    let groups: Vec<Vec<WindowRow>> =
+        (0..5).map(|group| (0..16).map(|index| row(group * 16 + index, 33 + index)).collect()).collect();
+    let encoded: Vec<bytes::Bytes> = groups.iter().map(|rows| encode_group(&metadata(), rows).unwrap().into()).collect();
+    let file = bytes::Bytes::from(splice(&metadata(), &encoded).unwrap());
+    let read = read_window(file.clone()).unwrap();
+    assert_eq!(read.rows, groups.concat());
+    assert_eq!((read.metadata, read.window_length, read.inference_count), (metadata(), 30, 80));
+    let whole = outline(&file).unwrap();
+    assert_eq!((whole.metadata, whole.inference_count), (metadata(), 80));
+    let parts: Vec<_> = encoded.iter().map(|bytes| outline(bytes).unwrap().row_groups[0]).collect();
+    assert_eq!(whole.row_groups, parts);
+    assert!(parts[1..].iter().all(|part| part.digest != parts[0].digest && part.rows == 16));
+}
+
+#[test]
+fn a_changed_byte_of_a_row_group_changes_its_digest() {
+    let rows: Vec<WindowRow> = (0..16).map(|index| row(index, 40)).collect();
+    let bytes = encode_group(&metadata(), &rows).unwrap();
+    let before = outline(&bytes.clone().into()).unwrap();
+    let footer = u32::from_le_bytes(bytes[bytes.len() - 8..][..4].try_into().unwrap()) as usize;
+    for place in (4..bytes.len() - 8 - footer).step_by(101) {
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 1;
+        assert_ne!(outline(&damaged.into()).unwrap().row_groups, before.row_groups, "byte {place}");
+    }
+}
+
+#[test]
+fn outlines_and_splices_of_damaged_files_are_errors_and_never_panic() {
+    let bytes = encode_group(&metadata(), &(0..16).map(|index| row(index, 40)).collect::<Vec<_>>()).unwrap();
+    assert!(splice(&metadata(), &[bytes[..bytes.len() / 2].to_vec().into()]).is_err());
+    for place in (0..bytes.len()).step_by(13) {
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 0x81;
+        let _ = outline(&damaged.into());
+    }
 }

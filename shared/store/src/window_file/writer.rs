@@ -39,25 +39,7 @@ impl<W: Write + Send> WindowWriter<W> {
     /// # Errors
     /// [`WindowFileError::Write`] when the sink fails.
     pub fn new(sink: W, metadata: &WindowMetadata) -> Result<Self, WindowFileError> {
-        let schema = Arc::new(parse_message_type(SCHEMA)?);
-        let mut timestamp = String::new();
-        write_float(metadata.timestamp, &mut timestamp);
-        let text = |key: &str, value: String| KeyValue::new(key.to_owned(), value);
-        let properties = WriterProperties::builder()
-            // Version 1.0 is what selects data page v1 and plain fall-back encodings.
-            .set_writer_version(WriterVersion::PARQUET_1_0)
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-            .set_dictionary_enabled(true)
-            .set_statistics_enabled(EnabledStatistics::Chunk)
-            .set_offset_index_disabled(true)
-            .set_key_value_metadata(Some(vec![
-                text("wallet", metadata.wallet.clone()),
-                text("window_start", metadata.window_start.to_string()),
-                text("window_length", WINDOW_LENGTH.to_string()),
-                text("timestamp", timestamp),
-            ]))
-            .build();
-        let file = SerializedFileWriter::new(sink, schema, Arc::new(properties))?;
+        let file = start(sink, metadata)?;
         Ok(Self { file, pending: Vec::new(), pending_tokens: 0, rows_written: 0 })
     }
 
@@ -84,8 +66,7 @@ impl<W: Write + Send> WindowWriter<W> {
         if !self.pending.is_empty() {
             self.write_row_group()?;
         }
-        self.file.append_key_value_metadata(KeyValue::new("inference_count".to_owned(), self.rows_written.to_string()));
-        Ok(self.file.into_inner()?)
+        finish(self.file, self.rows_written as i64)
     }
 
     fn write_row_group(&mut self) -> Result<(), WindowFileError> {
@@ -102,6 +83,35 @@ impl<W: Write + Send> WindowWriter<W> {
         self.pending_tokens = 0;
         Ok(())
     }
+}
+
+/// Starts a file of the network's form: its schema, codec and metadata.
+pub(super) fn start<W: Write + Send>(sink: W, metadata: &WindowMetadata) -> Result<SerializedFileWriter<W>, WindowFileError> {
+    let schema = Arc::new(parse_message_type(SCHEMA)?);
+    let mut timestamp = String::new();
+    write_float(metadata.timestamp, &mut timestamp);
+    let text = |key: &str, value: String| KeyValue::new(key.to_owned(), value);
+    let properties = WriterProperties::builder()
+        // Version 1.0 is what selects data page v1 and plain fall-back encodings.
+        .set_writer_version(WriterVersion::PARQUET_1_0)
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
+        .set_dictionary_enabled(true)
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_offset_index_disabled(true)
+        .set_key_value_metadata(Some(vec![
+            text("wallet", metadata.wallet.clone()),
+            text("window_start", metadata.window_start.to_string()),
+            text("window_length", WINDOW_LENGTH.to_string()),
+            text("timestamp", timestamp),
+        ]))
+        .build();
+    Ok(SerializedFileWriter::new(sink, schema, Arc::new(properties))?)
+}
+
+/// Writes the footer with `inference_count` = `rows`.
+pub(super) fn finish<W: Write + Send>(mut file: SerializedFileWriter<W>, rows: i64) -> Result<W, WindowFileError> {
+    file.append_key_value_metadata(KeyValue::new("inference_count".to_owned(), rows.to_string()));
+    Ok(file.into_inner()?)
 }
 
 pub(super) fn write_column(writer: &mut SerializedColumnWriter<'_>, leaf: &Leaf, rows: &[WindowRow]) -> Result<(), ParquetError> {

@@ -1,0 +1,190 @@
+//! The end of a window: the file is put together from groups that are encoded and judged, and brought into the bucket.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use grail_process::clock;
+use grail_protocol::constants::{MAX_FILE_BYTES, ROLLOUTS_PER_PROBLEM};
+use grail_protocol::window::object_key;
+use grail_store::retention::keep_last;
+use grail_store::window_file::{WindowMetadata, splice};
+use sha2::{Digest, Sha256};
+
+use super::harvest::{Harvest, Kept};
+use super::shift::{FOOTER_BYTES, Findings};
+use super::{Gathering, Miner, NoFile, Opened};
+use crate::gate::JudgedGroup;
+use crate::journal::{FileClosed, FileUploaded, LocalCopyFailed};
+use crate::spool::Uploaded;
+use crate::upload::{Receipt, WindowObject, upload};
+
+/// Local copies of window files that are kept.
+const KEPT_WINDOWS: usize = 3;
+
+/// What a closed window put into the bucket.
+pub(super) struct Closed {
+    pub rollouts: u32,
+    pub bytes: u64,
+    pub mean_reward: f64,
+    pub seconds: f64,
+}
+
+/// A file that has passed the gate.
+struct File {
+    bytes: Bytes,
+    sha256: [u8; 32],
+}
+
+impl Miner {
+    /// The file from the groups, through the gate, into the bucket. `why_not` is why nothing more was mined.
+    pub(super) async fn close(
+        &mut self,
+        opened: &Opened,
+        gathering: Gathering,
+        findings: Findings,
+        why_not: Option<NoFile>,
+    ) -> Result<Closed, NoFile> {
+        let begun = clock::monotonic();
+        let window = opened.clockwork.window;
+        self.board.window(|status| status.phase = "closing".into());
+        let kept = self.gathered(opened, gathering.recovery, &gathering.harvest).await;
+        if let Some(doubt) = findings.doubt {
+            return Err(NoFile::HeldBack(format!("{doubt}; {} groups stay here", kept.len())));
+        }
+        if kept.is_empty() {
+            return Err(why_not.unwrap_or_else(|| NoFile::Empty(self.why_empty())));
+        }
+        crate::failpoint::pass("closing").await;
+        let total = Closed::of(&kept);
+        let earlier = opened.left.uploaded.as_ref().filter(|uploaded| uploaded.groups >= kept.len() && !findings.distrusted);
+        if let Some(uploaded) = earlier {
+            // An earlier run has brought all of it there; nothing was added and nothing taken out.
+            return Ok(Closed { bytes: uploaded.bytes, ..total });
+        }
+        let groups = kept.len();
+        let file = make_file(kept, &gathering.harvest).await.map_err(NoFile::HeldBack)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        self.closing.observe(groups * ROLLOUTS_PER_PROBLEM, seconds);
+        let bytes = file.bytes.len() as u64;
+        self.journal.record(&FileClosed { window, groups, bytes, seconds, spot_checks: findings.agreed });
+        self.board.window(|status| status.phase = "uploading".into());
+        let key = object_key(self.workshop.hotkey.address(), window);
+        let copy = self.keep_copy(window, &key, file.bytes.clone());
+        let sent = self.send(opened, &gathering.harvest, &key, &file, groups).await;
+        copy.await;
+        sent?;
+        Ok(Closed { bytes, seconds: begun.elapsed().as_secs_f64(), ..total })
+    }
+
+    /// What there is, once everything that an earlier run left was looked at, or there is no more time for it.
+    async fn gathered(&self, opened: &Opened, recovery: tokio::task::JoinHandle<()>, harvest: &Harvest) -> Vec<Kept> {
+        let expected = self.closing.expected(opened.left.groups.len() * ROLLOUTS_PER_PROBLEM);
+        let spare = opened.clockwork.deadline - clock::unix_seconds() - self.budget.upload_seconds() - expected;
+        let patience = Duration::try_from_secs_f64(spare).unwrap_or_default();
+        if tokio::time::timeout(patience, recovery).await.is_err() {
+            tracing::warn!("Not all of the spool could be read before the deadline.");
+        }
+        harvest.close()
+    }
+
+    async fn send(&mut self, opened: &Opened, harvest: &Harvest, key: &str, file: &File, groups: usize) -> Result<(), NoFile> {
+        let deadline = opened.clockwork.deadline;
+        let earlier = opened.left.uploaded.as_ref().and_then(|uploaded| digest_of(&uploaded.sha256));
+        let object = WindowObject { key, bytes: &file.bytes, sha256: file.sha256, earlier };
+        let sent = upload(&self.bucket, &object, deadline).await;
+        let Receipt { spent, rounds } = sent.map_err(|error| NoFile::Lost(error.to_string()))?;
+        self.budget.observe_upload(spent.as_secs_f64());
+        let (window, bytes) = (opened.clockwork.window, file.bytes.len() as u64);
+        let sha256 = hex::encode(file.sha256);
+        let left = deadline - clock::unix_seconds();
+        self.journal.record(&FileUploaded {
+            window,
+            groups,
+            bytes,
+            sha256: sha256.clone(),
+            rounds,
+            seconds: spent.as_secs_f64(),
+            left,
+        });
+        let uploaded = Uploaded { groups, bytes, sha256 };
+        harvest.on_disk(move |spool| spool.mark_uploaded(&uploaded)).await;
+        Ok(())
+    }
+
+    /// Writes the local copy beside the upload. It serves people; a disk that refuses it costs nothing else.
+    fn keep_copy(&self, window: u64, key: &str, bytes: Bytes) -> impl Future<Output = ()> + use<> {
+        let path = self.windows.join(key.rsplit('/').next().unwrap_or(key));
+        let journal = self.journal.clone();
+        let written = tokio::task::spawn_blocking(move || copy(&path, &bytes));
+        async move {
+            let why = match tokio::time::timeout(Duration::from_secs(10), written).await {
+                Ok(Ok(Ok(()))) => return,
+                Ok(Ok(Err(error))) => error.to_string(),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the disk gave no answer within 10 s".into(),
+            };
+            journal.record(&LocalCopyFailed { window, why });
+        }
+    }
+
+    fn why_empty(&self) -> String {
+        let dropped = self.board.snapshot().window.dropped;
+        let causes: Vec<String> = dropped.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
+        if causes.is_empty() {
+            "no group was finished in time".into()
+        } else {
+            format!("every group was dropped: {}", causes.join(", "))
+        }
+    }
+}
+
+impl Closed {
+    fn of(kept: &[Kept]) -> Self {
+        let rollouts = kept.len() * ROLLOUTS_PER_PROBLEM;
+        let rewards: f64 = kept.iter().map(|kept| kept.record.header.reward_sum).sum();
+        Self { rollouts: rollouts as u32, bytes: 0, mean_reward: rewards / rollouts.max(1) as f64, seconds: 0.0 }
+    }
+}
+
+/// Puts the file together and passes it through the gate, on a thread of its own.
+async fn make_file(kept: Vec<Kept>, harvest: &Harvest) -> Result<File, String> {
+    let (metadata, judge) = (harvest.metadata(clock::unix_seconds()), harvest.judge().clone());
+    let made = tokio::task::spawn_blocking(move || {
+        let (bytes, judged) = assemble(&metadata, kept).map_err(|error| error.to_string())?;
+        judge.judge_file(&bytes, &judged).map_err(|doubt| format!("the gate holds the file back: {doubt}"))?;
+        Ok(File { sha256: Sha256::digest(&bytes).into(), bytes })
+    });
+    made.await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// One file of as many groups as validators look at.
+fn assemble(
+    metadata: &WindowMetadata,
+    kept: Vec<Kept>,
+) -> Result<(Bytes, Vec<JudgedGroup>), grail_store::window_file::WindowFileError> {
+    let mut room = (MAX_FILE_BYTES as usize).saturating_sub(FOOTER_BYTES);
+    let (mut files, mut judged) = (Vec::new(), Vec::new());
+    for group in kept {
+        // The shift begins no group without room; this is for those that were under way together.
+        let Some(rest) = room.checked_sub(group.record.file.len()) else { break };
+        room = rest;
+        files.push(group.record.file);
+        judged.push(group.judged);
+    }
+    Ok((splice(metadata, &files)?.into(), judged))
+}
+
+fn copy(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder: PathBuf = path.parent().unwrap_or(Path::new(".")).into();
+    std::fs::create_dir_all(&folder)?;
+    let mut beside = tempfile::NamedTempFile::new_in(&folder)?;
+    std::io::Write::write_all(&mut beside, bytes)?;
+    beside.as_file().sync_all()?;
+    beside.persist(path).map_err(|error| error.error)?;
+    keep_last(&folder, KEPT_WINDOWS).map(|_| ())
+}
+
+fn digest_of(hexadecimal: &str) -> Option<[u8; 32]> {
+    hex::decode(hexadecimal).ok()?.try_into().ok()
+}

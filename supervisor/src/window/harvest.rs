@@ -1,0 +1,243 @@
+//! The groups of one window that are complete: encoded, judged, durable where the disk allows it, and in memory in any case.
+//!
+//! ```text
+//!  sixteen rows ─ encode ─ read back and judge ─ spool ─▶ kept ─ close ─▶ the window's file
+//!  spool of an earlier run ─ read ─ judge ────────────────▶ │
+//!  a worker that is not believed any more ──────────────────┴─▶ its groups are taken out, on disk too
+//! ```
+//!
+//! A disk that is full, read-only or hangs costs durability, never the window.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use grail_process::clock;
+use grail_protocol::row::WindowRow;
+use grail_store::window_file::{WindowMetadata, encode_group};
+
+use crate::gate::{Judge, JudgedGroup};
+use crate::groups::{Dropped, Group};
+use crate::journal::{Journal, SpoolRefused, SpooledGroupUnusable};
+use crate::spool::{GroupHeader, GroupRecord, Spool, SpoolError};
+use crate::status::Board;
+
+/// How long a group waits for the disk before it is kept in memory only.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
+/// A disk that refused is left alone for this time.
+const DISK_REST: Duration = Duration::from_secs(5);
+
+/// A group that may go into the window's file.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// The group, encoded.
+    pub record: GroupRecord,
+    /// What the gate found in it.
+    pub judged: JudgedGroup,
+}
+
+/// The complete groups of one window.
+#[derive(Debug)]
+pub struct Harvest {
+    judge: Judge,
+    spool: Option<Arc<Spool>>,
+    journal: Journal,
+    board: Board,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    groups: BTreeMap<i64, Kept>,
+    bytes: usize,
+    distrusted: BTreeSet<u32>,
+    closed: bool,
+    disk_rests_until: Option<Instant>,
+}
+
+impl Harvest {
+    /// An empty harvest of the window that `judge` speaks of; without a spool, one in memory only.
+    pub fn new(judge: Judge, spool: Option<Arc<Spool>>, journal: Journal, board: Board) -> Self {
+        Self { judge, spool, journal, board, state: Mutex::default() }
+    }
+
+    /// What rows are judged by.
+    pub fn judge(&self) -> &Judge {
+        &self.judge
+    }
+
+    /// Encodes, judges and spools one group, and keeps it. Says whether it is durable.
+    ///
+    /// # Errors
+    /// When the gate holds it back, its worker is not believed any more, or the window is closed.
+    pub async fn keep(self: &Arc<Self>, group: Group) -> Result<bool, Dropped> {
+        let this = self.clone();
+        let encoded = tokio::task::spawn_blocking(move || this.encode(&group)).await;
+        let kept = encoded.map_err(|error| Dropped::Internal(error.to_string()))??;
+        let (index, record) = (kept.record.header.index, kept.record.clone());
+        let durable = self.on_disk(move |spool| spool.put(&record)).await.is_some();
+        let added = self.add(kept);
+        if added.is_err() {
+            self.on_disk(move |spool| spool.discard(index)).await;
+        }
+        added.map(|()| durable)
+    }
+
+    fn encode(&self, group: &Group) -> Result<Kept, Dropped> {
+        let metadata = self.metadata(clock::unix_seconds());
+        let file = Bytes::from(encode_group(&metadata, &group.rows).map_err(|error| Dropped::Gate(error.to_string()))?);
+        let judged = self.judge.judge_group(&file).map_err(|doubt| Dropped::Gate(doubt.to_string()))?;
+        let header = GroupHeader {
+            wallet: self.judge.hotkey.clone(),
+            window: self.judge.window,
+            index: group.index,
+            checkpoint_window: self.judge.checkpoint_window,
+            worker: group.worker,
+            reward_sum: sum_of_rewards(&group.rows),
+            successes: group.rows.iter().filter(|row| row.commit.rollout.success).count() as u32,
+        };
+        if judged.index != group.index {
+            return Err(Dropped::Gate(format!("its rows are of group {}", judged.index)));
+        }
+        Ok(Kept { record: GroupRecord { header, file }, judged })
+    }
+
+    /// The metadata of a file of this window.
+    pub fn metadata(&self, timestamp: f64) -> WindowMetadata {
+        let Judge { hotkey, window, .. } = &self.judge;
+        WindowMetadata { wallet: hotkey.clone(), window_start: window.cast_signed(), timestamp }
+    }
+
+    fn add(&self, kept: Kept) -> Result<(), Dropped> {
+        let GroupHeader { index, worker, reward_sum, successes, .. } = kept.record.header;
+        let mut state = self.state();
+        if state.closed {
+            return Err(Dropped::TooLate);
+        }
+        if state.distrusted.contains(&worker) {
+            return Err(Dropped::Distrusted);
+        }
+        state.bytes += kept.record.file.len();
+        state.groups.insert(index, kept);
+        drop(state);
+        self.board.window(|window| {
+            window.spooled += 1;
+            window.reward_sum += reward_sum;
+            window.successes += successes;
+        });
+        Ok(())
+    }
+
+    /// Reads and judges what an earlier run left. Seconds of CPU for a full window, so it goes on beside the mining. What
+    /// cannot be used is left out, told, and removed.
+    pub async fn recover(self: Arc<Self>, indices: Vec<i64>) {
+        let recovered = tokio::task::spawn_blocking(move || {
+            for index in indices {
+                if self.state().closed {
+                    return;
+                }
+                if let Err(why) = self.recover_one(index) {
+                    let window = self.judge.window;
+                    self.journal.record(&SpooledGroupUnusable { window, group: index, why });
+                    let removed = self.spool.as_ref().map(|spool| spool.discard(index));
+                    if let Some(Err(error)) = removed {
+                        tracing::warn!(%error, "An unusable group cannot be removed from the spool.");
+                    }
+                }
+            }
+        });
+        if let Err(error) = recovered.await {
+            tracing::error!(%error, "Reading the spool ended abnormally.");
+        }
+    }
+
+    fn recover_one(&self, index: i64) -> Result<(), String> {
+        let spool = self.spool.as_ref().ok_or("there is no spool")?;
+        let record = spool.group(index).map_err(|error| error.to_string())?;
+        let judged = self.judge.judge_group(&record.file).map_err(|doubt| doubt.to_string())?;
+        if judged.index != index {
+            return Err(format!("its rows are of group {}", judged.index));
+        }
+        self.add(Kept { record, judged }).map_err(|dropped| dropped.to_string())
+    }
+
+    /// Takes out every group of a worker, durably, and refuses any more of it. Says how many there were.
+    pub async fn distrust(&self, worker: u32) -> usize {
+        let mut out = Vec::new();
+        let mut state = self.state();
+        state.distrusted.insert(worker);
+        state.groups.retain(|index, kept| {
+            let stays = kept.record.header.worker != worker;
+            if !stays {
+                out.push((*index, kept.record.header.reward_sum, kept.record.header.successes));
+            }
+            stays
+        });
+        state.bytes = state.groups.values().map(|kept| kept.record.file.len()).sum();
+        drop(state);
+        for (index, reward_sum, successes) in &out {
+            let index = *index;
+            self.on_disk(move |spool| spool.discard(index)).await;
+            self.board.window(|window| {
+                window.spooled = window.spooled.saturating_sub(1);
+                window.reward_sum -= reward_sum;
+                window.successes = window.successes.saturating_sub(*successes);
+            });
+        }
+        out.len()
+    }
+
+    /// Groups kept so far.
+    pub fn groups(&self) -> usize {
+        self.state().groups.len()
+    }
+
+    /// Bytes of the groups kept so far: what the window's file will have, but for its footer.
+    pub fn bytes(&self) -> usize {
+        self.state().bytes
+    }
+
+    /// Takes no more, and gives what there is, in order of the indices.
+    pub fn close(&self) -> Vec<Kept> {
+        let mut state = self.state();
+        state.closed = true;
+        std::mem::take(&mut state.groups).into_values().collect()
+    }
+
+    /// Does something with the spool, on a thread of its own and within [`DISK_PATIENCE`]. `None` when there is no spool, or
+    /// the disk refuses, hangs, or has just done so; the first refusal is told.
+    pub async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Spool) -> Result<T, SpoolError> + Send + 'static,
+    ) -> Option<T> {
+        let spool = self.spool.clone()?;
+        let resting = self.state().disk_rests_until;
+        if resting.is_some_and(|until| clock::monotonic() < until) {
+            return None;
+        }
+        let worked = tokio::time::timeout(DISK_PATIENCE, tokio::task::spawn_blocking(move || work(&spool))).await;
+        let why = match worked {
+            Ok(Ok(Ok(value))) => {
+                self.state().disk_rests_until = None;
+                return Some(value);
+            }
+            Ok(Ok(Err(error))) => error.to_string(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} s", DISK_PATIENCE.as_secs()),
+        };
+        self.state().disk_rests_until = Some(clock::monotonic() + DISK_REST);
+        if resting.is_none() {
+            self.journal.record(&SpoolRefused { window: self.judge.window, why });
+        }
+        None
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn sum_of_rewards(rows: &[WindowRow]) -> f64 {
+    rows.iter().map(|row| row.commit.rollout.total_reward).sum()
+}

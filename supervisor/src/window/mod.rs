@@ -1,0 +1,387 @@
+//! The window loop: one attempt per window, from its first block to the confirmed upload.
+//!
+//! ```text
+//!  wait for a new window → what is in the spool → checkpoint and terms → children hold its revision
+//!   → groups while they fit, encoded, judged and spooled one by one  (shift, harvest)
+//!   → cut-off → file from the groups → gate → upload → read back → local copy  (closing)
+//! ```
+//!
+//! One task owns all of it; decisions about time are in [`Clockwork`], which is pure. What an earlier run of the window left
+//! is uploaded even where nothing can be mined any more: its groups are judged by the sheet that lies beside them.
+
+mod clockwork;
+mod closing;
+mod harvest;
+mod shift;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use grail_process::clock;
+use grail_protocol::constants::{DEADLINE_SLACK_SECONDS, ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
+use grail_protocol::derivation::miner_randomness;
+use grail_protocol::hexadecimal::without_prefix;
+use grail_protocol::sketch::coefficients;
+use grail_protocol::time_budget::TimeBudget;
+use grail_protocol::window::window_start;
+use grail_store::bucket::Bucket;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::chain::{Chain, ChainError};
+use crate::checkpoints::{Checkpoints, Unready};
+use crate::gate::Judge;
+use crate::groups::{Terms, WindowFacts, Workshop};
+use crate::journal::{Journal, MiningBegan, SpoolExpired, SpoolRefused, WindowEnded, WindowOpened};
+use crate::settings;
+use crate::spool::{FileSystem, Indices, Left, Spool, WindowSheet};
+use crate::status::{Board, FinishedWindow, WindowStatus};
+
+pub use clockwork::{Clockwork, ClosingTime};
+use closing::Closed;
+pub use harvest::{Harvest, Kept};
+use shift::{Findings, Site};
+
+/// Longest wait for one answer of the chain in the middle of a window.
+const CHAIN_PATIENCE: Duration = Duration::from_secs(5);
+/// Questions to the chain at the beginning of a window, a second apart: without an answer the window is lost.
+const CHAIN_TRIES: u32 = 10;
+/// Time that opening the spool may take.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The miner: everything that outlives a window.
+pub struct Miner {
+    /// The chain.
+    pub chain: Arc<dyn Chain>,
+    /// Key, server, workers.
+    pub workshop: Arc<Workshop>,
+    /// Our bucket.
+    pub bucket: Bucket,
+    /// The trainer's checkpoints.
+    pub checkpoints: Checkpoints,
+    /// Folder of the spool.
+    pub spool: PathBuf,
+    /// Most bytes of one window's spool.
+    pub spool_budget: u64,
+    /// Folder of the local copies.
+    pub windows: PathBuf,
+    /// Where progress is shown.
+    pub board: Board,
+    /// Where events are written down.
+    pub journal: Journal,
+    /// How proofs are checked before the upload.
+    pub gate: settings::Gate,
+    /// Averages that the time gate decides by.
+    pub budget: TimeBudget,
+    /// What closing a file takes here.
+    pub closing: ClosingTime,
+    /// Groups under way at once.
+    pub groups_in_flight: usize,
+    /// Seconds for an orderly stop.
+    pub shutdown_budget: f64,
+}
+
+/// Why a window has no file in the bucket.
+enum NoFile {
+    /// It could not be mined at all.
+    Skipped(String),
+    /// It was mined, and nothing came of it.
+    Empty(String),
+    /// There is a doubt about what was mined, so it stays here.
+    HeldBack(String),
+    /// Finished groups were lost.
+    Lost(String),
+}
+
+/// The present window with what was in its spool.
+struct Opened {
+    clockwork: Clockwork,
+    spool: Option<Arc<Spool>>,
+    left: Left,
+    /// Seconds of [`clock::unix_seconds`] when it was opened here.
+    at: f64,
+}
+
+/// A harvest, and the reading of what an earlier run left, which goes on beside the mining.
+struct Gathering {
+    harvest: Arc<Harvest>,
+    recovery: JoinHandle<()>,
+}
+
+impl Miner {
+    /// Mines window after window until told to stop, or until `limit` windows were attempted.
+    pub async fn run(&mut self, stop: &CancellationToken, limit: Option<u64>) {
+        let mut last = None;
+        let mut attempted = 0;
+        while !stop.is_cancelled() && limit.is_none_or(|limit| attempted < limit) {
+            let window = match self.chain.head().await {
+                Ok(block) => {
+                    self.board.update(|status| status.block = block);
+                    window_start(block)
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "The chain gives no head.");
+                    pause(stop, Duration::from_secs(2)).await;
+                    continue;
+                }
+            };
+            if last.is_some_and(|last| window <= last) {
+                self.await_window(window + WINDOW_LENGTH, stop).await;
+                continue;
+            }
+            let finished = self.window(window, stop).await;
+            attempted += u64::from(finished.outcome != "skipped");
+            self.journal.record(&ended(&finished));
+            self.board.window(|status| status.phase = finished.outcome.clone());
+            self.board.finish(finished);
+            last = Some(window);
+        }
+    }
+
+    async fn await_window(&self, window: u64, stop: &CancellationToken) {
+        self.board.window(|status| status.phase = format!("waiting for window {window}"));
+        let left = self.chain.block_time(window).await.map_or(2.0, |time| time - clock::unix_seconds());
+        crate::failpoint::pass("idle").await;
+        pause(stop, Duration::from_secs_f64(left.clamp(0.05, 2.0))).await;
+    }
+
+    async fn window(&mut self, window: u64, stop: &CancellationToken) -> FinishedWindow {
+        self.board.update(|status| {
+            status.window = WindowStatus { window, phase: "opening".into(), ..WindowStatus::default() };
+        });
+        let mut finished = FinishedWindow {
+            window,
+            outcome: "uploaded".into(),
+            reason: None,
+            rollouts: 0,
+            bytes: 0,
+            checkpoint_window: None,
+            mean_reward: 0.0,
+            close_seconds: 0.0,
+        };
+        let (outcome, reason) = match self.attempt(window, stop, &mut finished.checkpoint_window).await {
+            Ok(closed) => {
+                finished.rollouts = closed.rollouts;
+                finished.bytes = closed.bytes;
+                finished.mean_reward = closed.mean_reward;
+                finished.close_seconds = closed.seconds;
+                return finished;
+            }
+            Err(NoFile::Skipped(reason)) => ("skipped", reason),
+            Err(NoFile::Empty(reason)) => ("empty", reason),
+            Err(NoFile::HeldBack(reason)) => ("held back", reason),
+            Err(NoFile::Lost(reason)) => ("lost", reason),
+        };
+        finished.outcome = outcome.into();
+        finished.reason = Some(reason);
+        finished
+    }
+
+    async fn attempt(&mut self, window: u64, stop: &CancellationToken, checkpoint: &mut Option<u64>) -> Result<Closed, NoFile> {
+        let opened = self.open(window, stop).await?;
+        // Begun at once, because judging a full window takes seconds.
+        let mut gathering = opened.left.sheet.clone().map(|sheet| self.gather(&opened, &sheet));
+        let mined = self.mine(&opened, &mut gathering, stop, checkpoint).await;
+        let (findings, why_not) = match mined {
+            Ok(findings) => (findings, None),
+            Err(why) => (Findings::default(), Some(why)),
+        };
+        match (gathering, why_not) {
+            (Some(gathering), why_not) if why_not.is_none() || !opened.left.groups.is_empty() => {
+                *checkpoint = Some(gathering.harvest.judge().checkpoint_window);
+                if let Some(NoFile::Skipped(why)) = &why_not {
+                    tracing::warn!(why, "Nothing more can be mined; what the spool holds is uploaded.");
+                }
+                self.close(&opened, gathering, findings, why_not).await
+            }
+            (_, why_not) => Err(why_not.unwrap_or_else(|| NoFile::Empty("no group was finished in time".into()))),
+        }
+    }
+
+    /// The window's deadline and its spool. A disk that refuses is told, and costs durability only.
+    async fn open(&mut self, window: u64, stop: &CancellationToken) -> Result<Opened, NoFile> {
+        let at = clock::unix_seconds();
+        let (disk, root, budget) = (Arc::new(FileSystem), self.spool.clone(), self.spool_budget);
+        let wallet = self.workshop.hotkey.address().to_owned();
+        let opening = tokio::task::spawn_blocking(move || Spool::open(disk, &root, &wallet, window, budget));
+        let (spool, left) = match tokio::time::timeout(OPEN_PATIENCE, opening).await {
+            Ok(Ok(Ok((spool, left)))) => (Some(Arc::new(spool)), left),
+            other => {
+                let why = match other {
+                    Ok(Ok(Err(error))) => error.to_string(),
+                    Ok(Err(error)) => error.to_string(),
+                    _ => format!("no answer within {} s", OPEN_PATIENCE.as_secs()),
+                };
+                self.journal.record(&SpoolRefused { window, why });
+                (None, Left::default())
+            }
+        };
+        for (window, groups) in &left.lost {
+            self.journal.record(&SpoolExpired { window: *window, groups: *groups });
+        }
+        let end = self.ask(stop, || self.chain.block_time(window + WINDOW_LENGTH)).await;
+        let deadline = match (end, &left.sheet) {
+            (Ok(end), _) => end - DEADLINE_SLACK_SECONDS,
+            (Err(_), Some(sheet)) => sheet.deadline,
+            (Err(error), None) => return Err(skip(error)),
+        };
+        self.board.window(|status| status.deadline = deadline);
+        self.journal.record(&WindowOpened { window, deadline, spooled: left.groups.len(), next_index: left.next_index });
+        Ok(Opened { clockwork: Clockwork { window, deadline }, spool, left, at })
+    }
+
+    /// A harvest under `sheet`, with the reading of what is in the spool begun.
+    fn gather(&self, opened: &Opened, sheet: &WindowSheet) -> Gathering {
+        let judge = Judge {
+            hotkey: self.workshop.hotkey.address().to_owned(),
+            scheme: self.workshop.hotkey.scheme(),
+            window: opened.clockwork.window,
+            block_hash: sheet.block_hash.clone(),
+            checkpoint_window: sheet.checkpoint_window,
+            vocab_size: sheet.vocab_size,
+            max_positions: sheet.max_positions,
+        };
+        let harvest = Arc::new(Harvest::new(judge, opened.spool.clone(), self.journal.clone(), self.board.clone()));
+        if !opened.left.groups.is_empty() {
+            tracing::info!(groups = opened.left.groups.len(), "Groups of this window were found in the spool.");
+        }
+        let recovery = tokio::spawn(harvest.clone().recover(opened.left.groups.clone()));
+        Gathering { harvest, recovery }
+    }
+
+    /// Everything between opening and closing. An error says why nothing more can be mined.
+    async fn mine(
+        &mut self,
+        opened: &Opened,
+        gathering: &mut Option<Gathering>,
+        stop: &CancellationToken,
+        checkpoint: &mut Option<u64>,
+    ) -> Result<Findings, NoFile> {
+        let Opened { clockwork, left, .. } = opened;
+        self.board.window(|status| status.phase = "looking for the checkpoint".into());
+        let terms = self.checkpoints.terms_for(clockwork.window).await.map_err(|unready| match unready {
+            Unready::None => NoFile::Skipped(
+                "there is no checkpoint that was ready before this window (on a local chain: grail-supervisor publish-checkpoint DIR)".into(),
+            ),
+            Unready::Unusable(why) => NoFile::Skipped(why),
+        })?;
+        *checkpoint = Some(terms.revision.window);
+        self.board.window(|status| {
+            status.revision = Some(terms.revision.to_string());
+            status.phase = "loading the checkpoint".into();
+        });
+        let facts = self.facts(clockwork.window, stop).await?;
+        let sheet = WindowSheet {
+            block_hash: facts.block_hash.clone(),
+            checkpoint_window: terms.revision.window,
+            vocab_size: terms.vocab_size,
+            max_positions: terms.max_positions,
+            deadline: clockwork.deadline,
+        };
+        // A sheet of another checkpoint: validators take the newest one, and its groups are judged by this one.
+        if gathering.is_none() || left.sheet.as_ref().is_some_and(|before| !before.judges_like(&sheet)) {
+            *gathering = Some(self.gather(opened, &sheet));
+        }
+        let Some(Gathering { harvest, .. }) = gathering.as_ref() else { return Err(skip("no harvest was begun")) };
+        let harvest = harvest.clone();
+        harvest.on_disk(move |spool| spool.keep_sheet(&sheet)).await;
+        self.await_children(&terms, clockwork, left.groups.len() * ROLLOUTS_PER_PROBLEM, stop).await?;
+        let revision = terms.revision.to_string();
+        let seconds = clock::unix_seconds() - opened.at;
+        self.journal.record(&MiningBegan { window: clockwork.window, revision, seconds });
+        let site = Site { clockwork: clockwork.clone(), terms: terms.clone(), facts: Arc::new(facts), harvest };
+        let findings = self.generate(&site, self.indices(opened), stop).await;
+        self.checkpoints.clean(&terms);
+        Ok(findings)
+    }
+
+    fn indices(&self, opened: &Opened) -> Indices {
+        let mut indices = Indices::from_bound(opened.left.next_index.unwrap_or(0));
+        if opened.left.next_index.is_none() {
+            let block_seconds = self.chain.nominal_block_seconds();
+            let milliseconds = opened.clockwork.milliseconds_into(clock::unix_seconds(), block_seconds);
+            indices.take_from_the_clock(milliseconds, self.groups_in_flight);
+        }
+        indices
+    }
+
+    /// The server and at least one worker must hold the window's weights, in time to upload `rollouts` that are there.
+    async fn await_children(
+        &self,
+        terms: &Terms,
+        clockwork: &Clockwork,
+        rollouts: usize,
+        stop: &CancellationToken,
+    ) -> Result<(), NoFile> {
+        let command = self.checkpoints.reload_command().ok_or_else(|| NoFile::Skipped("no checkpoint is loaded".into()))?;
+        self.workshop.proofs.reload(command.clone());
+        self.workshop.generator.reload(command);
+        let left = Duration::try_from_secs_f64(clockwork.cut_off(&self.budget, &self.closing, rollouts) - clock::unix_seconds())
+            .unwrap_or_default();
+        let ready = async {
+            self.workshop.generator.serving_revision(&terms.revision).await;
+            self.workshop.proofs.serving(&terms.revision).await;
+        };
+        tokio::select! {
+            ready = tokio::time::timeout(left, ready) => {
+                ready.map_err(|_| NoFile::Skipped("the children did not hold the checkpoint before the window's end".into()))
+            }
+            why = self.workshop.proofs.refusing(&terms.revision) => Err(NoFile::Skipped(format!("a proof worker refused the checkpoint: {why}"))),
+            why = self.workshop.generator.refusing(&terms.revision) => Err(NoFile::Skipped(format!("the generation server refused the checkpoint: {why}"))),
+            () = stop.cancelled() => Err(NoFile::Skipped("the supervisor is stopping".into())),
+        }
+    }
+
+    async fn facts(&self, window: u64, stop: &CancellationToken) -> Result<WindowFacts, NoFile> {
+        let block_hash = self.ask(stop, || self.chain.block_hash(window)).await.map_err(skip)?;
+        // The local chain has no beacon. Without one the reference writes the hash with its 0x, which every validator's
+        // schema refuses; without the prefix all bytes that are derived from it are the same.
+        let randomness = without_prefix(&miner_randomness(&block_hash, None)).to_owned();
+        let coefficients = coefficients(&randomness).map_err(skip)?;
+        Ok(WindowFacts { window, block_hash, randomness, use_drand: false, coefficients })
+    }
+
+    /// Asks the chain until it answers, for as long as a window can wait.
+    async fn ask<T, Answer>(&self, stop: &CancellationToken, question: impl Fn() -> Answer) -> Result<T, String>
+    where
+        Answer: Future<Output = Result<T, ChainError>>,
+    {
+        let mut tries = 0;
+        loop {
+            let answer = tokio::time::timeout(CHAIN_PATIENCE, question()).await;
+            let error = match answer {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("the chain gave no answer within {} s", CHAIN_PATIENCE.as_secs()),
+            };
+            tries += 1;
+            if tries >= CHAIN_TRIES || stop.is_cancelled() {
+                return Err(error);
+            }
+            pause(stop, Duration::from_secs(1)).await;
+        }
+    }
+}
+
+fn skip(error: impl std::fmt::Display) -> NoFile {
+    NoFile::Skipped(error.to_string())
+}
+
+async fn pause(stop: &CancellationToken, time: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+fn ended(finished: &FinishedWindow) -> WindowEnded {
+    WindowEnded {
+        window: finished.window,
+        outcome: finished.outcome.clone(),
+        reason: finished.reason.clone(),
+        rollouts: finished.rollouts,
+        checkpoint: finished.checkpoint_window,
+        mean_reward: finished.mean_reward,
+    }
+}

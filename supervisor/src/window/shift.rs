@@ -1,0 +1,366 @@
+//! The middle of a window: groups are begun while they fit, finished ones are kept, and random rollouts of them are proved
+//! again, until the cut-off.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use grail_link::message::{ProofSequence, Revision};
+use grail_process::clock;
+use grail_protocol::constants::{MAX_FILE_BYTES, ROLLOUTS_PER_PROBLEM, UNIQUE_ROLLOUTS_CAP};
+use grail_protocol::row::{Commitments, WindowRow};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::clockwork::Clockwork;
+use super::harvest::Harvest;
+use super::{CHAIN_PATIENCE, Miner};
+use crate::children::ProofPool;
+use crate::gate::{Claim, Finding, SecondOpinion, SpotPlan, check};
+use crate::groups::{self, Dropped, Group, Terms, WindowFacts};
+use crate::journal::{GroupDropped, GroupKept, SpotCheckMissed, SpotChecked, WorkerDistrusted, WorkersDisagree};
+use crate::spool::Indices;
+
+/// Beyond the cap only insurance is gained: a tenth more covers one lost window of a period of twelve.
+pub(super) const ROLLOUT_TARGET: usize = (UNIQUE_ROLLOUTS_CAP + UNIQUE_ROLLOUTS_CAP / 10) as usize;
+/// Room that the footer of a full window takes, and then some.
+pub(super) const FOOTER_BYTES: usize = 8 * 1024 * 1024;
+/// Wait before another group after one that failed at a server or worker, so that a lasting fault does not burn indices.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// Share of the shutdown budget that groups under way get.
+const FINISHING_SHARE: f64 = 1.0 / 3.0;
+/// Checks under way at once; what comes beyond is not checked.
+const CHECKS_AT_ONCE: usize = 4;
+/// Longest wait for the last checks, and the share of a block that they may take.
+const LAST_CHECKS: (f64, f64) = (2.0, 0.25);
+
+/// What a window works with.
+pub(super) struct Site {
+    pub clockwork: Clockwork,
+    pub terms: Arc<Terms>,
+    pub facts: Arc<WindowFacts>,
+    pub harvest: Arc<Harvest>,
+}
+
+/// What the middle of a window leaves for its end.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// Why nothing may be uploaded.
+    pub doubt: Option<String>,
+    /// Rollouts that were proved again and agree.
+    pub agreed: usize,
+    /// Whether a worker's groups were taken out.
+    pub distrusted: bool,
+}
+
+/// The groups and checks under way in one window.
+struct Shift {
+    jobs: JoinSet<Ended>,
+    /// Index of every task: one that ends abnormally cannot say it.
+    begun: HashMap<Id, i64>,
+    checks: JoinSet<Checked>,
+    plan: SpotPlan,
+    indices: Indices,
+    blocked_until: f64,
+    findings: Findings,
+}
+
+struct Ended {
+    index: i64,
+    seconds: f64,
+    result: Result<Done, Dropped>,
+}
+
+/// A group that is kept, with one rollout of it that may be proved again.
+struct Done {
+    worker: u32,
+    durable: bool,
+    sample: Option<Sample>,
+}
+
+struct Sample {
+    rollout: usize,
+    sequence: ProofSequence,
+    claim: Claim,
+}
+
+struct Checked {
+    group: i64,
+    rollout: usize,
+    worker: u32,
+    found: Result<Finding, String>,
+}
+
+impl Miner {
+    /// Starts groups while they fit and keeps each finished one, until the cut-off.
+    pub(super) async fn generate(&mut self, site: &Site, indices: Indices, stop: &CancellationToken) -> Findings {
+        let plan = SpotPlan::new(self.gate.spot_checks, ROLLOUT_TARGET / ROLLOUTS_PER_PROBLEM);
+        let mut shift = Shift {
+            jobs: JoinSet::new(),
+            begun: HashMap::new(),
+            checks: JoinSet::new(),
+            plan,
+            indices,
+            blocked_until: 0.0,
+            findings: Findings::default(),
+        };
+        let mut stopped_at = None;
+        while shift.findings.doubt.is_none() {
+            let now = clock::unix_seconds();
+            let block = self.block(&site.clockwork, now).await;
+            if stop.is_cancelled() {
+                stopped_at.get_or_insert(now);
+            }
+            let finishing = stopped_at.map_or(f64::INFINITY, |at| at + self.shutdown_budget * FINISHING_SHARE);
+            let kept = site.harvest.groups() * ROLLOUTS_PER_PROBLEM;
+            let planned = kept + shift.jobs.len().max(1) * ROLLOUTS_PER_PROBLEM;
+            let cut_off = site.clockwork.cut_off(&self.budget, &self.closing, planned).min(finishing);
+            let admits = site.clockwork.admits(&self.budget, &self.closing, planned, block, now);
+            let open = stopped_at.is_none() && kept < ROLLOUT_TARGET && has_room(&site.harvest) && admits;
+            // Without a server an index would be burnt for nothing.
+            let served = self.workshop.generator.serving().is_some_and(|serving| serving.revision == site.terms.revision);
+            if open && served && now >= shift.blocked_until && shift.jobs.len() < self.groups_in_flight {
+                self.begin(site, &mut shift, block).await;
+            }
+            self.show(&shift, open, served);
+            if (shift.jobs.is_empty() && !open) || now >= cut_off {
+                break;
+            }
+            let tick = Duration::from_secs_f64((cut_off - now).clamp(0.01, (self.budget.block_seconds() / 4.0).clamp(0.05, 1.0)));
+            tokio::select! {
+                Some(ended) = shift.jobs.join_next() => self.record(ended, site, &mut shift),
+                Some(checked) = shift.checks.join_next() => self.settle(checked, site, &mut shift).await,
+                () = tokio::time::sleep(tick) => {}
+                () = stop.cancelled(), if stopped_at.is_none() => {}
+            }
+        }
+        self.end(site, shift).await
+    }
+
+    /// The newest block, by the clock where the chain does not say.
+    async fn block(&mut self, clockwork: &Clockwork, now: f64) -> u64 {
+        let block = match tokio::time::timeout(CHAIN_PATIENCE, self.chain.head()).await {
+            Ok(Ok(block)) => {
+                self.budget.observe_block(block, now);
+                block
+            }
+            _ => clockwork.block_at(now, self.budget.block_seconds()),
+        };
+        self.board.update(|status| status.block = block);
+        block
+    }
+
+    /// Fills the places for groups, with indices that are reserved durably first.
+    async fn begin(&self, site: &Site, shift: &mut Shift, block: u64) {
+        let places = self.groups_in_flight - shift.jobs.len();
+        if let Some(bound) = shift.indices.wanted_bound(places) {
+            match site.harvest.on_disk(move |spool| spool.reserve(bound)).await {
+                Some(()) => shift.indices.raise(bound),
+                None => {
+                    let milliseconds =
+                        site.clockwork.milliseconds_into(clock::unix_seconds(), self.chain.nominal_block_seconds());
+                    shift.indices.take_from_the_clock(milliseconds, places);
+                }
+            }
+        }
+        for index in (0..places).map_while(|_| shift.indices.take()) {
+            let group = groups::make(self.workshop.clone(), site.terms.clone(), site.facts.clone(), index, block);
+            let harvest = site.harvest.clone();
+            let task = shift.jobs.spawn(async move {
+                let begun = clock::monotonic();
+                let result = finish(group, &harvest).await;
+                Ended { index, seconds: begun.elapsed().as_secs_f64(), result }
+            });
+            shift.begun.insert(task.id(), index);
+        }
+    }
+
+    fn show(&self, shift: &Shift, open: bool, served: bool) {
+        let phase = match (open, served) {
+            (true, true) => "mining",
+            (true, false) => "waiting for the generation server",
+            (false, _) => "finishing groups",
+        };
+        self.board.window(|status| {
+            status.phase = phase.into();
+            status.in_flight = shift.jobs.len() as u32;
+        });
+    }
+
+    fn record(&mut self, ended: Result<Ended, JoinError>, site: &Site, shift: &mut Shift) {
+        let Ended { index, seconds, result } = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                let index = shift.begun.get(&error.id()).copied().unwrap_or(-1);
+                return self.drop_group(site, index, &Dropped::Internal(error.to_string()));
+            }
+        };
+        match result {
+            Ok(Done { worker, durable, sample }) => {
+                self.budget.observe_kept_group(seconds);
+                let window = site.clockwork.window;
+                self.journal.record(&GroupKept { window, group: index, worker, durable, seconds });
+                if let Some(sample) = sample.filter(|_| shift.plan.wants(worker) && shift.checks.len() < CHECKS_AT_ONCE) {
+                    shift.checks.spawn(self.spot_check(site, index, worker, sample));
+                }
+            }
+            Err(dropped) => {
+                if matches!(dropped, Dropped::ShortCompletion) {
+                    self.budget.observe_dropped_group(seconds);
+                }
+                if !dropped.detail().is_empty() || matches!(dropped, Dropped::Revision | Dropped::Distrusted) {
+                    shift.blocked_until = clock::unix_seconds() + PAUSE_AFTER_FAILURE.as_secs_f64();
+                }
+                self.drop_group(site, index, &dropped);
+            }
+        }
+    }
+
+    fn drop_group(&self, site: &Site, group: i64, dropped: &Dropped) {
+        let (cause, detail) = (dropped.to_string(), dropped.detail().to_owned());
+        self.count_drops(&cause, 1);
+        self.journal.record(&GroupDropped { window: site.clockwork.window, group, cause, detail });
+    }
+
+    fn count_drops(&self, cause: &str, count: usize) {
+        self.board.window(|status| *status.dropped.entry(cause.to_owned()).or_default() += count as u32);
+    }
+
+    fn spot_check(&self, site: &Site, group: i64, worker: u32, sample: Sample) -> impl Future<Output = Checked> + use<> {
+        let (workshop, revision, limits) = (self.workshop.clone(), site.terms.revision.clone(), self.gate.limits);
+        async move {
+            let Sample { rollout, sequence, claim } = sample;
+            let opinions = Opinions { pool: &workshop.proofs, revision, sequence };
+            let found = check(worker, &claim, &limits, &opinions).await;
+            Checked { group, rollout, worker, found }
+        }
+    }
+
+    /// Writes down what a check found, and acts on it.
+    async fn settle(&self, checked: Result<Checked, JoinError>, site: &Site, shift: &mut Shift) {
+        let window = site.clockwork.window;
+        let Checked { group, rollout, worker, found } = match checked {
+            Ok(checked) => checked,
+            Err(error) => return self.journal.record(&SpotCheckMissed { window, group: -1, why: error.to_string() }),
+        };
+        let (by, agreement, agrees) = match &found {
+            Err(why) => return self.journal.record(&SpotCheckMissed { window, group, why: why.clone() }),
+            Ok(Finding::Agrees { by, agreement }) => (*by, Some(*agreement), true),
+            Ok(Finding::Wrong { by, agreement, .. } | Finding::Undecided { by, agreement }) => (*by, *agreement, false),
+        };
+        let why = agreement.map_or("proofs of different lengths".to_owned(), |agreement| agreement.to_string());
+        if let Some(agreement) = agreement {
+            let (identical_share, distance_p99) = (agreement.identical_share, agreement.distance_p99);
+            let logprob_p99 = agreement.logprob_p99;
+            self.journal.record(&SpotChecked {
+                window,
+                group,
+                rollout,
+                worker,
+                by,
+                identical_share,
+                distance_p99,
+                logprob_p99,
+                agrees,
+            });
+        }
+        match found {
+            Ok(Finding::Wrong { worker, .. }) => self.distrust(worker, &why, site, shift).await,
+            Ok(Finding::Undecided { .. }) => {
+                self.journal.record(&WorkersDisagree { window, worker, by, why: why.clone() });
+                shift.findings.doubt =
+                    Some(format!("proof workers {worker} and {by} disagree ({why}), and neither can be shown to be wrong"));
+            }
+            _ => {
+                shift.findings.agreed += 1;
+                self.board.window(|status| status.spot_checks += 1);
+            }
+        }
+    }
+
+    async fn distrust(&self, worker: u32, why: &str, site: &Site, shift: &mut Shift) {
+        // On disk first: after a crash the groups must not come back.
+        let groups = site.harvest.distrust(worker).await;
+        shift.findings.distrusted = true;
+        let quarantined = self.workshop.proofs.quarantine(worker, &format!("its proofs differ from another worker's: {why}"));
+        self.count_drops(&Dropped::Distrusted.to_string(), groups);
+        let window = site.clockwork.window;
+        self.journal.record(&WorkerDistrusted { window, worker, why: why.to_owned(), groups, quarantined });
+        if !quarantined {
+            shift.findings.doubt =
+                Some(format!("proof worker {worker}, the only one there is, does not prove the same twice ({why})"));
+        }
+    }
+
+    /// Abandons what is not finished, and gives the last checks a moment.
+    async fn end(&mut self, site: &Site, mut shift: Shift) -> Findings {
+        shift.jobs.abort_all();
+        while let Some(ended) = shift.jobs.join_next().await {
+            match ended {
+                // It ended in the very last moment.
+                Ok(ended) => self.record(Ok(ended), site, &mut shift),
+                Err(error) => {
+                    let index = shift.begun.get(&error.id()).copied().unwrap_or(-1);
+                    self.drop_group(site, index, &Dropped::TooLate);
+                }
+            }
+        }
+        self.board.window(|status| status.in_flight = 0);
+        let patience = LAST_CHECKS.0.min(LAST_CHECKS.1 * self.budget.block_seconds());
+        let limit = clock::monotonic() + Duration::from_secs_f64(patience);
+        while let Ok(Some(checked)) = tokio::time::timeout_at(limit.into(), shift.checks.join_next()).await {
+            self.settle(checked, site, &mut shift).await;
+        }
+        for _ in 0..shift.checks.len() {
+            let why = "the window was closed first".into();
+            self.journal.record(&SpotCheckMissed { window: site.clockwork.window, group: -1, why });
+        }
+        shift.findings
+    }
+}
+
+/// Validators look at files of limited size only.
+fn has_room(harvest: &Harvest) -> bool {
+    harvest.bytes() + FOOTER_BYTES < MAX_FILE_BYTES as usize
+}
+
+async fn finish(group: impl Future<Output = Result<Group, Dropped>>, harvest: &Arc<Harvest>) -> Result<Done, Dropped> {
+    let group = group.await?;
+    let (worker, sample) = (group.worker, sample(&group.rows));
+    let durable = harvest.keep(group).await?;
+    Ok(Done { worker, durable, sample })
+}
+
+/// One rollout, drawn at random, as a worker gets it and as it was claimed.
+fn sample(rows: &[WindowRow]) -> Option<Sample> {
+    let rollout = rand::random_range(0..rows.len().max(1));
+    let row = rows.get(rollout)?;
+    let Commitments::Sketches(sketches) = &row.commit.commitments else { return None };
+    let prompt = usize::try_from(row.commit.rollout.prompt_length).ok()?;
+    let tokens = row.commit.tokens.iter().map(|token| u32::try_from(*token).ok()).collect::<Option<Vec<_>>>()?;
+    let coefficients = grail_protocol::sketch::coefficients(&row.randomness).ok()?;
+    let sequence = ProofSequence { tokens, prompt_length: prompt as u32, coefficients };
+    let logprobs = row.commit.rollout.token_logprobs.get(prompt..)?.to_vec();
+    Some(Sample { rollout, sequence, claim: Claim { sketches: sketches.clone(), logprobs } })
+}
+
+/// The proof pool as a second opinion on one rollout.
+struct Opinions<'a> {
+    pool: &'a ProofPool,
+    revision: Revision,
+    sequence: ProofSequence,
+}
+
+impl SecondOpinion for Opinions<'_> {
+    fn ask(&self, not: Vec<u32>) -> BoxFuture<'_, Result<(u32, Claim), String>> {
+        async move {
+            let batch = self.pool.prove_elsewhere(not, self.revision.clone(), vec![self.sequence.clone()]).await;
+            let mut batch = batch.map_err(|error| error.to_string())?;
+            let proof = batch.proofs.pop().ok_or("the worker gave no proof")?;
+            Ok((batch.worker, Claim { sketches: proof.sketches, logprobs: proof.logprobs }))
+        }
+        .boxed()
+    }
+}
