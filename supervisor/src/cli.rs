@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use crate::exit::Failure;
 use crate::settings::{self, Loaded, Settings, Sources};
 use crate::view::View;
-use crate::{mine, publish, validate};
+use crate::{explain, incident, mine, publish, validate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -60,6 +60,17 @@ enum Command {
     Validate(validate::Arguments),
     /// What the supervisor of this state folder is doing, as JSON.
     Status,
+    /// Tell the story of a window, with what was lost and why.
+    Explain {
+        /// First block of the window; default: the last one on record.
+        window: Option<u64>,
+    },
+    /// Pack journal, log, status and settings (without secrets) into one file, for somebody who helps.
+    Incident {
+        /// Where to write it; default: grail-incident-<time>.tar.gz in this folder.
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -78,6 +89,9 @@ struct RunArguments {
     plain: bool,
 }
 
+/// Time for threads that still work when the command is done.
+const LAST_THREADS: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Parses, runs, and turns the outcome into an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -85,7 +99,10 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Failure::internal("start the runtime", error)),
     };
-    match runtime.block_on(dispatch(cli)) {
+    let outcome = runtime.block_on(dispatch(cli));
+    // A disk that hangs must not keep the process from ending.
+    runtime.shutdown_timeout(LAST_THREADS);
+    match outcome {
         Ok(code) => code,
         Err(failure) => fail(&failure),
     }
@@ -118,6 +135,14 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             Ok(validate::command(loaded.map(|loaded| loaded.settings), &arguments).await)
         }
         Command::Status => show_status(&loaded?.settings),
+        Command::Explain { window } => {
+            print(&explain::window(&loaded?.settings, window)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Incident { output } => {
+            print(&incident::pack(&loaded?, &environment, output)?);
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

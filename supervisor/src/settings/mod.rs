@@ -216,6 +216,15 @@ pub struct Loaded {
     values: Values,
 }
 
+impl Loaded {
+    /// Every secret value that is set, for keeping them out of what leaves this host.
+    pub fn secrets(&self) -> Vec<String> {
+        let secret = |setting: &&Setting| setting.form == Form::Secret;
+        let values = TABLE.iter().filter(secret).filter_map(|setting| self.values.get(setting.key)?.value.as_str());
+        values.map(str::to_owned).filter(|value| !value.is_empty()).collect()
+    }
+}
+
 /// Reads and judges the settings.
 ///
 /// # Errors
