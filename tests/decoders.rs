@@ -10,6 +10,8 @@ use grail_link::message::{
     ExamineTerms, Examined, FromLauncher, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision, SequenceProof,
     ToLauncher, ToWorker, WorkerHello,
 };
+use grail_supervisor::journal;
+use grail_supervisor::spool::{GroupHeader, GroupRecord};
 use grail_tests::workspace;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -66,7 +68,17 @@ fn window_files_survive() {
     survives("window_parquet", 1_200);
 }
 
-/// The corpora of the frames hold a file per message, as this build writes it: a message that changes changes the corpus. To
+#[test]
+fn spool_records_survive() {
+    survives("spool_record", 600);
+}
+
+#[test]
+fn journal_lines_survive() {
+    survives("journal_line", 20_000);
+}
+
+/// The corpora hold a file per message, as this build writes it: a message that changes changes the corpus. To
 /// write it anew, run this test with `GRAIL_WRITE_CORPUS=1`.
 #[test]
 fn the_corpora_hold_every_message() {
@@ -127,7 +139,23 @@ fn messages() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         FromLauncher::Serving { revision: revision.clone(), url: "http://127.0.0.1:30000".into(), context_length: 12_288 },
         FromLauncher::ReloadRefused { revision: refused().0, reason: refused().1 },
     ];
+    let spooled = GroupRecord {
+        header: GroupHeader {
+            wallet: "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY".into(),
+            window: 60,
+            index: 7,
+            checkpoint_window: 30,
+            worker: 1,
+            reward_sum: 3.5,
+            successes: 4,
+        },
+        file: std::fs::read(workspace().join("tests/vectors/parquet/blockhash_1group/window.parquet")).unwrap().into(),
+    };
+    let data = serde_json::json!({"window": 60, "outcome": "lost", "reason": "the deadline", "mean_reward": 0.25});
+    let line = journal::Entry { seq: 7, time: 1_795_229_641.25, kind: "window_ended".into(), data };
     vec![
+        ("spool_record", vec![spooled.encode().unwrap()]),
+        ("journal_line", vec![journal::encode(&line).into_bytes()]),
         (
             "frame_to_worker",
             vec![encode_frame(&ToWorker::Reload(reload.clone())).unwrap(), encode_frame(&ToWorker::Prove(job)).unwrap()],

@@ -37,7 +37,7 @@ fn script() -> Script {
 
 fn worker_scenarios() -> Vec<Scenario> {
     use WorkerLie::*;
-    let families: [(&str, &[WorkerLie], &[&str]); 8] = [
+    let families: [(&str, &[WorkerLie], &[&str]); 7] = [
         ("worker-dies", &[Die, HalfAFrame, DamagedFrame], &["will be restarted", "goes to another one", "checksum"]),
         (
             "worker-answers-wrong",
@@ -50,7 +50,6 @@ fn worker_scenarios() -> Vec<Scenario> {
                 "will be restarted",
             ],
         ),
-        ("worker-proves-something-else", &[OtherSketches], &["quarantine"]),
         ("worker-floods", &[Flood], &["will be restarted"]),
         ("worker-hangs", &[Hang], &["will be restarted"]),
         ("worker-is-slow", &[Slow], &[]),
@@ -60,7 +59,39 @@ fn worker_scenarios() -> Vec<Scenario> {
     let scenario = |(name, lies, words): (&str, &'static [WorkerLie], &'static [&'static str])| {
         Scenario::new(name, move || worker_lies(lies, words))
     };
-    families.into_iter().map(scenario).collect()
+    let mut scenarios: Vec<Scenario> = families.into_iter().map(scenario).collect();
+    scenarios.push(Scenario::new("worker-of-three-proves-something-else", || {
+        let host = consistent_liar(3);
+        let told = ["The fake worker lies: OtherSketches.".to_owned()];
+        mined_in_spite_of_it(&host, &told, &["its groups are left out"]).map(|(_, told)| told)
+    }));
+    scenarios.push(Scenario::new("worker-of-two-proves-something-else", nobody_can_tell_who_lies));
+    scenarios
+}
+
+/// Workers of which the last one proves something else in every job; each proof by itself is in order.
+fn consistent_liar(workers: u32) -> Host {
+    let liar = WorkerCue { slot: Some(workers - 1), life: None, job: 1, count: u64::MAX, lie: WorkerLie::OtherSketches };
+    let script = Script { worker: vec![liar], ..script() };
+    let host = Host::new(BLOCK_SECONDS, LEAD).cast(Cast::Fakes, &script).with_failpoints();
+    host.set("proof.cpu_slots", &workers.to_string())
+}
+
+/// Two workers disagree: in doubt nothing is uploaded, and the reason is on record.
+fn nobody_can_tell_who_lies() -> Result<String, String> {
+    let host = consistent_liar(2);
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run"]);
+    let ended = |status: &Value| status["finished"].as_array().is_some_and(|all| all.iter().any(|window| window["window"] == 30));
+    let status = host.await_status("the end of the window", &mut miner, 60, ended);
+    let finished = status["finished"].as_array().cloned().unwrap_or_default();
+    miner.signal(Signal::SIGTERM);
+    miner.finish(Duration::from_secs(40));
+    let window = finished.iter().find(|window| window["window"] == 30).ok_or("window 30 is not in the status")?;
+    match window["reason"].as_str() {
+        Some(reason) if host.uploaded().is_empty() => Ok(format!("{}: {reason}", window["outcome"])),
+        _ => Err(format!("{:?} was uploaded, and the status says {window:#}", host.uploaded())),
+    }
 }
 
 /// Worker 0 is honest, every other one tells one of the lies in its first life.

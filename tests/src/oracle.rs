@@ -99,7 +99,7 @@ fn every_group_is_accounted_for(host: &Host) -> Result<Account, String> {
             account.uploaded += 1;
             continue;
         }
-        let cause = reports.cause(window, group, files.contains_key(&window));
+        let cause = reports.cause(window, group);
         let cause = cause.ok_or(format!("group {group} of window {window} was durable, is not uploaded, and nobody says why"))?;
         *account.lost.entry(cause).or_default() += 1;
     }
@@ -124,44 +124,35 @@ fn groups_of(path: &std::path::Path) -> Result<BTreeSet<i64>, String> {
     }
 }
 
-/// What the supervisor has said about losses, in its status and in its log.
-struct Reports {
-    finished: Vec<Value>,
-    warnings: Vec<String>,
-}
+/// What the supervisor has said in its log about windows and groups that are not uploaded, over all of its lives.
+struct Reports(Vec<String>);
 
 impl Reports {
     fn of(host: &Host) -> Self {
-        let finished = host.status()["finished"].as_array().cloned().unwrap_or_default();
-        let log = host.log();
-        let bad = |line: &&str| line.contains("WARN") || line.contains("ERROR");
-        Self { finished, warnings: log.lines().filter(bad).map(plain).collect() }
+        Self(host.log().lines().filter(|line| line.contains("window=") || line.contains("group=")).map(without_time).collect())
     }
 
-    /// Why a durable group has no place in a file: the window has none and the status or the log says why, or the group was
-    /// left out of it by name.
-    fn cause(&self, window: u64, group: i64, has_file: bool) -> Option<String> {
-        let left_out = [format!("group-{group:06}."), format!("group={group} ")];
-        let by_name = |line: &&String| line.contains(&window.to_string()) && left_out.iter().any(|name| line.contains(name));
-        if let Some(line) = self.warnings.iter().find(by_name) {
-            return Some(line.clone());
-        }
-        if has_file {
-            return None;
-        }
-        let finished = self.finished.iter().find(|finished| finished["window"] == window && finished["outcome"] != "uploaded");
-        let reason = finished.and_then(|finished| finished["reason"].as_str()).map(str::to_owned);
-        let names = [format!("window={window} "), format!("window={window}"), format!("spool/{window}")];
-        let said = |line: &&String| {
-            names.iter().any(|name| line.ends_with(name.as_str()) || line.contains(&format!("{} ", name.trim())))
-        };
-        reason.or_else(|| self.warnings.iter().rev().find(said).cloned())
+    /// Why a durable group has no place in a file: how the window ended, that its time was over before anybody could look, or
+    /// that the group was left out, by its own name or its worker's.
+    fn cause(&self, window: u64, group: i64) -> Option<String> {
+        let of_window: Vec<&String> = self.0.iter().filter(|line| has(line, "window", window)).collect();
+        let bad = |line: &&&String| line.starts_with("WARN") || line.starts_with("ERROR");
+        let of_group = of_window.iter().filter(bad).find(|line| has(line, "group", group) || line.contains("are left out"));
+        let end = of_window.iter().rev().find(|line| line.contains("outcome=") || line.contains("deadline is over"));
+        let lost = end.filter(|line| !line.contains("outcome=\"uploaded\""));
+        of_group.or(lost).map(|line| (*line).clone())
     }
 }
 
-/// A log line without its colours and its time.
-fn plain(line: &str) -> String {
-    let from = line.find("WARN").or_else(|| line.find("ERROR")).unwrap_or(0);
+/// Whether a log line has a field of this value.
+fn has(line: &str, field: &str, value: impl std::fmt::Display) -> bool {
+    let wanted = format!("{field}={value}");
+    line.split([' ', '\n']).any(|word| word == wanted)
+}
+
+/// A log line from its level on.
+fn without_time(line: &str) -> String {
+    let from = ["ERROR", "WARN", "INFO"].iter().filter_map(|level| line.find(level)).min().unwrap_or(0);
     line[from..].to_owned()
 }
 

@@ -4,24 +4,31 @@
 
 use std::fmt::Debug;
 
+use axum::body::Bytes;
 use grail_link::message::{FromLauncher, FromWorker, ToLauncher, ToWorker};
 use grail_link::{PROTOCOL_VERSION, decode_frame, encode_frame};
 use grail_store::window_file::{WindowWriter, read_window};
+use grail_supervisor::journal::{decode, encode};
+use grail_supervisor::spool::GroupRecord;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Feeds bytes to a decoder and panics where it fails.
 pub type Decoder = fn(&[u8]);
 
 /// Every decoder under its name, which is also the name of its fuzz target and of its corpus in `fuzz/corpus`.
-pub const DECODERS: [(&str, Decoder); 5] = [
+pub const DECODERS: [(&str, Decoder); 7] = [
     ("frame_to_worker", frame::<ToWorker>),
     ("frame_from_worker", frame::<FromWorker>),
     ("frame_to_launcher", frame::<ToLauncher>),
     ("frame_from_launcher", frame::<FromLauncher>),
     ("window_parquet", window_parquet),
+    ("spool_record", spool_record),
+    ("journal_line", journal_line),
 ];
 
 /// Feeds bytes to the decoder of that name.
@@ -60,6 +67,33 @@ fn window_parquet(bytes: &[u8]) {
     let again = read_window(written).expect("what was written can be read");
     assert_eq!(again.rows.len(), file.rows.len());
     assert_eq!(again.metadata.wallet, file.metadata.wallet);
+}
+
+/// As a spooled group, and as the inside of one whose seal is right.
+fn spool_record(bytes: &[u8]) {
+    let sealed = seal_of(bytes);
+    for bytes in [Bytes::copy_from_slice(bytes), sealed.into()] {
+        let Ok(record) = GroupRecord::decode(&bytes) else { continue };
+        let written = record.encode().expect("what was read can be written");
+        assert_eq!(GroupRecord::decode(&written.into()).expect("what was written can be read"), record);
+        window_parquet(&record.file);
+    }
+}
+
+/// The bytes with the last 32, where a record has its seal, made right.
+fn seal_of(bytes: &[u8]) -> Vec<u8> {
+    let content = &bytes[..bytes.len().saturating_sub(32)];
+    [content, Sha256::digest(content).as_slice()].concat()
+}
+
+/// As a line, and as a line whose checksum is right.
+fn journal_line(bytes: &[u8]) {
+    let body = &bytes[..bytes.len().saturating_sub(26)];
+    let summed = [body, format!(",\"sum\":\"{:016x}\"}}", xxh3_64(body)).as_bytes()].concat();
+    for line in [bytes, &summed] {
+        let Ok(entry) = decode(line) else { continue };
+        assert_eq!(decode(encode(&entry).as_bytes()).expect("what was written can be read"), entry);
+    }
 }
 
 /// Damages bytes as disks, networks and enemies do; the same seed makes the same damage.
