@@ -25,8 +25,10 @@ use serde_json::Value;
 const BLOCK_SECONDS: f64 = 0.4;
 /// Seconds from the start of the host to its first window.
 const LEAD: f64 = 4.0;
-/// A stopped process goes on after this, if nobody has ended it.
-const STOPPED: Duration = Duration::from_millis(2500);
+/// A stopped supervisor goes on after this; nobody watches it.
+const SUPERVISOR_STOPPED: Duration = Duration::from_millis(2500);
+/// A stopped child goes on after this, if nobody has noticed and ended it.
+const CHILD_STOPPED: Duration = Duration::from_millis(7500);
 const REACH: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,14 +216,15 @@ fn strike(cell: Cell, host: &Host, miner: &mut Running) -> Result<&'static str, 
     // Stopped a moment in the phase, then while the others go on.
     std::thread::sleep(Duration::from_millis(200));
     points::release(host, point);
-    let end = Instant::now() + STOPPED;
+    let patience = if cell.victim == Victim::Supervisor { SUPERVISOR_STOPPED } else { CHILD_STOPPED };
+    let end = Instant::now() + patience;
     while Instant::now() < end && lives(victim) {
         std::thread::sleep(Duration::from_millis(20));
     }
     let noticed = !lives(victim);
     // Nobody may have noticed: then it goes on where it was.
     let _ = kill(Pid::from_raw(victim), Signal::SIGCONT);
-    Ok(if noticed { "replaced; " } else { "went on after 2.5 s; " })
+    Ok(if noticed { "was replaced; " } else { "went on; " })
 }
 
 fn signal(pid: i32, signal: Signal) -> Result<(), String> {

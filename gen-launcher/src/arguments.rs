@@ -40,6 +40,9 @@ struct LauncherFlags {
     /// Seconds a server may take until it answers.
     #[arg(long, default_value_t = 300)]
     ready_timeout: u64,
+    /// Folder where the server is written down while it runs, so that a later supervisor finds it.
+    #[arg(long, env = "GRAIL_CHILD_RECORDS")]
+    records: Option<PathBuf>,
 }
 
 /// The servers that can be named.
@@ -106,6 +109,8 @@ pub struct LauncherArguments {
     pub engine: EngineArguments,
     /// Seconds until a server must answer.
     pub ready_timeout: u64,
+    /// Where the server is written down.
+    pub records: Option<PathBuf>,
 }
 
 /// Which of its two faces the program shows.
@@ -127,10 +132,10 @@ impl Arguments {
             return Ok(Face::Embedded(arguments));
         }
         let missing = |flag: &str| wrong(ErrorKind::MissingRequiredArgument, format!("{flag} is required without a subcommand"));
-        let LauncherFlags { socket, backend, engine, ready_timeout } = self.launcher;
+        let LauncherFlags { socket, backend, engine, ready_timeout, records } = self.launcher;
         let socket = socket.ok_or_else(|| missing("--socket"))?;
         match backend.ok_or_else(|| missing("--backend"))? {
-            Backend::Embedded => Ok(Face::Launcher(LauncherArguments { socket, engine, ready_timeout })),
+            Backend::Embedded => Ok(Face::Launcher(LauncherArguments { socket, engine, ready_timeout, records })),
             Backend::Sglang => Err(not_yet("sglang")),
             Backend::Vllm => Err(not_yet("vllm")),
         }

@@ -25,7 +25,7 @@ struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 done · 1 not registered, or `validate` rejected a window · 2 wrong usage, or `validate` found no file · \
 3 `validate` could not be set up · 64 configuration · 65 dataset or checkpoint · 69 bucket, port or program unavailable · 70 internal · \
-75 another supervisor has the state folder · 77 wallet";
+75 another supervisor has the state folder · 76 every child of a kind is quarantined · 77 wallet";
 
 #[derive(Debug, Args)]
 struct Common {

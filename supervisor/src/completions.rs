@@ -10,7 +10,7 @@ use grail_protocol::generation_params::GenerationParams;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use crate::children::Serving;
+use crate::children::{Serving, Traffic};
 
 /// Longest wait for one completion (grail-miner 5).
 const REQUEST_LIMIT: Duration = Duration::from_secs(300);
@@ -54,6 +54,7 @@ pub enum CompletionError {
 pub struct Completions {
     http: reqwest::Client,
     in_flight: Semaphore,
+    traffic: Traffic,
 }
 
 #[derive(Serialize)]
@@ -99,14 +100,14 @@ struct WeightSpan {
 }
 
 impl Completions {
-    /// A client with at most `max_concurrent` requests in flight.
+    /// A client with at most `max_concurrent` requests in flight, each counted in `traffic`.
     ///
     /// # Errors
     /// When the HTTP client cannot be built.
-    pub fn new(max_concurrent: u32) -> Result<Self, reqwest::Error> {
+    pub fn new(max_concurrent: u32, traffic: Traffic) -> Result<Self, reqwest::Error> {
         let http =
             reqwest::Client::builder().connect_timeout(Duration::from_secs(3)).timeout(REQUEST_LIMIT).no_proxy().build()?;
-        Ok(Self { http, in_flight: Semaphore::new(max_concurrent as usize) })
+        Ok(Self { http, in_flight: Semaphore::new(max_concurrent as usize), traffic })
     }
 
     /// One completion of `prompt`, sampled with exactly `wanted`. Dropping the future closes the connection, which makes the
@@ -128,8 +129,12 @@ impl Completions {
             if attempt > 0 {
                 tokio::time::sleep(Duration::from_secs(1 << (attempt - 1))).await;
             }
+            let in_flight = self.traffic.request(params.max_new_tokens);
             match self.attempt(serving, prompt, params).await {
-                Ok(answer) => return judge(answer, wanted),
+                Ok(answer) => {
+                    in_flight.answered();
+                    return judge(answer, wanted);
+                }
                 Err(error) => reason = error,
             }
         }

@@ -23,6 +23,9 @@ pub enum Failure {
     /// Another supervisor works on the same state folder (exit code 75).
     #[error("{0}")]
     Locked(String),
+    /// Every proof worker, or the generation side, is quarantined: nothing can be mined (exit code 76).
+    #[error("{0}")]
+    Exhausted(String),
     /// The wallet is missing or unreadable (exit code 77).
     #[error("{0}")]
     Wallet(String),
@@ -41,6 +44,7 @@ impl Failure {
             Self::Unavailable(_) => 69,
             Self::Internal(_) => 70,
             Self::Locked(_) => 75,
+            Self::Exhausted(_) => 76,
             Self::Wallet(_) => 77,
         }
     }

@@ -10,10 +10,12 @@
 //! | [`buckets`], [`upload`] | object storage |
 //! | [`checkpoints`] | which weights and terms a window is mined with |
 //! | [`children`] | proof workers and the generation launcher |
+//! | [`gpu`] | what NVML tells of their GPUs |
 //! | [`completions`] | the generation server's client |
 //! | [`groups`], [`window`], [`spool`], [`gate`] | from a problem index to a file in the bucket |
 //! | [`journal`] | what happened, for [`explain`] and [`incident`] |
 //! | [`validate`], [`publish`] | the network's other roles, locally |
+//! | [`state`], [`shutdown`] | what outlives a run, and how one ends |
 //! | [`status`], [`view`] | what is going on |
 //! | [`failpoint`] | where tests can hold the program |
 #![forbid(unsafe_code)]
@@ -28,6 +30,7 @@ pub mod exit;
 pub mod explain;
 pub mod failpoint;
 pub mod gate;
+pub mod gpu;
 pub mod groups;
 pub mod incident;
 pub mod journal;
@@ -35,6 +38,7 @@ pub mod mine;
 pub mod plan;
 pub mod publish;
 pub mod settings;
+pub mod shutdown;
 pub mod spool;
 pub mod state;
 pub mod status;

@@ -1,26 +1,33 @@
 //! `grail-supervisor run`: everything is judged first, then the children are started, then windows are mined.
 
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use grail_process::Spawner;
+use futures::FutureExt;
+use futures::future::FusedFuture;
+use grail_process::orphans::{Orphan, become_subreaper};
+use grail_process::{Spawner, clock};
 use grail_protocol::keys::{Hotkey, KeyScheme};
 use grail_protocol::time_budget::TimeBudget;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::buckets::{Buckets, preflight};
 use crate::chain::{self, Chain, ChainError, LocalChain};
 use crate::checkpoints::{Checkpoints, check_dataset};
-use crate::children::{ChildPrograms, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings};
+use crate::children::{ChildEvent, ChildPrograms, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings};
 use crate::completions::Completions;
 use crate::exit::Failure;
+use crate::gpu::{Gpus, Nvml};
 use crate::groups::Workshop;
 use crate::journal::{Journal, SupervisorStarted, SupervisorStopped};
 use crate::plan::{Plan, VisibleGpus};
 use crate::settings::{self, ConfigError, ConfigErrors, Settings};
-use crate::state::StateFolder;
+use crate::shutdown::{Host, Shutdown, grace_warning};
+use crate::state::{Before, StateFolder};
 use crate::status::{self, Board};
 use crate::view::{self, View};
 use crate::wallet;
@@ -29,6 +36,10 @@ use crate::window::{ClosingTime, Miner};
 /// UID 0 of the local chain.
 const LOCAL_TRAINER: &str = "//Trainer";
 
+/// Longest pause between two looks for orphans.
+const SWEEP: Duration = Duration::from_secs(1);
+/// Time for the last orphans to be gone.
+const LAST_SWEEPS: Duration = Duration::from_secs(1);
 /// Time for the last records to reach the disk.
 const JOURNAL_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -61,7 +72,8 @@ struct Prepared {
 pub async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let plan = plan(settings)?;
     let prepared = prepare(settings, plan).await?;
-    let board = Board::default();
+    let journal = Journal::open(&prepared.state.journal());
+    let board = Board::with_journal(journal.clone());
     board.update(|status| {
         status.pid = std::process::id();
         status.hotkey = prepared.hotkey.address().into();
@@ -70,7 +82,6 @@ pub async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let keeper = tokio::spawn(status::keep_file(board.clone(), file.clone()));
     let end = CancellationToken::new();
     let viewer = tokio::spawn(view::show(board.clone(), options.view, end.clone()));
-    let journal = Journal::open(&prepared.state.journal());
     journal.record(&SupervisorStarted {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -96,40 +107,158 @@ async fn work(
     journal: &Journal,
     windows: Option<u64>,
 ) -> Result<(), Failure> {
-    let spawner = Spawner::start().map_err(|error| Failure::internal("start the spawner thread", error))?;
-    let mut miner = miner(settings, &prepared, spawner, board, journal)?;
+    if let Some(warning) = grace_warning(settings.shutdown_budget, settings.shutdown_grace, host()) {
+        tracing::warn!(warning, "The time for an orderly stop is short.");
+    }
+    match prepared.state.before() {
+        Before::Orderly => {}
+        before => tracing::warn!(?before, "The last run with this state folder did not end in order."),
+    }
+    become_subreaper().map_err(|error| Failure::internal("become the subreaper of the children", error))?;
+    let records = prepared.state.end_survivors(board)?;
+    let spawner = Spawner::recording(records).map_err(|error| Failure::internal("start the spawner thread", error))?;
+    let sweeper = AbortOnDropHandle::new(tokio::spawn(sweep_orphans(spawner.clone(), board.clone())));
+    let (terminate, interrupt) = signals()?;
+    let mut miner = miner(settings, &prepared, spawner.clone(), board, journal)?;
+    let outcome = attend(settings, &mut miner, windows, Signals { terminate, interrupt }).await;
+    drop(sweeper);
+    end_orphans(&spawner, board).await;
+    outcome
+}
+
+/// Mines until the windows are done, a signal comes or nothing is left to mine with, and then ends in order: at the latest when
+/// the budget is used up no child is left.
+async fn attend(settings: &Settings, miner: &mut Miner, windows: Option<u64>, mut signals: Signals) -> Result<(), Failure> {
     let stop = CancellationToken::new();
-    let (mut terminate, mut interrupt) = signals()?;
-    let mut next_signal = async || {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        }
-    };
     let workshop = miner.workshop.clone();
-    let orderly = async {
-        miner.run(&stop, windows).await;
-        crate::failpoint::pass("shutting-down").await;
-        tokio::join!(workshop.proofs.stop(), workshop.generator.stop());
+    let (zero, budget) = (clock::monotonic(), Duration::from_secs_f64(settings.shutdown_budget));
+    let mut outcome = Ok(());
+    let mut shutdown = {
+        // Fused: it may be looked at again after it is done.
+        let mining = miner.run(&stop, windows).fuse();
+        tokio::pin!(mining);
+        tokio::select! {
+            () = &mut mining => {}
+            name = signals.next() => {
+                tracing::info!(signal = name, "Stopping: finished groups are uploaded, then the children end. A second signal hurries it.");
+            }
+            () = workshop.proofs.none_left() => outcome = Err(exhausted("every proof worker")),
+            () = workshop.generator.none_left() => outcome = Err(exhausted("the generation launcher")),
+        }
+        stop.cancel();
+        let mut shutdown = Shutdown::new(zero.elapsed(), budget);
+        if !mining.is_terminated() {
+            tokio::select! {
+                () = &mut mining => {}
+                name = signals.next() => hurry(&mut shutdown, zero.elapsed(), name),
+                () = tokio::time::sleep(shutdown.uploading(zero.elapsed())) => {
+                    tracing::warn!("The time for finishing and uploading is used up: what is in the spool stays there.");
+                }
+            }
+        }
+        shutdown
     };
+    crate::failpoint::pass("shutting-down").await;
+    let orderly = async { tokio::join!(workshop.proofs.stop(), workshop.generator.stop()) };
     tokio::pin!(orderly);
-    tokio::select! {
-        () = &mut orderly => return Ok(()),
-        name = next_signal() => {
-            tracing::info!(signal = name, "Stopping: finished groups are uploaded, then the children end. A second signal ends at once.");
-            stop.cancel();
+    loop {
+        tokio::select! {
+            _ = &mut orderly => return outcome,
+            name = signals.next() => hurry(&mut shutdown, zero.elapsed(), name),
+            () = tokio::time::sleep(shutdown.ending_children(zero.elapsed())) => break,
         }
     }
-    let budget = Duration::from_secs_f64(settings.shutdown_budget);
-    tokio::select! {
-        () = &mut orderly => return Ok(()),
-        name = next_signal() => tracing::warn!(signal = name, "A second signal: ending at once."),
-        () = tokio::time::sleep(budget) => tracing::warn!(seconds = settings.shutdown_budget, "The shutdown budget is used up: ending at once."),
+    tracing::warn!("Children did not end in time and are killed.");
+    // Ending the tasks kills the children's groups.
+    let kill = async { tokio::join!(workshop.proofs.kill(), workshop.generator.kill()) };
+    let _ = tokio::time::timeout(shutdown.killing(zero.elapsed()), kill).await;
+    outcome
+}
+
+fn hurry(shutdown: &mut Shutdown, now: Duration, signal: &str) {
+    tracing::warn!(signal, "Another signal: only the children are ended, at once.");
+    shutdown.hurry(now);
+}
+
+fn exhausted(who: &str) -> Failure {
+    Failure::Exhausted(format!(
+        "{who} is quarantined, so nothing can be mined; the reasons are in the log and in status.json (children, death); mend the \
+         cause and start the supervisor again"
+    ))
+}
+
+fn host() -> Host {
+    // Read here only to learn who starts and stops this process.
+    let contained = Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists();
+    // A container's signals go to its first process, which may be an init that passes them on.
+    if contained && (std::process::id() == 1 || nix::unistd::getppid().as_raw() == 1) {
+        Host::Container
+    } else if std::env::var_os("INVOCATION_ID").is_some() {
+        Host::Systemd
+    } else {
+        Host::Other
     }
-    // The children's groups are killed when their tasks are dropped; what is in the spool stays there.
-    let quick = async { tokio::join!(workshop.proofs.stop(), workshop.generator.stop()) };
-    let _ = tokio::time::timeout(Duration::from_secs(3), quick).await;
-    Ok(())
+}
+
+/// Ends what children leave behind, when the kernel says that a child ended, and once a second for what it does not say.
+async fn sweep_orphans(spawner: Spawner, board: Board) {
+    let mut children = signal(SignalKind::child()).ok();
+    let mut told = HashSet::new();
+    loop {
+        let ended = async {
+            match &mut children {
+                Some(children) => _ = children.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let _ = tokio::time::timeout(SWEEP, ended).await;
+        match spawner.sweep() {
+            Ok(orphans) => tell_orphans(&orphans, &mut told, &board),
+            Err(error) => {
+                tracing::warn!(%error, "Orphans cannot be looked for; a child's own processes may outlive it.");
+                return;
+            }
+        }
+    }
+}
+
+/// An orphan is met at least twice: when it is killed and when it is reaped.
+fn tell_orphans(orphans: &[Orphan], told: &mut HashSet<u32>, board: &Board) {
+    for Orphan { pid, name, killed } in orphans {
+        if !killed {
+            told.remove(pid);
+        } else if told.insert(*pid) {
+            board.event(ChildEvent::OrphanEnded { pid: *pid, program: name.clone() });
+        }
+    }
+}
+
+/// No orphan outlives the supervisor, as far as the kernel lets go of it.
+async fn end_orphans(spawner: &Spawner, board: &Board) {
+    let began = clock::monotonic();
+    let mut told = HashSet::new();
+    while began.elapsed() < LAST_SWEEPS {
+        match spawner.sweep() {
+            Ok(orphans) if !orphans.is_empty() => tell_orphans(&orphans, &mut told, board),
+            _ => return,
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 fn signals() -> Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal), Failure> {
@@ -138,7 +267,8 @@ fn signals() -> Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal
 }
 
 fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Board, journal: &Journal) -> Result<Miner, Failure> {
-    let grace = Duration::from_secs_f64((settings.shutdown_budget / 6.0).clamp(0.5, 10.0));
+    let grace = Shutdown::grace(Duration::from_secs_f64(settings.shutdown_budget));
+    let gpus = watch_gpus(&prepared.plan, board)?;
     let workers = WorkerSettings {
         programs: prepared.programs.clone(),
         sockets: prepared.state.sockets(),
@@ -146,22 +276,26 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         dtype: settings.proof.dtype.clone(),
         threads: settings.proof.threads,
         grace,
+        gpus: gpus.clone(),
     };
     let launcher = LauncherSettings {
         programs: prepared.programs.clone(),
         socket: prepared.state.sockets().join("generation.sock"),
         generation: settings.generation.clone(),
         gpus: prepared.plan.generation.clone(),
+        records: prepared.state.children(),
         grace,
+        watch: gpus,
     };
-    let completions =
-        Completions::new(settings.generation.max_concurrent).map_err(|error| Failure::internal("make the HTTP client", error))?;
+    let generator = Generator::start(launcher, spawner.clone(), board.clone());
+    let completions = Completions::new(settings.generation.max_concurrent, generator.traffic())
+        .map_err(|error| Failure::internal("make the HTTP client", error))?;
     let budget = TimeBudget::new(prepared.chain.nominal_block_seconds(), settings.safety_blocks)
         .map_err(|error| Failure::internal("plan time", error))?;
     let workshop = Workshop {
         hotkey: prepared.hotkey.clone(),
         completions,
-        generator: Generator::start(launcher, spawner.clone(), board.clone()),
+        generator,
         proofs: ProofPool::start(workers, spawner, board.clone()),
         board: board.clone(),
         max_model_length: settings.generation.max_model_length,
@@ -183,6 +317,15 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         groups_in_flight: settings.generation.groups_in_flight as usize,
         shutdown_budget: settings.shutdown_budget,
     })
+}
+
+/// Watches the GPUs of the plan through NVML, where there are any and it is there.
+fn watch_gpus(plan: &Plan, board: &Board) -> Result<Gpus, Failure> {
+    let mut named: Vec<String> = plan.proof.iter().filter_map(|slot| slot.gpu.clone()).collect();
+    named.extend(plan.generation.iter().cloned());
+    let opened = named.clone();
+    Gpus::watch(named, board.clone(), move || Nvml::open(&opened))
+        .map_err(|error| Failure::internal("start the GPU watch", error))
 }
 
 /// The layout of the host, with every mistake at once.

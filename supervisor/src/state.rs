@@ -1,12 +1,22 @@
 //! The state folder: one supervisor at a time, and where everything lies in it.
 
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use grail_link::MAX_SOCKET_PATH;
+use grail_process::records::{self, Records};
+use grail_process::{Identity, Standing};
 
+use crate::children::ChildEvent;
 use crate::exit::Failure;
 use crate::settings::{ConfigError, ConfigErrors};
+use crate::status::Board;
+
+/// Who has the folder.
+const HOLDER: &str = "holder.json";
+/// Longest wait for killed survivors to be gone.
+const SURVIVOR_LIMIT: Duration = Duration::from_secs(5);
 
 /// The state folder, locked for as long as this value lives.
 #[derive(Debug)]
@@ -14,31 +24,57 @@ pub struct StateFolder {
     root: PathBuf,
     /// Released by the kernel when the process ends in any way.
     _lock: std::fs::File,
+    before: Before,
+}
+
+/// How the last run with this folder ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// There was none, or it ended in order.
+    Orderly,
+    /// It was killed, or the machine lost power, in this boot or container …
+    Killed,
+    /// … or in an earlier one.
+    OtherBoot,
 }
 
 impl StateFolder {
     /// Creates the folder where it is missing and takes its lock.
     ///
+    /// The kernel's lock says whether somebody has the folder now; `holder.json` says who, by pid, start time and boot. The second
+    /// also holds where the first cannot: when somebody removed the lock file under a running supervisor.
+    ///
     /// # Errors
-    /// When another supervisor holds the lock, or the folder cannot be used.
+    /// When another supervisor has the folder, or the folder cannot be used.
     pub fn lock(root: &Path) -> Result<Self, Failure> {
         check_socket_path(root)?;
         let unusable = |error: std::io::Error| Failure::Unavailable(format!("the state folder {root:?} cannot be used: {error}"));
         std::fs::create_dir_all(root).map_err(unusable)?;
         let root = root.canonicalize().map_err(unusable)?;
         let path = root.join("lock");
-        let mut file =
+        let file =
             std::fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(unusable)?;
-        if file.try_lock().is_err() {
-            let mut holder = String::new();
-            let _ = file.take(20).read_to_string(&mut holder);
+        let locked = file.try_lock();
+        let holder = read_holder(&root);
+        let standing = holder.as_ref().map(Identity::standing).transpose().map_err(unusable)?;
+        if locked.is_err() || standing == Some(Standing::Alive) {
+            let pid = holder.map_or("unknown".into(), |holder| holder.pid.to_string());
             return Err(Failure::Locked(format!(
-                "the state folder {root:?} belongs to a running supervisor (pid {}); stop it, or give this one a state.folder of its own",
-                holder.trim()
+                "the state folder {root:?} belongs to a running supervisor (pid {pid}); stop it, or give this one a state.folder of its own"
             )));
         }
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id())).map_err(unusable)?;
-        Ok(Self { root, _lock: file })
+        let before = match standing {
+            None => Before::Orderly,
+            Some(Standing::Alive | Standing::Gone) => Before::Killed,
+            Some(Standing::OtherBoot | Standing::OtherNamespace) => Before::OtherBoot,
+        };
+        write_holder(&root).map_err(unusable)?;
+        Ok(Self { root, _lock: file, before })
+    }
+
+    /// How the last run with this folder ended.
+    pub fn before(&self) -> Before {
+        self.before
     }
 
     /// Whether a supervisor holds the lock of `root`.
@@ -62,6 +98,35 @@ impl StateFolder {
         self.root.join("spool")
     }
 
+    /// Children that run, one record each.
+    pub fn children(&self) -> PathBuf {
+        self.root.join("children")
+    }
+
+    /// Ends what an earlier run left: recorded children that still live, and their descendants. Told as events.
+    ///
+    /// # Errors
+    /// When the records or `/proc` cannot be read.
+    pub fn end_survivors(&self, board: &Board) -> Result<Records, Failure> {
+        let failed = |error: std::io::Error| Failure::internal("look for children of an earlier run", error);
+        let records = Records::open(&self.children()).map_err(failed)?;
+        let (known, refused) = records.read().map_err(failed)?;
+        for path in refused {
+            tracing::warn!(path = %path.display(), "A record of a child cannot be read and was removed.");
+        }
+        let survivors = records::survivors(&known).map_err(failed)?;
+        let left = records::end(&survivors, SURVIVOR_LIMIT).map_err(failed)?;
+        for survivor in &survivors {
+            let (child, program, pid) = (survivor.child.clone(), survivor.program.clone(), survivor.identity.pid);
+            board.event(ChildEvent::Survivor { child, pid, program, ended: !left.contains(survivor) });
+        }
+        // Whoever is still there is looked for again next time.
+        if left.is_empty() {
+            records.clear().map_err(failed)?;
+        }
+        Ok(records)
+    }
+
     /// What happened.
     pub fn journal(&self) -> PathBuf {
         self.root.join("journal")
@@ -71,6 +136,28 @@ impl StateFolder {
     pub fn windows(&self) -> PathBuf {
         self.root.join("windows")
     }
+}
+
+impl Drop for StateFolder {
+    fn drop(&mut self) {
+        // Left behind only by a run that could not end in order.
+        let _ = std::fs::remove_file(self.root.join(HOLDER));
+    }
+}
+
+fn read_holder(root: &Path) -> Option<Identity> {
+    let mut text = Vec::new();
+    std::fs::File::open(root.join(HOLDER)).ok()?.take(4096).read_to_end(&mut text).ok()?;
+    // A torn file is as good as none: the lock decides.
+    serde_json::from_slice(&text).ok()
+}
+
+fn write_holder(root: &Path) -> std::io::Result<()> {
+    let beside = root.join("holder.new");
+    let mut file = std::fs::File::create(&beside)?;
+    file.write_all(&serde_json::to_vec(&Identity::this()?)?)?;
+    file.sync_all()?;
+    std::fs::rename(beside, root.join(HOLDER))
 }
 
 /// Refuses, before anything is made, a folder whose socket paths the operating system could not bind.
@@ -106,6 +193,25 @@ mod tests {
         drop(first);
         assert!(!StateFolder::is_locked(folder.path()));
         StateFolder::lock(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_removed_lock_file_lets_nobody_in_and_a_dead_holder_keeps_nobody_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = StateFolder::lock(folder.path()).unwrap();
+        assert_eq!(first.before(), Before::Orderly);
+        std::fs::remove_file(folder.path().join("lock")).unwrap();
+        assert_eq!(StateFolder::lock(folder.path()).unwrap_err().code(), 75);
+        drop(first);
+        let this = Identity::this().unwrap();
+        let earlier = Identity { started: this.started - 1, ..this.clone() };
+        let other_boot = Identity { boot: "0000".into(), ..this.clone() };
+        for (holder, before) in [(earlier, Before::Killed), (other_boot, Before::OtherBoot)] {
+            std::fs::write(folder.path().join(HOLDER), serde_json::to_vec(&holder).unwrap()).unwrap();
+            assert_eq!(StateFolder::lock(folder.path()).unwrap().before(), before);
+        }
+        std::fs::write(folder.path().join(HOLDER), "{\"pid\":1,").unwrap();
+        assert_eq!(StateFolder::lock(folder.path()).unwrap().before(), Before::Orderly, "a torn file is as good as none");
     }
 
     #[test]

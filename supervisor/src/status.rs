@@ -1,6 +1,6 @@
 //! What the supervisor is doing, in one place: written by those who do it, read by the live view, the status file and the logs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,10 +8,14 @@ use std::time::Duration;
 use grail_process::clock;
 use serde::{Deserialize, Serialize};
 
-use crate::children::ChildState;
+use crate::children::{ChildEvent, ChildState, Death};
+use crate::gpu::GpuReading;
+use crate::journal::Journal;
 
 /// How many finished windows are remembered.
 const HISTORY: usize = 24;
+/// How many events of children are remembered.
+const EVENTS: usize = 32;
 
 /// One child as operators see it.
 #[derive(Debug, Clone, Serialize)]
@@ -22,25 +26,32 @@ pub struct ChildStatus {
     pub revision: Option<String>,
     /// Process id while it lives.
     pub pid: Option<u32>,
+    /// How often a process was started.
+    pub starts: u32,
     /// How often it has ended without being asked to.
     pub ends: u32,
     /// Why it ended last.
     pub last_end: Option<String>,
+    /// The record of its last death: class, last lines, threads.
+    pub death: Option<Death>,
+    /// Health counter: movements of its work (sequences proved, completions answered) over all lives.
+    pub progress: u64,
+    /// How long pending work may stand still at present, before it counts as hung.
+    pub progress_limit_seconds: f64,
 }
 
 impl Default for ChildStatus {
     fn default() -> Self {
-        Self { state: ChildState::Absent, revision: None, pid: None, ends: 0, last_end: None }
-    }
-}
-
-impl ChildStatus {
-    /// Enters a state; `why` is given when the child ended.
-    pub fn enter(&mut self, state: ChildState, why: Option<String>) {
-        self.state = state;
-        if let Some(why) = why {
-            self.ends += 1;
-            self.last_end = Some(why);
+        Self {
+            state: ChildState::Absent,
+            revision: None,
+            pid: None,
+            starts: 0,
+            ends: 0,
+            last_end: None,
+            death: None,
+            progress: 0,
+            progress_limit_seconds: 0.0,
         }
     }
 }
@@ -108,6 +119,10 @@ pub struct Status {
     pub time: f64,
     /// Children by name.
     pub children: BTreeMap<String, ChildStatus>,
+    /// What NVML tells of the children's GPUs, where it does.
+    pub gpus: BTreeMap<String, GpuReading>,
+    /// The last events of children and GPUs, oldest first.
+    pub child_events: VecDeque<ChildEvent>,
     /// The present window.
     pub window: WindowStatus,
     /// The last windows, oldest first.
@@ -118,17 +133,43 @@ pub struct Status {
 
 /// The shared status.
 #[derive(Debug, Clone, Default)]
-pub struct Board(Arc<Mutex<Status>>);
+pub struct Board {
+    status: Arc<Mutex<Status>>,
+    journal: Journal,
+}
 
 impl Board {
+    /// A board whose events of children are written down in `journal`; without one ([`Board::default`]) they are only logged.
+    pub fn with_journal(journal: Journal) -> Self {
+        Self { journal, ..Self::default() }
+    }
+
     /// Changes something.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Changes one child's entry.
     pub fn child(&self, name: &str, change: impl FnOnce(&mut ChildStatus)) {
         self.update(|status| change(status.children.entry(name.to_owned()).or_default()));
+    }
+
+    /// Something happened to a child: the line in the log and the journal, the child's entry, the list of events. Every event of
+    /// children and GPUs passes here.
+    pub fn event(&self, event: ChildEvent) {
+        self.journal.record(&event);
+        if let ChildEvent::Died { child, death, .. } | ChildEvent::Quarantined { child, death, .. } = &event {
+            self.child(child, |shown| {
+                shown.ends += 1;
+                shown.last_end = Some(death.reason.clone());
+                shown.death = Some(death.clone());
+            });
+        }
+        self.update(|status| {
+            status.child_events.push_back(event);
+            let surplus = status.child_events.len().saturating_sub(EVENTS);
+            status.child_events.drain(..surplus);
+        });
     }
 
     /// Changes the present window's entry.
@@ -147,7 +188,7 @@ impl Board {
 
     /// A copy of everything.
     pub fn snapshot(&self) -> Status {
-        let mut status = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         status.time = clock::unix_seconds();
         status
     }

@@ -76,6 +76,11 @@ fn nothing_is_leaked(host: &Host) -> Result<(), String> {
     if !sockets.is_empty() {
         return Err(format!("leaked sockets: {sockets:?}"));
     }
+    let records = std::fs::read_dir(state.join("children")).into_iter().flatten().flatten();
+    let records: Vec<String> = records.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    if !records.is_empty() {
+        return Err(format!("records of children that are gone: {records:?}"));
+    }
     match std::fs::File::open(state.join("lock")).map(|lock| lock.try_lock()) {
         Ok(Err(error)) => Err(format!("a leaked lock: {error}")),
         _ => Ok(()),

@@ -18,6 +18,7 @@ use anyhow::Context;
 use grail_link::message::{FromLauncher, ReloadCommand, ToLauncher};
 use grail_link::{Connection, Inbox, Outbox};
 use grail_process::Spawner;
+use grail_process::records::Records;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments::LauncherArguments;
@@ -46,7 +47,11 @@ async fn serve(arguments: LauncherArguments) -> anyhow::Result<()> {
     outbox.send(&FromLauncher::Hello { pid: std::process::id(), backend: BACKEND.to_owned() }).await?;
     let (to_loop, mut commands) = tokio::sync::mpsc::channel(COMMANDS_UNDER_WAY);
     let mut reading = tokio::spawn(receive(inbox, to_loop));
-    let mut launcher = Launcher { spawner: Spawner::start().context("starting the spawner")?, arguments, server: None };
+    let spawner = match &arguments.records {
+        Some(folder) => Records::open(folder).and_then(Spawner::recording),
+        None => Spawner::start(),
+    };
+    let mut launcher = Launcher { spawner: spawner.context("starting the spawner")?, arguments, server: None };
     let ended = tokio::select! {
         // The socket's end cancels whatever is under way.
         ended = &mut reading => ended.context("reading the socket")?,

@@ -90,6 +90,9 @@ impl Server {
         let launch = launch(std::env::current_exe()?, arguments, directory, weight_version, port);
         let client = reqwest::Client::builder().no_proxy().timeout(CALL_LIMIT).build().map_err(StartError::Client)?;
         let mut child = spawner.spawn(launch).await?;
+        if let Some(error) = child.take_unrecorded() {
+            tracing::warn!(%error, "The server could not be written down; a later supervisor would not find it.");
+        }
         let lines = LastLines::default();
         if let Some(output) = child.take_output() {
             tokio::spawn(drain(output.stdout, lines.clone()));

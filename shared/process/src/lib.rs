@@ -4,6 +4,11 @@
 
 pub mod clock;
 pub mod environment;
+mod identity;
+pub mod orphans;
+pub mod proc;
+pub mod records;
 mod spawn;
 
+pub use identity::{Identity, Standing};
 pub use spawn::{Child, Launch, Output, SpawnError, Spawner};

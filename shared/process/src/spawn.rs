@@ -4,7 +4,7 @@
 //!  Spawner::spawn ──▶ spawner thread ──fork──▶ child: setsid · parent-death signal · parent check ──exec──▶ program
 //!                     (lives as long as the process, because the kernel sends the parent-death signal
 //!                      when the *thread* that forked ends, not when the process does)
-//!  Child::stop: TERM to the group → grace → KILL to the group → reap the leader
+//!  Child::stop: TERM to the group → grace → KILL to the group → reap the leader, or say that the kernel does not let it go
 //! ```
 #![allow(unsafe_code)]
 
@@ -21,6 +21,11 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpid, getppid, setsid};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{ChildStderr, ChildStdout};
+
+use crate::clock;
+use crate::identity::Identity;
+use crate::orphans::Own;
+use crate::records::{self, Record, Records, TOKEN};
 
 /// Why a child could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -56,31 +61,66 @@ pub struct Launch {
     pub environment: Vec<(OsString, OsString)>,
 }
 
-type Reply = tokio::sync::oneshot::Sender<io::Result<std::process::Child>>;
+/// Longest wait for a killed process. One that is still there sits in the kernel, as under a broken GPU driver.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// The same where a thread of the runtime waits.
+const DROP_LIMIT: Duration = Duration::from_millis(500);
+
+type Reply = tokio::sync::oneshot::Sender<io::Result<Started>>;
+
+/// A process that runs, and its record.
+struct Started {
+    process: std::process::Child,
+    recorded: io::Result<()>,
+}
 
 /// Starts children from one thread that lives as long as the process. Clone it freely.
 #[derive(Debug, Clone)]
 pub struct Spawner {
     requests: mpsc::Sender<(Launch, Reply)>,
+    own: Own,
+    records: Option<Records>,
 }
 
 impl Spawner {
-    /// Starts the spawner thread.
+    /// Starts the spawner thread; children leave no record.
     ///
     /// # Errors
     /// When the operating system refuses a thread.
     pub fn start() -> io::Result<Self> {
+        Self::with(None)
+    }
+
+    /// Starts the spawner thread; every child is written down in `records` before anybody hears of it, until it is reaped.
+    ///
+    /// # Errors
+    /// When the operating system refuses a thread.
+    pub fn recording(records: Records) -> io::Result<Self> {
+        Self::with(Some(records))
+    }
+
+    fn with(records: Option<Records>) -> io::Result<Self> {
         let (requests, inbox) = mpsc::channel::<(Launch, Reply)>();
+        let spawner = Self { requests, own: Own::default(), records: records.clone() };
+        let own = spawner.own.clone();
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
             for (launch, reply) in inbox {
-                // The caller may have been cancelled; then the child is ended by dropping it below.
-                if let Err(Ok(mut orphan)) = reply.send(start(&launch)) {
-                    let _ = killpg(Pid::from_raw(orphan.id().cast_signed()), Signal::SIGKILL);
-                    let _ = orphan.wait();
+                // The caller may have been cancelled; then the child ends here.
+                if let Err(Ok(Started { mut process, .. })) = reply.send(start(launch, &own, records.as_ref())) {
+                    let _ = killpg(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL);
+                    reap(&mut process, &own, records.as_ref());
                 }
             }
         })?;
-        Ok(Self { requests })
+        Ok(spawner)
+    }
+
+    /// Ends every orphan that came to this process as subreaper (see [`crate::orphans`]): children that were not started here.
+    ///
+    /// # Errors
+    /// When the kernel does not list children, or refuses a signal.
+    pub fn sweep(&self) -> io::Result<Vec<crate::orphans::Orphan>> {
+        crate::orphans::sweep(&self.own)
     }
 
     /// Starts a child in its own session and process group, its output piped, its life tied to this process.
@@ -93,14 +133,42 @@ impl Spawner {
         let gone = || SpawnError::SpawnerGone { name: name.clone() };
         self.requests.send((launch, reply)).map_err(|_| gone())?;
         let failed = |source| SpawnError::Start { name: name.clone(), program: program.clone(), source };
-        let process = answer.await.map_err(|_| gone())?.map_err(failed)?;
-        Child::adopt(name.clone(), process).map_err(failed)
+        let started = answer.await.map_err(|_| gone())?.map_err(failed)?;
+        Child::adopt(name.clone(), started, self).map_err(failed)
     }
 }
 
-/// Runs on the spawner thread.
+/// Runs on the spawner thread: starts, enters and records a child.
+fn start(mut launch: Launch, own: &Own, records: Option<&Records>) -> io::Result<Started> {
+    let token = records.map(|_| records::token()).transpose()?;
+    launch.environment.extend(token.iter().map(|token| (OsString::from(TOKEN), OsString::from(token))));
+    let mut held = own.lock();
+    let process = execute(&launch)?;
+    held.insert(process.id());
+    drop(held);
+    let recorded = match (records, token) {
+        (Some(records), Some(token)) => Identity::of(process.id())
+            .and_then(|identity| records.write(&Record { name: launch.name, program: launch.program, identity, token })),
+        _ => Ok(()),
+    };
+    Ok(Started { process, recorded })
+}
+
+/// Waits for a process that has ended or was killed, and forgets it. The lock makes sure that its number is not used again
+/// before it is forgotten.
+fn reap(process: &mut std::process::Child, own: &Own, records: Option<&Records>) -> ExitStatus {
+    let mut held = own.lock();
+    let status = process.wait().unwrap_or_else(|_| ExitStatus::from_raw(0x7f00));
+    held.remove(&process.id());
+    drop(held);
+    if let Some(records) = records {
+        records.remove(process.id());
+    }
+    status
+}
+
 #[allow(clippy::disallowed_methods)]
-fn start(launch: &Launch) -> io::Result<std::process::Child> {
+fn execute(launch: &Launch) -> io::Result<std::process::Child> {
     let mut command = Command::new(&launch.program);
     command.args(&launch.arguments).env_clear().envs(launch.environment.iter().map(|(name, value)| (name, value)));
     // Descriptors of the parent are close-on-exec (the standard library and tokio open them so): only these three pass.
@@ -137,20 +205,25 @@ pub struct Child {
     /// Becomes readable when the leader ends; signalling goes by group while the leader is unreaped, so no pid is reused.
     ended: AsyncFd<OwnedFd>,
     status: Option<ExitStatus>,
+    unrecorded: Option<io::Error>,
+    own: Own,
+    records: Option<Records>,
 }
 
 impl Child {
-    fn adopt(name: String, mut process: std::process::Child) -> io::Result<Self> {
+    fn adopt(name: String, started: Started, spawner: &Spawner) -> io::Result<Self> {
+        let Started { mut process, recorded } = started;
+        let (own, records) = (spawner.own.clone(), spawner.records.clone());
         let watched = rustix::process::Pid::from_raw(process.id().cast_signed())
             .ok_or_else(|| io::Error::other("a child without a pid"))
             .and_then(|pid| Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)?))
             // SAFETY: the descriptor is owned by the `AsyncFd` from here on, and nothing replaces or closes it meanwhile.
             .and_then(|descriptor| Ok(unsafe { AsyncFd::register_with_interest(descriptor, tokio::io::Interest::READABLE) }?));
         match watched {
-            Ok(ended) => Ok(Self { name, process, ended, status: None }),
+            Ok(ended) => Ok(Self { name, process, ended, status: None, unrecorded: recorded.err(), own, records }),
             Err(error) => {
                 let _ = killpg(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL);
-                let _ = process.wait();
+                reap(&mut process, &own, records.as_ref());
                 Err(error)
             }
         }
@@ -166,6 +239,11 @@ impl Child {
         self.process.id()
     }
 
+    /// Why the child could not be written down, once, where it could not: a later run would not find it.
+    pub fn take_unrecorded(&mut self) -> Option<io::Error> {
+        self.unrecorded.take()
+    }
+
     /// The child's output pipes, once. They must be drained for as long as the child lives.
     pub fn take_output(&mut self) -> Option<Output> {
         let stdout = ChildStdout::from_std(self.process.stdout.take()?).ok()?;
@@ -178,10 +256,10 @@ impl Child {
         if let Some(status) = self.status {
             return status;
         }
-        // An error of the readiness call cannot be mended here; the wait below then blocks at most until the child ends.
+        // An error of the readiness call cannot be mended here; reaping then blocks at most until the child ends.
         let _ = self.ended.readable().await;
         self.signal_group(Signal::SIGKILL);
-        let status = self.process.wait().unwrap_or_else(|_| ExitStatus::from_raw(0x7f00));
+        let status = reap(&mut self.process, &self.own, self.records.as_ref());
         self.status = Some(status);
         status
     }
@@ -193,22 +271,43 @@ impl Child {
         }
     }
 
-    /// Ends the child: TERM to the group, KILL after `grace`.
-    pub async fn stop(&mut self, grace: Duration) -> ExitStatus {
+    /// Ends the child: TERM to the group, KILL after `grace`. `None` as [`Child::kill`].
+    pub async fn stop(&mut self, grace: Duration) -> Option<ExitStatus> {
         self.signal_group(Signal::SIGTERM);
-        if let Ok(status) = tokio::time::timeout(grace, self.exited()).await {
-            return status;
+        match tokio::time::timeout(grace, self.exited()).await {
+            Ok(status) => Some(status),
+            Err(_) => self.kill().await,
         }
+    }
+
+    /// Kills the group. `None` when the leader is still there ten seconds later: then it sits in the kernel, and only the
+    /// kernel can let it go.
+    pub async fn kill(&mut self) -> Option<ExitStatus> {
         self.signal_group(Signal::SIGKILL);
-        self.exited().await
+        tokio::time::timeout(KILL_LIMIT, self.exited()).await.ok()
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if self.status.is_none() {
-            self.signal_group(Signal::SIGKILL);
-            let _ = self.process.wait();
+        if self.status.is_some() {
+            return;
         }
+        self.signal_group(Signal::SIGKILL);
+        let start = clock::monotonic();
+        while start.elapsed() < DROP_LIMIT {
+            // The lock is held for the same reason as in `reap`.
+            let mut held = self.own.lock();
+            if !matches!(self.process.try_wait(), Ok(None)) {
+                held.remove(&self.pid());
+                drop(held);
+                self.records.iter().for_each(|records| records.remove(self.pid()));
+                return;
+            }
+            drop(held);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // It sits in the kernel. Its record stays, and a sweep reaps it when it comes out.
+        self.own.lock().remove(&self.pid());
     }
 }

@@ -1,17 +1,26 @@
 //! The generation side's child: one launcher, which owns the server. The supervisor learns the server's address from it and
 //! then talks to the server itself.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use grail_link::Connection;
 use grail_link::message::{FromLauncher, ReloadCommand, Revision, ToLauncher};
-use grail_process::Spawner;
+use grail_link::{Connection, Outbox};
+use grail_process::{Spawner, clock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::keep::{Ended, Kept, Refusals, keep};
-use super::life_cycle::ChildState;
-use super::session::{self, ChildPrograms, Incoming, Opening, Programs, Session};
+use super::death::Cause;
+use super::event::ChildEvent;
+use super::keep::{Kept, keep};
+use super::life::{Life, Muster};
+use super::life_cycle::{Event, LifePolicy, RestartPolicy};
+use super::progress::ProgressPolicy;
+use super::refusals::Refusals;
+use super::session::{self, ChildPrograms, Incoming, Opening, Programs};
+use super::traffic::{Flow, Traffic};
+use crate::gpu::Gpus;
 use crate::settings::Generation;
 use crate::status::Board;
 
@@ -39,8 +48,27 @@ pub struct LauncherSettings {
     pub generation: Generation,
     /// GPUs of the server; empty for the embedded engine.
     pub gpus: Vec<String>,
+    /// Where the launcher writes down its server.
+    pub records: PathBuf,
     /// Time the launcher gets to end by itself.
     pub grace: Duration,
+    /// What is known about the server's GPUs.
+    pub watch: Gpus,
+}
+
+/// What the launcher is judged by: its start-up and loads by the configured time-out of the server, its work by the completions
+/// that its server's client sees.
+fn policy(server_timeout: Duration) -> LifePolicy {
+    LifePolicy {
+        restart: RestartPolicy::default(),
+        stagger: Duration::ZERO,
+        start_up: Duration::from_secs(60),
+        cold_load: server_timeout,
+        warm_load: ProgressPolicy { floor: server_timeout.min(Duration::from_secs(60)), ceiling: server_timeout, factor: 10.0 },
+        // The reference gives up on one completion after 300 s (grail-miner 5).
+        work: ProgressPolicy { floor: Duration::from_secs(15), ceiling: Duration::from_secs(300), factor: 6.0 },
+        frozen: Duration::from_secs(4),
+    }
 }
 
 /// The launcher and what it serves. Dropping it ends both; [`Generator::stop`] waits until they are gone.
@@ -48,8 +76,10 @@ pub struct Generator {
     target: watch::Sender<Option<ReloadCommand>>,
     serving: watch::Receiver<Option<Serving>>,
     refusals: Refusals,
+    traffic: Traffic,
     stop: CancellationToken,
     task: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
+    muster: Arc<Muster>,
 }
 
 impl Generator {
@@ -57,12 +87,26 @@ impl Generator {
     pub fn start(settings: LauncherSettings, spawner: Spawner, board: Board) -> Self {
         let (target, wanted) = watch::channel(None);
         let (report, serving) = watch::channel(None);
-        let stop = CancellationToken::new();
-        let refusals = Refusals::new();
-        let slot = Slot { settings, spawner, board, wanted, report, refusals: refusals.clone() };
+        let (stop, refusals, traffic) = (CancellationToken::new(), Refusals::new(), Traffic::default());
+        let muster = Muster::new("generation launcher", 1);
+        let policy = policy(Duration::from_secs_f64(settings.generation.server_timeout));
+        let life = Life::new(NAME.into(), policy, board, muster.clone());
+        let gpus = settings.watch.clone();
+        let slot = Slot { settings, spawner, wanted, report, refusals: refusals.clone(), flow: traffic.watch() };
         let mut task = tokio::task::JoinSet::new();
-        task.spawn(keep(slot, stop.clone()));
-        Self { target, serving, refusals, stop, task: task.into() }
+        let stopping = stop.clone();
+        task.spawn(async move { keep(slot, &life, &gpus, stopping).await });
+        Self { target, serving, refusals, traffic, stop, task: task.into(), muster }
+    }
+
+    /// Counts requests to the server. Its client must use it: forward progress is judged by it.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic.clone()
+    }
+
+    /// Waits until the launcher is quarantined.
+    pub async fn none_left(&self) {
+        self.muster.none_left().await;
     }
 
     /// The server shall hold these weights. Asked again for weights that it refused, it tries again: a start may fail for
@@ -94,59 +138,25 @@ impl Generator {
         self.stop.cancel();
         while self.task.lock().await.join_next().await.is_some() {}
     }
+
+    /// Kills what [`Generator::stop`] has left, and waits until it is gone.
+    pub async fn kill(&self) {
+        self.task.lock().await.shutdown().await;
+    }
 }
 
 struct Slot {
     settings: LauncherSettings,
     spawner: Spawner,
-    board: Board,
     wanted: watch::Receiver<Option<ReloadCommand>>,
     report: watch::Sender<Option<Serving>>,
     refusals: Refusals,
+    flow: watch::Receiver<Flow>,
 }
 
 impl Kept for Slot {
-    fn name(&self) -> &str {
-        NAME
-    }
-
-    fn board(&self) -> &Board {
-        &self.board
-    }
-
-    fn vacated(&mut self) {
-        self.report(None);
-    }
-
-    async fn session(&mut self, stop: &CancellationToken) -> Ended {
-        let opened = tokio::select! {
-            opened = session::open::<FromLauncher, ToLauncher>(self.opening()) => opened,
-            () = stop.cancelled() => return Ended::Stopped,
-        };
-        let Session { mut child, link, hello } = match opened {
-            Ok(session) => session,
-            Err(error) => return error.ended(),
-        };
-        let FromLauncher::Hello { backend, .. } = hello else { return Ended::Died("its first message was no hello".into()) };
-        tracing::info!(child = NAME, backend, pid = child.pid(), "The launcher is there.");
-        self.board.child(NAME, |shown| shown.pid = Some(child.pid()));
-        self.show(ChildState::Ready, None);
-        let ended = tokio::select! {
-            why = self.serve(link) => Ended::Died(why),
-            status = child.exited() => Ended::Died(format!("it ended ({status})")),
-            () = stop.cancelled() => Ended::Stopped,
-        };
-        child.stop(self.settings.grace).await;
-        self.board.child(NAME, |shown| shown.pid = None);
-        ended
-    }
-}
-
-impl Slot {
-    fn report(&self, serving: Option<Serving>) {
-        self.board.child(NAME, |child| child.revision = serving.as_ref().map(|serving| serving.revision.to_string()));
-        self.report.send_replace(serving);
-    }
+    type In = FromLauncher;
+    type Out = ToLauncher;
 
     fn opening(&self) -> Opening<'_> {
         let generation = &self.settings.generation;
@@ -159,7 +169,6 @@ impl Slot {
         ];
         Opening {
             spawner: &self.spawner,
-            name: NAME,
             program: self.settings.programs.path(ChildPrograms::GenLauncher),
             socket: self.settings.socket.clone(),
             arguments: arguments.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]).collect(),
@@ -167,65 +176,129 @@ impl Slot {
                 ("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()),
                 ("CUDA_VISIBLE_DEVICES".into(), self.settings.gpus.join(",").into()),
                 ("OMP_WAIT_POLICY".into(), "passive".into()),
+                ("GRAIL_CHILD_RECORDS".into(), self.settings.records.clone().into()),
             ],
         }
     }
 
-    async fn serve(&mut self, link: Connection<FromLauncher, ToLauncher>) -> String {
-        let Connection { inbox, mut outbox } = link;
-        let mut incoming = session::forward(inbox);
-        // What was answered last, and whether with no.
-        let (mut settled, mut refused): (Option<Revision>, bool) = (None, false);
+    fn gpus(&self) -> &[String] {
+        &self.settings.gpus
+    }
+
+    fn grace(&self) -> Duration {
+        self.settings.grace
+    }
+
+    fn greet(&mut self, hello: FromLauncher) -> Result<(), Cause> {
+        match hello {
+            FromLauncher::Hello { .. } => Ok(()),
+            other => Err(session::unexpected(&other)),
+        }
+    }
+
+    async fn serve(&mut self, link: Connection<FromLauncher, ToLauncher>, life: &Life) -> Cause {
+        let Connection { inbox, outbox } = link;
+        let mut launcher = Launcher { incoming: Incoming::over(inbox), outbox, settled: None, refused: false, answered: None };
         loop {
-            if refused && self.wanted.has_changed().unwrap_or(false) {
-                settled = None;
-            }
-            let wanted = self.wanted.borrow_and_update().clone();
-            if let Some(command) = wanted.filter(|command| settled.as_ref() != Some(&command.revision)) {
-                self.report(None);
-                self.show(ChildState::Starting, None);
-                let revision = command.revision.clone();
-                if let Err(error) = outbox.send(&ToLauncher::Reload(command)).await {
-                    return error.to_string();
-                }
-                match self.answer(&revision, &mut incoming).await {
-                    Ok(Ok(serving)) => {
-                        tracing::info!(child = NAME, %revision, url = serving.url, "The generation server holds the checkpoint.");
-                        self.report(Some(serving));
-                        refused = false;
-                    }
-                    Ok(Err(reason)) => {
-                        tracing::error!(child = NAME, %revision, reason, "The generation server refused the checkpoint.");
-                        self.refusals.tell(revision.clone(), reason);
-                        refused = true;
-                    }
-                    Err(why) => return why,
-                }
-                self.show(ChildState::Ready, None);
-                settled = Some(revision);
-                continue;
-            }
-            tokio::select! {
-                changed = self.wanted.changed() => if changed.is_err() { return "the supervisor is ending".into() },
-                message = incoming.recv() => return session::unexpected(message),
+            match self.turn(&mut launcher, life).await {
+                Ok(()) => {}
+                Err(cause) => return cause,
             }
         }
     }
 
-    /// The inner result is the launcher's answer, the outer one tells whether the launcher is still of use.
-    async fn answer(
-        &self,
-        revision: &Revision,
-        incoming: &mut Incoming<FromLauncher>,
-    ) -> Result<Result<Serving, String>, String> {
-        let limit = Duration::from_secs_f64(self.settings.generation.server_timeout);
-        let answer = tokio::time::timeout(limit, incoming.recv()).await;
-        match answer.map_err(|_| format!("the server was not ready within {} s", limit.as_secs()))? {
-            Some(Ok(FromLauncher::Serving { revision: held, url, context_length })) if held == *revision => {
-                Ok(Ok(Serving { revision: held, url, context_length }))
+    fn failing(&mut self, _cause: &Cause, life: &Life) {
+        self.report(None, life);
+    }
+
+    fn vacated(&mut self, life: &Life) {
+        self.report(None, life);
+    }
+}
+
+/// The live side of a session.
+struct Launcher {
+    incoming: Incoming<FromLauncher>,
+    outbox: Outbox<ToLauncher>,
+    /// What was answered last …
+    settled: Option<Revision>,
+    /// … and whether with no.
+    refused: bool,
+    /// Completions when they were counted last; `None` while nothing is under way.
+    answered: Option<u64>,
+}
+
+impl Slot {
+    fn report(&self, serving: Option<Serving>, life: &Life) {
+        life.board.child(NAME, |child| child.revision = serving.as_ref().map(|serving| serving.revision.to_string()));
+        self.report.send_replace(serving);
+    }
+
+    /// One reload, or one wait.
+    async fn turn(&mut self, launcher: &mut Launcher, life: &Life) -> Result<(), Cause> {
+        if launcher.refused && self.wanted.has_changed().unwrap_or(false) {
+            launcher.settled = None;
+        }
+        let wanted = self.wanted.borrow_and_update().clone();
+        if let Some(command) = wanted.filter(|command| launcher.settled.as_ref() != Some(&command.revision)) {
+            return self.load(launcher, command, life).await;
+        }
+        let flow = *self.flow.borrow_and_update();
+        launcher.count(flow, life);
+        tokio::select! {
+            changed = self.wanted.changed() => changed.map_err(|_| Cause::Stopped),
+            changed = self.flow.changed() => changed.map_err(|_| Cause::Stopped),
+            message = launcher.incoming.receive() => Err(message.map_or_else(|cause| cause, |message| session::unexpected(&message))),
+        }
+    }
+
+    async fn load(&mut self, launcher: &mut Launcher, command: ReloadCommand, life: &Life) -> Result<(), Cause> {
+        self.report(None, life);
+        let began = clock::monotonic();
+        let revision = command.revision.clone();
+        let child = NAME.to_owned();
+        // What is under way meanwhile is no measure of the server: an update pauses it.
+        launcher.answered = None;
+        life.tell(Event::Loading);
+        launcher.outbox.send(&ToLauncher::Reload(command)).await.map_err(session::broken)?;
+        match launcher.incoming.receive().await? {
+            FromLauncher::Serving { revision: held, url, context_length } if held == revision => {
+                let seconds = began.elapsed().as_secs_f64();
+                life.board.event(ChildEvent::Holds { child, revision: revision.to_string(), seconds });
+                self.report(Some(Serving { revision: held, url, context_length }), life);
+                launcher.refused = false;
             }
-            Some(Ok(FromLauncher::ReloadRefused { reason, .. })) => Ok(Err(reason)),
-            other => Err(session::unexpected(other)),
+            FromLauncher::ReloadRefused { reason, .. } => {
+                life.board.event(ChildEvent::Refused { child, revision: revision.to_string(), reason: reason.clone() });
+                self.refusals.tell(revision.clone(), reason);
+                launcher.refused = true;
+            }
+            other => return Err(session::unexpected(&other)),
+        }
+        life.tell(Event::Loaded);
+        launcher.settled = Some(revision);
+        Ok(())
+    }
+}
+
+impl Launcher {
+    /// Turns the client's counts into the work and the movement that the server is judged by.
+    fn count(&mut self, flow: Flow, life: &Life) {
+        let before = match self.answered {
+            Some(before) => before,
+            None if flow.in_flight == 0 => return,
+            None => {
+                life.tell(Event::Work(flow.tokens));
+                flow.answered
+            }
+        };
+        // One look may see several answers; they count as one movement, as they came at once.
+        if flow.answered > before {
+            life.tell(Event::Advanced);
+        }
+        self.answered = (flow.in_flight > 0).then_some(flow.answered);
+        if self.answered.is_none() {
+            life.tell(Event::Idle);
         }
     }
 }

@@ -1,95 +1,228 @@
-//! Keeps one child alive: session after session, with the waits and the end that the life cycle decides.
+//! Keeps one child alive, life after life. Every decision is the life cycle's; this carries them out.
+//!
+//! Where children depend on each other they die together: a launcher that dies takes its server with it (parent-death signal,
+//! and the supervisor ends what is left as subreaper), a launcher whose server dies ends itself. So one life of the launcher is
+//! one life of the server, and there is nothing to start again out of order.
 
-use grail_link::message::Revision;
-use grail_process::clock;
-use std::sync::Arc;
-use tokio::sync::watch;
+use std::time::Duration;
+
+use grail_link::Connection;
+use grail_process::{Child, clock, proc};
+use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use super::life_cycle::{ChildState, LifeCycle, Next, RestartPolicy};
-use crate::status::Board;
+use super::death::{Cause, Death, Exit, Facts};
+use super::event::ChildEvent;
+use super::life::Life;
+use super::life_cycle::{Event, Overdue};
+use super::output::Drains;
+use super::session::{self, Opening};
+use crate::gpu::{Clearance, Gpus, Verdict};
 
-/// How a session with a child ended.
-pub(super) enum Ended {
-    /// The supervisor wants it so.
-    Stopped,
-    /// It died, hung or spoke nonsense; it is started again.
-    Died(String),
-    /// A restart cannot mend it; it stays down.
-    Unfit(String),
-}
+/// Pause between two looks whether a GPU is free.
+const CLEARANCE_LOOK: Duration = Duration::from_millis(250);
+/// A process that closes its socket is about to end; its own exit tells more than our signal would.
+const CLOSING_LIMIT: Duration = Duration::from_millis(500);
+/// Share of the grace in which a child may end because its socket does, before it gets a signal.
+const SOCKET_SHARE: f64 = 0.6;
+/// Processes of a hung child whose threads are noted.
+const MAX_NOTED: usize = 8;
 
-/// A child that is kept: the task that runs [`keep`] is the only one that changes its state.
+/// A child that is kept.
 pub(super) trait Kept: Send {
-    /// The child's name.
-    fn name(&self) -> &str;
-    /// Where its state is shown.
-    fn board(&self) -> &Board;
-    /// One life, from spawn to end.
-    fn session(&mut self, stop: &CancellationToken) -> impl Future<Output = Ended> + Send;
-    /// The child is gone; whatever it held is held no more.
-    fn vacated(&mut self);
-
-    /// Shows a state.
-    fn show(&self, state: ChildState, why: Option<String>) {
-        self.board().child(self.name(), |child| child.enter(state, why));
-    }
+    /// What it says.
+    type In: DeserializeOwned + Send + 'static;
+    /// What it is told.
+    type Out: Send + 'static;
+    /// How it is started.
+    fn opening(&self) -> Opening<'_>;
+    /// The GPUs that it alone uses.
+    fn gpus(&self) -> &[String];
+    /// Time it gets to end by itself.
+    fn grace(&self) -> Duration;
+    /// Judges its first message.
+    ///
+    /// # Errors
+    /// When the child cannot be used.
+    fn greet(&mut self, hello: Self::In) -> Result<(), Cause>;
+    /// Gives it work until it fails.
+    fn serve(&mut self, link: Connection<Self::In, Self::Out>, life: &Life) -> impl Future<Output = Cause> + Send;
+    /// It is about to be ended, or has ended: what it had to do is for others.
+    fn failing(&mut self, cause: &Cause, life: &Life);
+    /// It is gone; whatever it held is held no more.
+    fn vacated(&mut self, life: &Life);
 }
 
-/// Runs sessions until the child is stopped or quarantined.
-pub(super) async fn keep(mut child: impl Kept, stop: CancellationToken) {
-    let mut life = LifeCycle::new(RestartPolicy::default());
-    let zero = clock::monotonic();
+/// Keeps a child until it is stopped or quarantined.
+pub(super) async fn keep<K: Kept>(mut child: K, life: &Life, gpus: &Gpus, stop: CancellationToken) {
+    life.tell(Event::Start);
     loop {
-        life.started(zero.elapsed());
-        child.show(ChildState::Starting, None);
-        let ended = child.session(&stop).await;
-        child.vacated();
-        let (why, next) = match ended {
-            Ended::Stopped => return child.show(ChildState::Absent, None),
-            Ended::Unfit(why) => (why, Next::Quarantine),
-            Ended::Died(why) => (why, life.ended(zero.elapsed(), rand::random())),
-        };
-        let Next::RestartAfter(wait) = next else {
-            tracing::error!(child = child.name(), why, "The child is quarantined; mend the cause and restart the supervisor.");
-            return child.show(ChildState::Quarantined, Some(why));
-        };
-        tracing::warn!(child = child.name(), why, wait_ms = wait.as_millis() as u64, "The child ended and will be restarted.");
-        child.show(ChildState::Backoff, Some(why));
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = stop.cancelled() => return child.show(ChildState::Absent, None),
+            () = life.due() => {}
+            () = stop.cancelled() => {
+                life.tell(Event::Stop);
+                return;
+            }
+        }
+        let death = live(&mut child, life, gpus, &stop).await;
+        child.vacated(life);
+        if !life.gone(death, child.gpus()) {
+            return;
         }
     }
 }
 
-/// The last checkpoint that a child refused since it was asked for, and why.
-#[derive(Debug, Clone)]
-pub(super) struct Refusals(Arc<watch::Sender<Option<(Revision, String)>>>);
-
-impl Refusals {
-    pub fn new() -> Self {
-        Self(Arc::new(watch::channel(None).0))
-    }
-
-    /// A checkpoint is asked for (again).
-    pub fn clear(&self) {
-        self.0.send_replace(None);
-    }
-
-    /// A child refused it.
-    pub fn tell(&self, revision: Revision, reason: String) {
-        self.0.send_replace(Some((revision, reason)));
-    }
-
-    /// Waits until a child refuses `revision`, and says why.
-    pub async fn of(&self, revision: &Revision) -> String {
-        let mut refused = self.0.subscribe();
-        let found = refused.wait_for(|last| last.as_ref().is_some_and(|(last, _)| last == revision)).await;
-        match found.ok().and_then(|found| found.clone()) {
-            Some((_, why)) => why,
-            // Every child is down for good; none will ever refuse anything.
-            None => std::future::pending().await,
+/// One life, from the wait for its GPU to its record.
+async fn live<K: Kept>(child: &mut K, life: &Life, gpus: &Gpus, stop: &CancellationToken) -> Death {
+    let began = clock::monotonic();
+    let memory_kills = proc::out_of_memory_kills();
+    let started = tokio::select! {
+        started = start(child, life, gpus) => started,
+        () = stop.cancelled() => Err(Cause::Stopped),
+        why = life.condemned() => Err(Cause::Condemned(why)),
+    };
+    let (cause, exit, pid, threads, lines) = match started {
+        Err(cause) => {
+            child.failing(&cause, life);
+            (cause, Exit::None, None, Vec::new(), Vec::new())
         }
+        Ok(Started { mut process, listener, drains }) => {
+            let cause = attend(child, &mut process, listener, life, stop).await;
+            let pid = process.pid();
+            let threads = if matches!(cause, Cause::Hang(_) | Cause::Late(_)) { threads_of(pid) } else { Vec::new() };
+            life.tell(if cause == Cause::Stopped { Event::Stop } else { Event::Failing });
+            child.failing(&cause, life);
+            let (cause, exit) = end(&mut process, cause, child.grace()).await;
+            life.board.child(&life.name, |shown| shown.pid = None);
+            (cause, exit, Some(pid), threads, drains.last_lines().await)
+        }
+    };
+    let xids: Vec<u32> = child.gpus().iter().flat_map(|gpu| gpus.xids_since(gpu, began)).collect();
+    let facts = Facts {
+        cause: &cause,
+        exit,
+        tail: &lines,
+        xids: &xids,
+        gpu_gone: child.gpus().iter().any(|gpu| gpus.is_gone(gpu)),
+        memory_kills: memory_kills < proc::out_of_memory_kills(),
+    };
+    Death::of(&facts, pid, began.elapsed().as_secs_f64(), threads)
+}
+
+struct Started {
+    process: Child,
+    listener: grail_link::Listener,
+    drains: Drains,
+}
+
+async fn start<K: Kept>(child: &K, life: &Life, gpus: &Gpus) -> Result<Started, Cause> {
+    for gpu in child.gpus() {
+        clear(gpu, life, gpus).await?;
+    }
+    let (listener, mut process) = session::spawn(child.opening(), &life.name).await?;
+    let drains = Drains::start(&life.name, process.take_output());
+    life.tell(Event::Spawned);
+    life.board.child(&life.name, |shown| {
+        shown.pid = Some(process.pid());
+        shown.starts += 1;
+    });
+    if let Some(error) = process.take_unrecorded() {
+        life.board.event(ChildEvent::Unrecorded { child: life.name.clone(), error: error.to_string() });
+    }
+    Ok(Started { process, listener, drains })
+}
+
+/// Waits until nobody holds the GPU, or says who does.
+async fn clear(gpu: &str, life: &Life, gpus: &Gpus) -> Result<(), Cause> {
+    let began = clock::monotonic();
+    let clearance = Clearance::new(Duration::ZERO, Clearance::LIMIT);
+    let mut told = false;
+    loop {
+        match clearance.judge(began.elapsed(), gpu, gpus.reading(gpu).as_ref()) {
+            Verdict::Free => return Ok(()),
+            Verdict::Held(holder) => return Err(Cause::GpuHeld(holder)),
+            Verdict::Wait(holder) if !told => {
+                told = true;
+                life.board.event(ChildEvent::GpuAwaited { child: life.name.clone(), holder });
+            }
+            Verdict::Wait(_) => {}
+        }
+        tokio::time::sleep(CLEARANCE_LOOK).await;
     }
 }
+
+/// The living part: hello, work, and everything that can end it.
+async fn attend<K: Kept>(
+    child: &mut K,
+    process: &mut Child,
+    listener: grail_link::Listener,
+    life: &Life,
+    stop: &CancellationToken,
+) -> Cause {
+    let pid = process.pid();
+    let began = clock::monotonic();
+    let serving = async {
+        let (link, hello) = match session::hello(&listener, pid).await {
+            Ok(greeted) => greeted,
+            Err(cause) => return cause,
+        };
+        // Nobody else may connect.
+        drop(listener);
+        if let Err(cause) = child.greet(hello) {
+            return cause;
+        }
+        life.tell(Event::Hello);
+        let hello_ms = began.elapsed().as_millis() as u64;
+        life.board.event(ChildEvent::Started { child: life.name.clone(), pid, hello_ms });
+        child.serve(link, life).await
+    };
+    tokio::select! {
+        cause = serving => cause,
+        _ = process.exited() => Cause::Exited,
+        overdue = life.watch(pid) => match overdue {
+            Overdue::Hello(_) => Cause::Late(overdue.to_string()),
+            _ => Cause::Hang(overdue.to_string()),
+        },
+        () = stop.cancelled() => Cause::Stopped,
+        why = life.condemned() => Cause::Condemned(why),
+    }
+}
+
+/// What the threads of a child and of everything below it are doing.
+fn threads_of(pid: u32) -> Vec<String> {
+    let tree = proc::tree(pid).unwrap_or_else(|_| vec![pid]);
+    tree.into_iter().take(MAX_NOTED).flat_map(proc::threads).collect()
+}
+
+/// Ends the process with everything in its group. A closed link turns out to be the process's end, where that follows at once.
+async fn end(process: &mut Child, cause: Cause, grace: Duration) -> (Cause, Exit) {
+    let patience = match cause {
+        Cause::Exited => Duration::ZERO,
+        // It does not run: no grace would help.
+        Cause::Hang(_) | Cause::Late(_) => return (cause, exit_of(process.kill().await)),
+        Cause::Closed => CLOSING_LIMIT,
+        // Its link is closed by now; a child ends when its socket does.
+        _ => grace.mul_f64(SOCKET_SHARE),
+    };
+    match tokio::time::timeout(patience, process.exited()).await {
+        Ok(status) if cause == Cause::Closed => (Cause::Exited, exit_of(Some(status))),
+        Ok(status) => (cause, exit_of(Some(status))),
+        Err(_) => (cause, exit_of(process.stop(grace.mul_f64(1.0 - SOCKET_SHARE)).await)),
+    }
+}
+
+fn exit_of(status: Option<std::process::ExitStatus>) -> Exit {
+    use std::os::unix::process::ExitStatusExt;
+    match status {
+        None => Exit::Stuck,
+        Some(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => Exit::Code(code),
+            (None, Some(signal)) => Exit::Signal(signal),
+            (None, None) => Exit::Stuck,
+        },
+    }
+}
+
+#[cfg(test)]
+#[path = "keep_tests.rs"]
+mod tests;

@@ -1,20 +1,32 @@
 //! The supervisor's children: proof workers and the generation launcher.
 //!
 //! ```text
-//!           spawn            handshake                  work
-//!  Absent ────────▶ Starting ─────────▶ Ready ◀──────────────▶ Busy
-//!     ▲                │ exit, time-out    │ exit, end of link, bad frame, time limit
-//!     │ back-off over  ▼                   ▼
-//!  Backoff ◀──────── one event: Ended ◀────┘          Quarantined: k ends in T, or a worker that differs from the pool
+//!  keep ── one task per child: carries out what the life cycle decides, and alone changes it
+//!   ├── life_cycle   states, probes, back-off, quarantine (pure)   progress   how long work may stand still (pure)
+//!   ├── death        why it died, and what follows (pure)          event      what is worth a line
+//!   ├── session      spawn, hello, messages                        output     its log lines, the last ones kept
+//!   └── proof_slot · generator   what a worker and the launcher are asked for
 //! ```
 
+mod death;
+mod event;
 mod generator;
 mod keep;
+mod life;
 mod life_cycle;
+mod output;
+mod progress;
 mod proof_pool;
+mod proof_slot;
+mod refusals;
 mod session;
+mod traffic;
 
+pub use death::{Cause, Death, DeathClass, Exit, Facts, Reaction, classify};
+pub use event::ChildEvent;
 pub use generator::{Generator, LauncherSettings, Serving};
-pub use life_cycle::{ChildState, LifeCycle, Next, RestartPolicy};
+pub use life_cycle::{Action, ChildState, Event, LifeCycle, LifePolicy, Overdue, RestartPolicy};
+pub use progress::{Progress, ProgressPolicy};
 pub use proof_pool::{ProofError, ProofPool, Proved, ProvedBatch, WorkerSettings};
 pub use session::{ChildPrograms, Programs};
+pub use traffic::{Flow, InFlight, Traffic};

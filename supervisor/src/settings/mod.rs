@@ -86,6 +86,8 @@ pub struct Settings {
     pub gate: Gate,
     /// Seconds of an orderly stop.
     pub shutdown_budget: f64,
+    /// Seconds until the service manager kills, where the operator says so.
+    pub shutdown_grace: Option<f64>,
     /// Folder of the other programs.
     pub programs: Option<PathBuf>,
 }
@@ -266,6 +268,7 @@ impl Reader<'_> {
             spool_budget: u64::from(self.whole("spool.budget_mib", 1, 1 << 24)) << 20,
             gate: self.gate(),
             shutdown_budget: self.number("shutdown.budget_seconds", 1.0, 600.0),
+            shutdown_grace: Some(self.number("shutdown.grace_seconds", 0.0, 3600.0)).filter(|grace| *grace > 0.0),
             programs: self.path("programs.folder"),
             state,
         }

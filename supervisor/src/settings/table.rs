@@ -243,6 +243,13 @@ pub const TABLE: &[Setting] = &[
         "Longest orderly stop: upload what is complete, end the children.",
     ),
     setting(
+        "shutdown.grace_seconds",
+        &[],
+        Form::Number,
+        "0",
+        "What the service manager allows before it kills (systemd TimeoutStopSec, Docker stop_grace_period); 0 for not told.",
+    ),
+    setting(
         "programs.folder",
         &[],
         Form::Path,

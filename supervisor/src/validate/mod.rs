@@ -34,6 +34,7 @@ use crate::chain::{self, Chain};
 use crate::checkpoints::{Checkpoints, Unready, check_dataset};
 use crate::children::{ChildPrograms, Programs, ProofPool, Proved, WorkerSettings};
 use crate::exit::Failure;
+use crate::gpu::Gpus;
 use crate::groups::Terms;
 use crate::mine::{open_chain, plan};
 use crate::settings::Settings;
@@ -137,6 +138,7 @@ impl Validator {
             dtype: settings.proof.dtype.clone(),
             threads: settings.proof.threads,
             grace: Duration::from_secs(2),
+            gpus: Gpus::default(),
         };
         let trainer = settings.trainer.clone().unwrap_or(trainer);
         let checkpoints = Checkpoints::new(buckets.published(&trainer_bucket)?, &settings.cache, trainer, dataset);

@@ -21,6 +21,7 @@ use crate::children::ProofPool;
 use crate::gate::{Claim, Finding, SecondOpinion, SpotPlan, check};
 use crate::groups::{self, Dropped, Group, Terms, WindowFacts};
 use crate::journal::{GroupDropped, GroupKept, SpotCheckMissed, SpotChecked, WorkerDistrusted, WorkersDisagree};
+use crate::shutdown::FINISH_SHARE;
 use crate::spool::Indices;
 
 /// Beyond the cap only insurance is gained: a tenth more covers one lost window of a period of twelve.
@@ -29,8 +30,6 @@ pub(super) const ROLLOUT_TARGET: usize = (UNIQUE_ROLLOUTS_CAP + UNIQUE_ROLLOUTS_
 pub(super) const FOOTER_BYTES: usize = 8 * 1024 * 1024;
 /// Wait before another group after one that failed at a server or worker, so that a lasting fault does not burn indices.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// Share of the shutdown budget that groups under way get.
-const FINISHING_SHARE: f64 = 1.0 / 3.0;
 /// Checks under way at once; what comes beyond is not checked.
 const CHECKS_AT_ONCE: usize = 4;
 /// Longest wait for the last checks, and the share of a block that they may take.
@@ -113,7 +112,7 @@ impl Miner {
             if stop.is_cancelled() {
                 stopped_at.get_or_insert(now);
             }
-            let finishing = stopped_at.map_or(f64::INFINITY, |at| at + self.shutdown_budget * FINISHING_SHARE);
+            let finishing = stopped_at.map_or(f64::INFINITY, |at| at + self.shutdown_budget * FINISH_SHARE);
             let kept = site.harvest.groups() * ROLLOUTS_PER_PROBLEM;
             let planned = kept + shift.jobs.len().max(1) * ROLLOUTS_PER_PROBLEM;
             let cut_off = site.clockwork.cut_off(&self.budget, &self.closing, planned).min(finishing);

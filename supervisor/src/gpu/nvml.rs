@@ -1,0 +1,130 @@
+//! NVML as a [`Sensor`].
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use nvml_wrapper::bitmasks::event::EventTypes;
+use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor, TemperatureThreshold};
+use nvml_wrapper::enums::device::UsedGpuMemory;
+use nvml_wrapper::enums::event::XidError;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::event::EventSet;
+use nvml_wrapper::{Device, Nvml as Library};
+
+use super::{GpuProcess, GpuReading, Sensor, SensorError};
+
+/// Processes on one GPU that are told.
+const MAX_PROCESSES: usize = 32;
+/// The number that stands for an XID which NVML does not name.
+const UNNAMED_XID: u32 = 999;
+
+/// The driver's management library, loaded at run time: a host without it is a host without it, not one without a miner.
+pub struct Nvml {
+    library: &'static Library,
+    gpus: Vec<(String, String)>,
+    /// `None` where the driver sends no events.
+    events: Option<EventSet<'static>>,
+}
+
+impl Nvml {
+    /// Loads the library and asks for the XIDs of `gpus`.
+    ///
+    /// # Errors
+    /// When there is no library or no driver.
+    pub fn open(gpus: &[String]) -> Result<Self, SensorError> {
+        // Once per process: the library is never unloaded, so that its events may outlive this value.
+        static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
+        let library = LIBRARY.get_or_init(|| Library::init().map_err(|error| error.to_string()));
+        let library = library.as_ref().map_err(|reason| SensorError::Absent(reason.clone()))?;
+        let mut sensor = Self { library, gpus: Vec::new(), events: library.create_event_set().ok() };
+        for gpu in gpus {
+            // A GPU that cannot be found now is told about with its first reading.
+            let Ok(device) = sensor.device(gpu) else { continue };
+            let Ok(uuid) = device.uuid() else { continue };
+            sensor.gpus.push((gpu.clone(), uuid));
+            sensor.events =
+                sensor.events.take().and_then(|events| device.register_events(EventTypes::CRITICAL_XID_ERROR, events).ok());
+        }
+        Ok(sensor)
+    }
+
+    /// A GPU by its index in the order of PCI addresses, or by its UUID or the beginning of it, as CUDA takes them.
+    fn device(&self, gpu: &str) -> Result<Device<'static>, SensorError> {
+        let library = self.library;
+        let failed = |error: NvmlError| failure(gpu, &error);
+        if let Ok(index) = gpu.parse() {
+            return library.device_by_index(index).map_err(failed);
+        }
+        for index in 0..library.device_count().map_err(failed)? {
+            let device = library.device_by_index(index).map_err(failed)?;
+            if device.uuid().is_ok_and(|uuid| uuid.starts_with(gpu)) {
+                return Ok(device);
+            }
+        }
+        Err(SensorError::Unwatched { gpu: gpu.into(), reason: "NVML knows no GPU of this name (a MIG instance is none)".into() })
+    }
+
+    fn processes(&self, device: &Device<'_>) -> Vec<GpuProcess> {
+        let processes = device.running_compute_processes().unwrap_or_default();
+        let describe = |process: nvml_wrapper::struct_wrappers::device::ProcessInfo| GpuProcess {
+            pid: process.pid,
+            program: self.library.sys_process_name(process.pid, 256).unwrap_or_else(|_| "a program".into()),
+            bytes: match process.used_gpu_memory {
+                UsedGpuMemory::Used(bytes) => Some(bytes),
+                UsedGpuMemory::Unavailable => None,
+            },
+        };
+        processes.into_iter().take(MAX_PROCESSES).map(describe).collect()
+    }
+}
+
+fn failure(gpu: &str, error: &NvmlError) -> SensorError {
+    match error {
+        NvmlError::GpuLost | NvmlError::ResetRequired => SensorError::Gone { gpu: gpu.into(), reason: error.to_string() },
+        NvmlError::Uninitialized
+        | NvmlError::DriverNotLoaded
+        | NvmlError::LibRmVersionMismatch
+        | NvmlError::FailedToLoadSymbol(_)
+        | NvmlError::LibloadingError(_) => SensorError::Lost(error.to_string()),
+        _ => SensorError::Unwatched { gpu: gpu.into(), reason: error.to_string() },
+    }
+}
+
+impl Sensor for Nvml {
+    fn read(&mut self, gpu: &str) -> Result<GpuReading, SensorError> {
+        let device = self.device(gpu)?;
+        let memory = device.memory_info().map_err(|error| failure(gpu, &error))?;
+        let watts = |milliwatts: u32| f64::from(milliwatts) / 1000.0;
+        Ok(GpuReading {
+            memory_used: memory.used,
+            memory_total: memory.total,
+            processes: self.processes(&device),
+            temperature: device.temperature(TemperatureSensor::Gpu).ok(),
+            slowdown_temperature: device.temperature_threshold(TemperatureThreshold::Slowdown).ok(),
+            power: device.power_usage().ok().map(watts),
+            power_cap: device.enforced_power_limit().ok().map(watts),
+            default_power_cap: device.power_management_limit_default().ok().map(watts),
+            uncorrected_errors: device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile).ok(),
+        })
+    }
+
+    fn xids(&mut self, wait: Duration) -> Result<Vec<(String, u32)>, SensorError> {
+        let Some(events) = &self.events else {
+            std::thread::sleep(wait);
+            return Ok(Vec::new());
+        };
+        let event = match events.wait(u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)) {
+            Ok(event) => event,
+            Err(NvmlError::Timeout) => return Ok(Vec::new()),
+            Err(error) => return Err(SensorError::Lost(error.to_string())),
+        };
+        let xid = match event.event_data {
+            Some(XidError::Value(xid)) => u32::try_from(xid).unwrap_or(UNNAMED_XID),
+            Some(XidError::Unknown) => UNNAMED_XID,
+            None => return Ok(Vec::new()),
+        };
+        let uuid = event.device.uuid().unwrap_or_default();
+        let named = self.gpus.iter().find(|(_, known)| *known == uuid);
+        Ok(named.map(|(gpu, _)| (gpu.clone(), xid)).into_iter().collect())
+    }
+}

@@ -1,0 +1,211 @@
+//! The supervisor and its children on bad days: real programs where work matters, and shell scripts in the workers' place where
+//! only a death does. A script never says hello; it stands for a worker that is stuck before it.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests start programs, measure time and may panic; the rules are for the product"
+)]
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use grail_tests::{Host, Running, assert_all_gone, lives, one_at_a_time, programs, tree};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const END: Duration = Duration::from_secs(90);
+
+/// A host whose proof workers are a shell script; its launcher is the real one.
+struct Scripted {
+    host: Host,
+    folder: PathBuf,
+}
+
+impl Scripted {
+    fn new(script: &str) -> Self {
+        // Blocks of a minute: no window begins or ends while the test runs.
+        let host = Host::new(60.0, 3.0);
+        let folder = host.path().join("programs");
+        std::fs::create_dir(&folder).unwrap();
+        std::os::unix::fs::symlink(programs().join("grail-gen-launcher"), folder.join("grail-gen-launcher")).unwrap();
+        let worker = folder.join("grail-proof-worker");
+        std::fs::write(&worker, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&worker, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self { host, folder }
+    }
+
+    fn start(&self, more: &[&str]) -> Running {
+        let programs = format!("programs.folder={}", self.folder.display());
+        let mut arguments = vec!["run", "--set", &programs, "--set", "proof.cpu_slots=1"];
+        arguments.extend(more);
+        self.host.start(&arguments)
+    }
+
+    /// The pid that the script wrote into `name`, of a process other than `before`.
+    fn pid(&self, name: &str, before: i32) -> i32 {
+        let path = self.host.path().join(name);
+        let read = || std::fs::read_to_string(&path).ok()?.trim().parse::<i32>().ok().filter(|pid| *pid != before);
+        await_some(&format!("a new pid in {name}"), read)
+    }
+}
+
+fn await_some<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn worker(status: &Value) -> &Value {
+    &status["children"]["proof-worker 0"]
+}
+
+fn pid_of(child: &Value) -> i32 {
+    i32::try_from(child["pid"].as_i64().unwrap()).unwrap()
+}
+
+fn happened<'a>(status: &'a Value, event: &str) -> Vec<&'a Value> {
+    status["child_events"].as_array().into_iter().flatten().filter(|happened| happened["event"] == event).collect()
+}
+
+#[test]
+fn deaths_are_classed_with_their_last_words_and_a_refused_configuration_ends_the_supervisor_with_its_own_code() {
+    let _turn = one_at_a_time();
+    let cuda = Scripted::new("echo 'INFO The proof worker starts.'; echo 'CUDA error: device-side assert triggered' >&2; exit 1");
+    let mut miner = cuda.start(&[]);
+    let status = cuda.host.await_status("three deaths", &mut miner, 30, |status| worker(status)["ends"].as_u64() >= Some(3));
+    assert_eq!(worker(&status)["death"]["class"], "sticky_cuda", "{status:#}");
+    let lines = worker(&status)["death"]["lines"].as_array().unwrap();
+    assert!(lines.iter().any(|line| line.as_str().unwrap().contains("device-side assert")), "{lines:?}");
+    let waits: Vec<u64> = happened(&status, "died").iter().map(|died| died["wait_ms"].as_u64().unwrap()).collect();
+    assert!(waits.windows(2).all(|pair| pair[0] * 8 <= pair[1] * 5), "each wait is about twice the last one: {waits:?}");
+    let family = tree(miner.pid());
+    drop(miner);
+    assert_all_gone(&family);
+
+    let refusing = Scripted::new("echo \"ERROR unexpected argument '--slot'\" >&2; exit 64");
+    let finished = refusing.start(&[]).finish(END);
+    assert_eq!(finished.code, 76, "{}\n{}", finished.stdout, finished.stderr);
+    assert!(finished.stderr.contains("every proof worker is quarantined"), "{}", finished.stderr);
+    let status = refusing.host.status();
+    assert_eq!((worker(&status)["state"].as_str(), worker(&status)["ends"].as_u64()), (Some("quarantined"), Some(1)));
+    assert_eq!(worker(&status)["death"]["class"], "bad_configuration");
+    assert_eq!(happened(&status, "none_left").len(), 1);
+}
+
+#[test]
+fn what_a_child_leaves_behind_is_ended_in_its_life_and_by_the_next_run() {
+    let _turn = one_at_a_time();
+    // The worker's own process starts a session of its own: no signal to the worker's group reaches it.
+    let scripted = Scripted::new("setsid sleep 3000 & echo $! > left.new; mv left.new left; exec sleep 3000");
+    let mut miner = scripted.start(&[]);
+    let first = scripted.pid("left", 0);
+    let status = scripted.host.await_status("the worker", &mut miner, 30, |status| worker(status)["pid"].is_i64());
+    kill(Pid::from_raw(pid_of(worker(&status))), Signal::SIGKILL).unwrap();
+    let second = scripted.pid("left", first);
+    assert_all_gone(&[first]);
+    let status = scripted.host.await_status("the record", &mut miner, 10, |status| !happened(status, "orphan_ended").is_empty());
+    assert_eq!(happened(&status, "orphan_ended")[0]["pid"], first);
+    assert_eq!(worker(&status)["death"]["class"], "killed");
+
+    // Now the supervisor itself: its children die with it, their children do not.
+    let family = tree(miner.pid());
+    miner.signal(Signal::SIGKILL);
+    miner.finish(END);
+    assert!(lives(second), "the test wants a survivor");
+    assert_all_gone(&family.into_iter().filter(|pid| *pid != second).collect::<Vec<_>>());
+    let mut miner = scripted.start(&[]);
+    let status =
+        scripted.host.await_status("the survivor's end", &mut miner, 30, |status| !happened(status, "survivor").is_empty());
+    let survivor = happened(&status, "survivor")[0];
+    assert_eq!((survivor["pid"].as_i64(), survivor["ended"].as_bool()), (Some(second.into()), Some(true)), "{survivor}");
+    assert!(!lives(second));
+    let third = scripted.pid("left", second);
+    miner.signal(Signal::SIGTERM);
+    assert_eq!(miner.finish(END).code, 0);
+    assert_all_gone(&[third]);
+    assert_eq!(std::fs::read_dir(scripted.host.path().join("state/children")).unwrap().count(), 0, "no record is left");
+    assert!(!scripted.host.path().join("state/holder.json").exists());
+}
+
+#[test]
+fn a_second_signal_hurries_and_leaves_no_child() {
+    let _turn = one_at_a_time();
+    let scripted = Scripted::new("trap '' TERM INT; sleep 3000 & echo $$ > stubborn; wait; sleep 3000");
+    let miner = scripted.start(&["--set", "shutdown.budget_seconds=60"]);
+    scripted.pid("stubborn", 0);
+    // Supervisor, launcher, worker and its own child.
+    let family = await_some("the whole family", || Some(tree(miner.pid())).filter(|family| family.len() >= 4));
+    let began = Instant::now();
+    miner.signal(Signal::SIGTERM);
+    std::thread::sleep(Duration::from_millis(300));
+    miner.signal(Signal::SIGTERM);
+    let finished = miner.finish(END);
+    let took = began.elapsed();
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    assert!(took < Duration::from_secs(8), "{took:?} of a budget of 60 s\n{}", finished.stderr);
+    assert_all_gone(&family);
+}
+
+#[test]
+fn a_host_without_the_drivers_library_mines_on_and_says_so_once() {
+    let _turn = one_at_a_time();
+    if std::path::Path::new("/proc/driver/nvidia").exists() {
+        // There the library answers, and nothing would be missing.
+        return;
+    }
+    let scripted = Scripted::new("exec sleep 3000");
+    let host = scripted.host.variable("CUDA_VISIBLE_DEVICES", "0");
+    let programs = format!("programs.folder={}", scripted.folder.display());
+    let mut miner = host.start(&["run", "--set", &programs, "--set", "proof.device=cuda", "--set", "proof.gpus=0"]);
+    let status = host.await_status("the worker", &mut miner, 30, |status| {
+        worker(status)["pid"].is_i64() && !happened(status, "gpus_unknown").is_empty()
+    });
+    assert_eq!(happened(&status, "gpus_unknown").len(), 1);
+    miner.signal(Signal::SIGTERM);
+    assert_eq!(miner.finish(END).code, 0);
+}
+
+/// In mid-window a worker and the generation server below the launcher are stopped by a signal, and the other worker is killed.
+#[test]
+fn a_stopped_process_is_noticed_within_seconds_and_its_work_goes_on_elsewhere() {
+    let _turn = one_at_a_time();
+    let host = Host::new(1.0, 6.0);
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run", "--windows", "1"]);
+    let status = host.await_status("a finished group", &mut miner, 60, |status| {
+        status["window"]["spooled"].as_u64() >= Some(1) && worker(status)["state"] == "busy"
+    });
+    let victim = pid_of(worker(&status));
+    let began = Instant::now();
+    kill(Pid::from_raw(victim), Signal::SIGSTOP).unwrap();
+    let status = host.await_status("the hang", &mut miner, 30, |status| worker(status)["ends"] == 1);
+    let noticed = began.elapsed();
+    assert!(noticed < Duration::from_secs(20), "{noticed:?}");
+    kill(Pid::from_raw(pid_of(&status["children"]["proof-worker 1"])), Signal::SIGKILL).unwrap();
+    let death = &worker(&status)["death"];
+    assert_eq!(death["class"], "hang", "{death:#}");
+    let threads = death["threads"].as_array().unwrap();
+    assert!(threads.iter().any(|thread| thread.as_str().unwrap().contains("state T")), "{death:#}");
+    assert!(!death["lines"].as_array().unwrap().is_empty(), "{death:#}");
+    let server = tree(pid_of(&status["children"]["generation"]))[1];
+    kill(Pid::from_raw(server), Signal::SIGSTOP).unwrap();
+    let status = host.await_status("a new server", &mut miner, 40, |status| {
+        let generation = &status["children"]["generation"];
+        generation["ends"] == 1 && generation["revision"].is_string()
+    });
+    assert_eq!(status["children"]["generation"]["death"]["class"], "hang");
+    assert_eq!(status["children"]["proof-worker 1"]["death"]["class"], "killed");
+    assert!(!lives(victim) && !lives(server));
+    let finished = miner.finish(Duration::from_secs(120));
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    assert_eq!(host.uploaded().len(), 1, "{}\n{}", finished.stdout, finished.stderr);
+    let validated = host.run(&["validate", "--test-mode", "--last", "1"]);
+    assert_eq!(validated.code, 0, "{}\n{}", validated.stdout, validated.stderr);
+}
