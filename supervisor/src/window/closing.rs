@@ -81,11 +81,16 @@ impl Miner {
     async fn gathered(&self, opened: &Opened, recovery: tokio::task::JoinHandle<()>, harvest: &Harvest) -> Vec<Kept> {
         let expected = self.closing.expected(opened.left.groups.len() * ROLLOUTS_PER_PROBLEM);
         let spare = opened.clockwork.deadline - clock::unix_seconds() - self.budget.upload_seconds() - expected;
-        let patience = Duration::try_from_secs_f64(spare).unwrap_or_default();
-        if tokio::time::timeout(patience, recovery).await.is_err() {
-            tracing::warn!("Not all of the spool could be read before the deadline.");
+        // Near the deadline the estimates leave nothing; then half of what is left goes to reading, the other half to the upload.
+        let half = (opened.clockwork.deadline - clock::unix_seconds()) / 2.0;
+        let patience = Duration::try_from_secs_f64(spare.max(half)).unwrap_or_default();
+        let all = tokio::time::timeout(patience, recovery).await.is_ok();
+        let kept = harvest.close();
+        if !all {
+            let (window, found, read) = (opened.clockwork.window, opened.left.groups.len(), kept.len());
+            tracing::warn!(window, found, read, "Not all of the spool could be read before the deadline; other groups are left out.");
         }
-        harvest.close()
+        kept
     }
 
     async fn send(&mut self, opened: &Opened, harvest: &Harvest, key: &str, file: &File, groups: usize) -> Result<(), NoFile> {
