@@ -63,7 +63,9 @@ pub struct Launch {
 
 /// Longest wait for a killed process. One that is still there sits in the kernel, as under a broken GPU driver.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// The same where a thread of the runtime waits.
+/// Pause between two looks at a process that has ended and is not given out yet.
+const REAP_LOOK: Duration = Duration::from_millis(20);
+/// Longest wait for a killed process where a thread waits.
 const DROP_LIMIT: Duration = Duration::from_millis(500);
 
 type Reply = tokio::sync::oneshot::Sender<io::Result<Started>>;
@@ -107,8 +109,7 @@ impl Spawner {
             for (launch, reply) in inbox {
                 // The caller may have been cancelled; then the child ends here.
                 if let Err(Ok(Started { mut process, .. })) = reply.send(start(launch, &own, records.as_ref())) {
-                    let _ = killpg(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL);
-                    reap(&mut process, &own, records.as_ref());
+                    kill_now(&mut process, &own, records.as_ref());
                 }
             }
         })?;
@@ -154,19 +155,39 @@ fn start(mut launch: Launch, own: &Own, records: Option<&Records>) -> io::Result
     Ok(Started { process, recorded })
 }
 
-/// Waits for a process that has ended or was killed, and forgets it. The lock makes sure that its number is not used again
-/// before it is forgotten.
-fn reap(process: &mut std::process::Child, own: &Own, records: Option<&Records>) -> ExitStatus {
+/// Takes the status of a process that has ended, and forgets it. The lock makes sure that its number is not used again before
+/// it is forgotten. `None` while it runs, sits in the kernel, or is in a debugger's hands: nobody here may wait for that.
+fn reap(process: &mut std::process::Child, own: &Own, records: Option<&Records>) -> Option<ExitStatus> {
     let mut held = own.lock();
-    let status = process.wait().unwrap_or_else(|_| ExitStatus::from_raw(0x7f00));
+    let status = match process.try_wait() {
+        Ok(None) => return None,
+        Ok(Some(status)) => status,
+        // Somebody else took it; that it has ended is all that is left to know.
+        Err(_) => ExitStatus::from_raw(0x7f00),
+    };
     held.remove(&process.id());
     drop(held);
     if let Some(records) = records {
         records.remove(process.id());
     }
-    status
+    Some(status)
 }
 
+/// Kills a process with its group where nothing can wait for it. One that does not end in time is left to the next sweep; its
+/// record stays.
+fn kill_now(process: &mut std::process::Child, own: &Own, records: Option<&Records>) {
+    let _ = killpg(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL);
+    let start = clock::monotonic();
+    while start.elapsed() < DROP_LIMIT {
+        if reap(process, own, records).is_some() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    own.lock().remove(&process.id());
+}
+
+/// Forks and executes.
 #[allow(clippy::disallowed_methods)]
 fn execute(launch: &Launch) -> io::Result<std::process::Child> {
     let mut command = Command::new(&launch.program);
@@ -222,8 +243,7 @@ impl Child {
         match watched {
             Ok(ended) => Ok(Self { name, process, ended, status: None, unrecorded: recorded.err(), own, records }),
             Err(error) => {
-                let _ = killpg(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL);
-                reap(&mut process, &own, records.as_ref());
+                kill_now(&mut process, &own, records.as_ref());
                 Err(error)
             }
         }
@@ -256,12 +276,16 @@ impl Child {
         if let Some(status) = self.status {
             return status;
         }
-        // An error of the readiness call cannot be mended here; reaping then blocks at most until the child ends.
+        // An error of the readiness call cannot be mended here; then the status is asked for until it is there.
         let _ = self.ended.readable().await;
         self.signal_group(Signal::SIGKILL);
-        let status = reap(&mut self.process, &self.own, self.records.as_ref());
-        self.status = Some(status);
-        status
+        loop {
+            if let Some(status) = reap(&mut self.process, &self.own, self.records.as_ref()) {
+                self.status = Some(status);
+                return status;
+            }
+            tokio::time::sleep(REAP_LOOK).await;
+        }
     }
 
     /// Sends `signal` to the whole group; nothing once the leader was reaped.
@@ -293,21 +317,6 @@ impl Drop for Child {
         if self.status.is_some() {
             return;
         }
-        self.signal_group(Signal::SIGKILL);
-        let start = clock::monotonic();
-        while start.elapsed() < DROP_LIMIT {
-            // The lock is held for the same reason as in `reap`.
-            let mut held = self.own.lock();
-            if !matches!(self.process.try_wait(), Ok(None)) {
-                held.remove(&self.pid());
-                drop(held);
-                self.records.iter().for_each(|records| records.remove(self.pid()));
-                return;
-            }
-            drop(held);
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        // It sits in the kernel. Its record stays, and a sweep reaps it when it comes out.
-        self.own.lock().remove(&self.pid());
+        kill_now(&mut self.process, &self.own, self.records.as_ref());
     }
 }

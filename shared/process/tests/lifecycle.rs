@@ -64,3 +64,47 @@ async fn the_group_goes_with_its_leader() {
     assert_eq!(child.exited().await.code(), Some(3));
     assert!(gone(line.parse().unwrap()).await, "process {line} outlived its leader");
 }
+
+/// The debugger of the next test, in a process of its own: attaches to the process it is told, says how that went, and stays.
+#[test]
+fn debugger() {
+    let Some(pid) = std::env::var("DEBUGGED_PID").ok().and_then(|pid| pid.parse().ok()) else { return };
+    let attached = nix::sys::ptrace::attach(Pid::from_raw(pid));
+    println!("attached: {}", attached.is_ok());
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+/// As a wedged driver does, a debugger keeps a killed process from being given out; it must not hold up anybody else.
+#[tokio::test]
+async fn a_process_that_is_not_given_out_blocks_nobody() {
+    let spawner = Spawner::start().unwrap();
+    let mut child = spawner.spawn(shell("sleep 60")).await.unwrap();
+    let mut debugger = spawner
+        .spawn(Launch {
+            name: "debugger".into(),
+            program: std::env::current_exe().unwrap(),
+            arguments: ["debugger", "--exact", "--nocapture"].map(Into::into).into(),
+            environment: vec![("DEBUGGED_PID".into(), child.pid().to_string().into())],
+        })
+        .await
+        .unwrap();
+    let mut lines = BufReader::new(debugger.take_output().unwrap().stdout).lines();
+    let mut attached = None;
+    while let Some(line) = lines.next_line().await.unwrap() {
+        if let Some((_, outcome)) = line.split_once("attached: ") {
+            attached = Some(outcome == "true");
+            break;
+        }
+    }
+    if attached != Some(true) {
+        // This host forbids debuggers; then nothing can play the driver.
+        return;
+    }
+    let killing = tokio::time::timeout(Duration::from_millis(300), child.kill());
+    let other = async { spawner.spawn(shell("exit 5")).await.unwrap().exited().await.code() };
+    let (killed, code) = tokio::join!(killing, other);
+    assert!(killed.is_err(), "the debugger has it");
+    assert_eq!(code, Some(5), "another child is started and reaped meanwhile");
+    debugger.kill().await.unwrap();
+    assert_eq!(child.kill().await.unwrap().to_string(), "signal: 9 (SIGKILL)");
+}

@@ -53,7 +53,7 @@ fn used(bytes: u64) -> GpuReading {
 fn notes(board: &Board) -> Vec<String> {
     board
         .snapshot()
-        .events
+        .child_events
         .iter()
         .map(|event| serde_json::to_value(event).unwrap()["note"].as_str().unwrap_or("-").to_owned())
         .collect()
