@@ -87,7 +87,7 @@ impl Generator {
     pub fn start(settings: LauncherSettings, spawner: Spawner, board: Board) -> Self {
         let (target, wanted) = watch::channel(None);
         let (report, serving) = watch::channel(None);
-        let (stop, refusals, traffic) = (CancellationToken::new(), Refusals::new(), Traffic::default());
+        let (stop, refusals, traffic) = (CancellationToken::new(), Refusals::new(1), Traffic::default());
         let muster = Muster::new("generation launcher", 1);
         let policy = policy(Duration::from_secs_f64(settings.generation.server_timeout));
         let life = Life::new(NAME.into(), policy, board, muster.clone());
@@ -270,7 +270,7 @@ impl Slot {
             }
             FromLauncher::ReloadRefused { reason, .. } => {
                 life.board.event(ChildEvent::Refused { child, revision: revision.to_string(), reason: reason.clone() });
-                self.refusals.tell(revision.clone(), reason);
+                self.refusals.tell(0, revision.clone(), reason);
                 launcher.refused = true;
             }
             other => return Err(session::unexpected(&other)),

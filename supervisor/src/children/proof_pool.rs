@@ -139,7 +139,7 @@ impl ProofPool {
             queue: Mutex::default(),
             arrived: Notify::new(),
             agreed: Mutex::default(),
-            refusals: Refusals::new(),
+            refusals: Refusals::new(slots.len()),
             board,
             spawner,
             settings,
@@ -175,7 +175,7 @@ impl ProofPool {
         let _ = resident.wait_for(|held| held.iter().flatten().any(|held| held == revision)).await;
     }
 
-    /// Waits until a worker refuses `revision`, and says why. The caller sets the time limit.
+    /// Waits until every worker refuses `revision`, and says why. The caller sets the time limit.
     pub async fn refusing(&self, revision: &Revision) -> String {
         self.shared.refusals.of(revision).await
     }

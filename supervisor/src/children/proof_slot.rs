@@ -184,7 +184,7 @@ impl Slot {
             FromWorker::ReloadRefused { reason, .. } => {
                 life.board.event(ChildEvent::Refused { child, revision: revision.to_string(), reason: reason.clone() });
                 worker.refused = Some(revision.clone());
-                self.shared.refusals.tell(revision, reason);
+                self.shared.refusals.tell(self.place, revision, reason);
                 life.tell(Event::Loaded);
                 return Ok(());
             }

@@ -88,7 +88,12 @@ impl Miner {
         let kept = harvest.close();
         if !all {
             let (window, found, read) = (opened.clockwork.window, opened.left.groups.len(), kept.len());
-            tracing::warn!(window, found, read, "Not all of the spool could be read before the deadline; other groups are left out.");
+            tracing::warn!(
+                window,
+                found,
+                read,
+                "Not all of the spool could be read before the deadline; other groups are left out."
+            );
         }
         kept
     }
