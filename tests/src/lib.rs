@@ -185,7 +185,9 @@ impl Host {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--config").arg(self.path().join("host.toml")).args(&self.settings).args(arguments);
+        // Overrides stand together behind the verb: of a repeated flag the parser keeps only those on one side of it.
+        let (verb, rest) = arguments.split_first().expect("a command has a verb");
+        command.arg("--config").arg(self.path().join("host.toml")).arg(verb).args(&self.settings).args(rest);
         command.current_dir(self.path());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.path());
         command.envs(self.extra.iter().cloned()).stdin(Stdio::null());
