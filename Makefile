@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh machine with Rust, Python 3 with pip, gcc and g++; both do their own set-up.
 
-.PHONY: setup build demo test lint conformance bench clean
+.PHONY: setup build demo test test-faults lint conformance bench clean
 
 # What is set up beside libtorch: for the tests, a Python with transformers.
 SETUP =
@@ -18,9 +18,15 @@ test: SETUP = --reference
 test: lint build
 	cargo test --workspace --no-fail-fast
 
+# The whole kill matrix (144 cells) and the soak (24 windows): about twenty minutes. `make test` plays the short form.
+test-faults: build
+	GRAIL_FAULTS=whole cargo test --package grail-tests --test kill_matrix
+	GRAIL_FAULTS=whole cargo test --package grail-tests --test soak
+
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --package grail-supervisor --features failpoints -- -D warnings
 
 conformance: setup
 	cargo test --package grail-tests --test conformance

@@ -54,6 +54,25 @@ fn only_workers_and_engine_link_libtorch() {
 }
 
 #[test]
+fn failpoints_do_not_compile_into_a_release() {
+    let compile = |debug_assertions: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let compiled = std::process::Command::new("rustc")
+            .args(["--edition", "2024", "--crate-type", "lib", "--emit", "metadata", "--cfg", "feature=\"failpoints\"", "-C"])
+            .arg(format!("debug-assertions={debug_assertions}"))
+            .arg(workspace().join("supervisor/src/failpoint.rs"))
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&compiled.stderr).into_owned()
+    };
+    // Without its dependencies the file does not compile anyway; what matters is whether it refuses by itself.
+    let refusal = "must not be part of a release build";
+    assert!(compile("off").contains(refusal), "a release build with failpoints is refused");
+    assert!(!compile("on").contains(refusal), "a debug build is not");
+}
+
+#[test]
 fn windows_are_mined_reloaded_and_accepted() {
     let _turn = one_at_a_time();
     let host = Host::new(1.0, 8.0);

@@ -17,6 +17,7 @@
 //! | [`validate`], [`publish`] | the network's other roles, locally |
 //! | [`state`], [`shutdown`] | what outlives a run, and how one ends |
 //! | [`status`], [`view`] | what is going on |
+//! | [`failpoint`] | where tests can hold the program |
 #![forbid(unsafe_code)]
 
 pub mod buckets;
@@ -27,6 +28,7 @@ pub mod cli;
 pub mod completions;
 pub mod exit;
 pub mod explain;
+pub mod failpoint;
 pub mod gate;
 pub mod gpu;
 pub mod groups;

@@ -158,6 +158,7 @@ async fn attend(settings: &Settings, miner: &mut Miner, windows: Option<u64>, mu
         }
         shutdown
     };
+    crate::failpoint::pass("shutting-down").await;
     let orderly = async { tokio::join!(workshop.proofs.stop(), workshop.generator.stop()) };
     tokio::pin!(orderly);
     loop {

@@ -106,8 +106,10 @@ pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -
         let overall = Duration::try_from_secs_f64(left()).map_err(|_| UploadError::TooLate { late: -left() })?;
         rounds += 1;
         let begun = clock::monotonic();
+        crate::failpoint::pass("uploading").await;
         let sent = bucket.put_bytes(object.key, object.bytes, &RetryPolicy::until(overall)).await;
         let spent = begun.elapsed();
+        crate::failpoint::pass("read-back").await;
         let look = look(bucket, object, deadline).await;
         if matches!(look, Look::Same) {
             return Ok(Receipt { spent, rounds });

@@ -6,6 +6,10 @@
     reason = "tests start programs, measure time and may panic; the rules are for the product"
 )]
 
+pub mod oracle;
+pub mod points;
+pub mod side_by_side;
+
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -13,6 +17,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use grail_fakes::{LyingBucket, MINER_BUCKET, READ_PAIR, Script, WRITE_PAIR};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -61,6 +66,19 @@ pub fn now() -> f64 {
 pub struct Host {
     folder: tempfile::TempDir,
     extra: Vec<(String, String)>,
+    settings: Vec<String>,
+    program: PathBuf,
+}
+
+/// Which programs the supervisor finds as its children.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cast {
+    /// Fake workers, a fake launcher with a fake generation server.
+    Fakes,
+    /// Fake workers; the real launcher with the embedded engine.
+    RealLauncher,
+    /// The real programs.
+    Real,
 }
 
 /// What a finished command left.
@@ -90,7 +108,55 @@ impl Host {
             port = free_port()
         );
         std::fs::write(folder.path().join("host.toml"), text).expect("the configuration is written");
-        Self { folder, extra: Vec::new() }
+        Self { folder, extra: Vec::new(), settings: Vec::new(), program: programs().join("grail-supervisor") }
+    }
+
+    /// Puts these programs into `programs.folder`; fakes act by `script`.
+    pub fn cast(self, cast: Cast, script: &Script) -> Self {
+        let folder = self.path().join("programs");
+        std::fs::create_dir_all(&folder).expect("a folder for the programs");
+        let (worker, launcher) = match cast {
+            Cast::Fakes => ("fake-worker", "fake-launcher"),
+            Cast::RealLauncher => ("fake-worker", "grail-gen-launcher"),
+            Cast::Real => ("grail-proof-worker", "grail-gen-launcher"),
+        };
+        for (role, program) in [("grail-proof-worker", worker), ("grail-gen-launcher", launcher)] {
+            std::os::unix::fs::symlink(programs().join(program), folder.join(role)).expect("a link to a program");
+        }
+        script.write(&folder).expect("a script");
+        self.set("programs.folder", &folder.display().to_string())
+    }
+
+    /// From their next life on, the fakes act by this script.
+    pub fn rewrite(&self, script: &Script) {
+        script.write(&self.path().join("programs")).expect("a script");
+    }
+
+    /// Overrides a setting of every command.
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.extend(["--set".to_owned(), format!("{key}={value}")]);
+        self
+    }
+
+    /// Runs the supervisor that can be held at failpoints (see [`points`]).
+    pub fn with_failpoints(mut self) -> Self {
+        self.program = points::supervisor().to_path_buf();
+        std::fs::create_dir_all(points::folder(&self)).expect("a folder for the failpoints");
+        let folder = points::folder(&self).display().to_string();
+        self.variable("GRAIL_FAILPOINTS", &folder)
+    }
+
+    /// Uses `bucket`, which must lie over this host's `buckets` folder, instead of the supervisor's own local server.
+    pub fn with_bucket(self, bucket: &LyingBucket) -> Self {
+        let host = self
+            .set("storage.local_folder", "")
+            .set("storage.endpoint", &bucket.endpoint())
+            .set("storage.account_id", MINER_BUCKET)
+            .set("storage.bucket", MINER_BUCKET);
+        host.set("storage.read_access_key_id", READ_PAIR.0)
+            .set("storage.read_secret_access_key", READ_PAIR.1)
+            .set("storage.write_access_key_id", WRITE_PAIR.0)
+            .set("storage.write_secret_access_key", WRITE_PAIR.1)
     }
 
     /// Adds a variable to the environment of every command.
@@ -125,8 +191,11 @@ impl Host {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(programs().join("grail-supervisor"));
-        command.arg("--config").arg(self.path().join("host.toml")).args(arguments).current_dir(self.path());
+        let mut command = Command::new(&self.program);
+        // Overrides stand together behind the verb: of a repeated flag the parser keeps only those on one side of it.
+        let (verb, rest) = arguments.split_first().expect("a command has a verb");
+        command.arg("--config").arg(self.path().join("host.toml")).arg(verb).args(&self.settings).args(rest);
+        command.current_dir(self.path());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.path());
         command.envs(self.extra.iter().cloned()).stdin(Stdio::null());
         command
@@ -145,6 +214,30 @@ impl Host {
         let file = |kind: &str| std::fs::File::create(path(kind)).expect("an output file");
         let child = self.command(arguments).stdout(file("out")).stderr(file("err")).spawn().expect("the supervisor starts");
         Running { child, stdout: path("out"), stderr: path("err") }
+    }
+
+    /// Everything that every command on this host has printed on standard error, in the order of their starts.
+    pub fn log(&self) -> String {
+        let entries = std::fs::read_dir(self.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut logs: Vec<(u32, PathBuf)> = entries
+            .filter(|path| path.extension().is_some_and(|kind| kind == "err"))
+            .filter_map(|path| Some((path.file_stem()?.to_str()?.parse().ok()?, path)))
+            .collect();
+        logs.sort();
+        logs.iter().map(|(_, path)| read(path)).collect()
+    }
+
+    /// Processes of this host: pid and command line of everything that was started with a path in its folder.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        let folder = self.path().display().to_string();
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let process = |entry: std::fs::DirEntry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.contains(&folder).then_some((pid, line))
+        };
+        entries.filter_map(process).collect()
     }
 
     /// Publishes a checkpoint of the demo.
@@ -198,6 +291,11 @@ impl Running {
     /// Sends a signal to the command itself.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid()), signal).expect("the command lives");
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the command can be asked").is_some()
     }
 
     /// What it has printed so far.

@@ -184,6 +184,7 @@ impl Slot {
         let child = life.name.clone();
         life.tell(Event::Loading);
         worker.send(ToWorker::Reload(command)).await?;
+        crate::failpoint::pass("reloading").await;
         let reloaded = match worker.incoming.receive().await? {
             FromWorker::Reloaded(reloaded) => reloaded,
             // A checkpoint that a worker with other weights cannot take may still be one that a new worker can.
@@ -222,6 +223,7 @@ impl Slot {
             Err(LinkError::Frame(error @ FrameError::TooLarge(_))) => Err(ProofError::Refused(error.to_string())),
             sent => {
                 sent.map_err(session::broken)?;
+                crate::failpoint::pass("proving").await;
                 let proofs = worker.collect(job.id, life).await?;
                 proofs.and_then(|proofs| check(&job, proofs, &life.name, self.slot.slot))
             }

@@ -133,6 +133,7 @@ pub(super) async fn spawn(opening: Opening<'_>, name: &str) -> Result<(Listener,
         environment: environment::for_child(std::env::vars_os(), opening.environment),
     };
     let child = opening.spawner.spawn(launch).await.map_err(|error| failed(&error))?;
+    crate::failpoint::pass("spawn").await;
     Ok((listener, child))
 }
 
@@ -140,5 +141,6 @@ pub(super) async fn spawn(opening: Opening<'_>, name: &str) -> Result<(Listener,
 pub(super) async fn hello<In: DeserializeOwned, Out>(listener: &Listener, pid: u32) -> Result<(Connection<In, Out>, In), Cause> {
     let mut link: Connection<In, Out> = listener.accept(pid).await.map_err(broken)?;
     let hello = link.inbox.receive().await.map_err(broken)?.ok_or(Cause::Closed)?;
+    crate::failpoint::pass("handshake").await;
     Ok((link, hello))
 }

@@ -221,8 +221,9 @@ impl Spool {
             disk::replace(self.disk.as_ref(), &self.folder, &file_name(group.header.index), &bytes)
                 .map_err(failed(&path, "written"))
         };
-        if written.is_err() {
-            self.used.fetch_sub(size, Ordering::Relaxed);
+        match written {
+            Ok(()) => crate::failpoint::durable(self.window, group.header.index),
+            Err(_) => drop(self.used.fetch_sub(size, Ordering::Relaxed)),
         }
         written
     }

@@ -55,6 +55,7 @@ impl Miner {
         if kept.is_empty() {
             return Err(why_not.unwrap_or_else(|| NoFile::Empty(self.why_empty())));
         }
+        crate::failpoint::pass("closing").await;
         let total = Closed::of(&kept);
         let earlier = opened.left.uploaded.as_ref().filter(|uploaded| uploaded.groups >= kept.len() && !findings.distrusted);
         if let Some(uploaded) = earlier {

@@ -145,6 +145,7 @@ impl Miner {
     async fn await_window(&self, window: u64, stop: &CancellationToken) {
         self.board.window(|status| status.phase = format!("waiting for window {window}"));
         let left = self.chain.block_time(window).await.map_or(2.0, |time| time - clock::unix_seconds());
+        crate::failpoint::pass("idle").await;
         pause(stop, Duration::from_secs_f64(left.clamp(0.05, 2.0))).await;
     }
 

@@ -1,0 +1,147 @@
+//! Hostile bytes for every decoder of what comes from outside: what cargo-fuzz drives for hours (`fuzz/`), the test suite drives
+//! for seconds, over the same corpora. A decoder passes if it neither panics nor takes the machine's memory, and what it
+//! accepts survives being written and read again.
+
+use std::fmt::Debug;
+
+use axum::body::Bytes;
+use grail_link::message::{FromLauncher, FromWorker, ToLauncher, ToWorker};
+use grail_link::{PROTOCOL_VERSION, decode_frame, encode_frame};
+use grail_store::window_file::{WindowWriter, read_window};
+use grail_supervisor::journal::{decode, encode};
+use grail_supervisor::spool::GroupRecord;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Feeds bytes to a decoder and panics where it fails.
+pub type Decoder = fn(&[u8]);
+
+/// Every decoder under its name, which is also the name of its fuzz target and of its corpus in `fuzz/corpus`.
+pub const DECODERS: [(&str, Decoder); 7] = [
+    ("frame_to_worker", frame::<ToWorker>),
+    ("frame_from_worker", frame::<FromWorker>),
+    ("frame_to_launcher", frame::<ToLauncher>),
+    ("frame_from_launcher", frame::<FromLauncher>),
+    ("window_parquet", window_parquet),
+    ("spool_record", spool_record),
+    ("journal_line", journal_line),
+];
+
+/// Feeds bytes to the decoder of that name.
+///
+/// # Panics
+/// When there is none of that name, or the decoder fails at them.
+pub fn feed(name: &str, bytes: &[u8]) {
+    let decoder = DECODERS.iter().find(|(known, _)| *known == name);
+    decoder.unwrap_or_else(|| panic!("there is no decoder {name}")).1(bytes);
+}
+
+/// As a frame, and as the payload of a frame whose header is right: the checksum keeps almost everything else out.
+fn frame<T: Serialize + DeserializeOwned + Debug>(bytes: &[u8]) {
+    for frame in [bytes.to_vec(), framed(bytes), framed(bytes.get(12..).unwrap_or_default())] {
+        let Ok(message) = decode_frame::<T>(&frame) else { continue };
+        let written = encode_frame(&message).expect("what was read can be written");
+        let again: T = decode_frame(&written).expect("what was written can be read");
+        assert_eq!(encode_frame(&again).expect("it was written before"), written, "{message:?} and {again:?}");
+    }
+}
+
+fn framed(payload: &[u8]) -> Vec<u8> {
+    let mut frame = b"GR".to_vec();
+    frame.extend_from_slice(&PROTOCOL_VERSION.to_le_bytes());
+    frame.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    frame.extend_from_slice(&crc32fast::hash(payload).to_le_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+fn window_parquet(bytes: &[u8]) {
+    let Ok(file) = read_window(bytes.to_vec()) else { return };
+    let mut writer = WindowWriter::new(Vec::new(), &file.metadata).expect("a file can be begun");
+    writer.append_group(&file.rows).expect("what was read can be written");
+    let written = writer.finish().expect("the file can be finished");
+    let again = read_window(written).expect("what was written can be read");
+    assert_eq!(again.rows.len(), file.rows.len());
+    assert_eq!(again.metadata.wallet, file.metadata.wallet);
+}
+
+/// As a spooled group, and as the inside of one whose seal is right.
+fn spool_record(bytes: &[u8]) {
+    let sealed = seal_of(bytes);
+    for bytes in [Bytes::copy_from_slice(bytes), sealed.into()] {
+        let Ok(record) = GroupRecord::decode(&bytes) else { continue };
+        let written = record.encode().expect("what was read can be written");
+        assert_eq!(GroupRecord::decode(&written.into()).expect("what was written can be read"), record);
+        window_parquet(&record.file);
+    }
+}
+
+/// The bytes with the last 32, where a record has its seal, made right.
+fn seal_of(bytes: &[u8]) -> Vec<u8> {
+    let content = &bytes[..bytes.len().saturating_sub(32)];
+    [content, Sha256::digest(content).as_slice()].concat()
+}
+
+/// As a line, and as a line whose checksum is right.
+fn journal_line(bytes: &[u8]) {
+    let body = &bytes[..bytes.len().saturating_sub(26)];
+    let summed = [body, format!(",\"sum\":\"{:016x}\"}}", xxh3_64(body)).as_bytes()].concat();
+    for line in [bytes, &summed] {
+        let Ok(entry) = decode(line) else { continue };
+        assert_eq!(decode(encode(&entry).as_bytes()).expect("what was written can be read"), entry);
+    }
+}
+
+/// Damages bytes as disks, networks and enemies do; the same seed makes the same damage.
+#[derive(Debug)]
+pub struct Mutator {
+    random: StdRng,
+}
+
+impl Mutator {
+    /// A mutator of this seed.
+    pub fn new(seed: u64) -> Self {
+        Self { random: StdRng::seed_from_u64(seed) }
+    }
+
+    /// One to four changes.
+    pub fn damage(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        for _ in 0..self.random.random_range(1..=4) {
+            self.change(&mut bytes);
+        }
+        bytes
+    }
+
+    fn change(&mut self, bytes: &mut Vec<u8>) {
+        if bytes.is_empty() {
+            return bytes.push(self.random.random());
+        }
+        let at = self.random.random_range(0..bytes.len());
+        let length = self.random.random_range(1..=(bytes.len() - at).min(64));
+        match self.random.random_range(0..8) {
+            0 => bytes[at] ^= 1 << self.random.random_range(0..8_u32),
+            1 => bytes[at] = self.random.random(),
+            // The values at which lengths and counts go wrong.
+            2 => bytes[at] = [0, 1, 0x7f, 0x80, 0xfb, 0xfc, 0xfd, 0xff][self.random.random_range(0..8_usize)],
+            3 => bytes[at..at + length].fill(0xff),
+            4 => bytes.truncate(at),
+            5 => drop(bytes.drain(at..at + length)),
+            6 => {
+                let piece = bytes[at..at + length].to_vec();
+                let to = self.random.random_range(0..=bytes.len());
+                bytes.splice(to..to, piece);
+            }
+            _ => {
+                let number: u64 = [0, 1 << 31, u64::from(u32::MAX), 1 << 62, u64::MAX][self.random.random_range(0..5_usize)];
+                for (place, byte) in bytes[at..].iter_mut().zip(number.to_le_bytes()) {
+                    *place = byte;
+                }
+            }
+        }
+    }
+}

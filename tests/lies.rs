@@ -1,0 +1,235 @@
+//! Workers, generation server and S3 that lie, one lie or a family of lies per scenario, against the real supervisor. Whatever
+//! they say: nothing bad is uploaded, no finished group is lost that could be saved, the reason is on record, and mining goes
+//! on. A word on the command line filters, as in `cargo test --test lies -- worker`.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests start programs, measure time and may panic; the rules are for the product"
+)]
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use axum::http::Method;
+use grail_fakes::{BucketCue, BucketLie, LyingBucket, Script, ServerCue, ServerLie, WorkerCue, WorkerLie};
+use grail_tests::side_by_side::{Scenario, play};
+use grail_tests::{Cast, Host, oracle, points};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// Windows of twelve seconds: eight to mine and upload in, four of slack.
+const BLOCK_SECONDS: f64 = 0.4;
+/// Seconds from the start of the host to its first window.
+const LEAD: f64 = 4.0;
+
+fn main() -> ExitCode {
+    points::supervisor();
+    println!("Fakes stand in for workers, generation server and R2, and lie by script.");
+    let mut scenarios = worker_scenarios();
+    scenarios.extend(server_scenarios());
+    scenarios.extend(bucket_scenarios());
+    play(scenarios, 6)
+}
+
+fn script() -> Script {
+    Script { job_seconds: 0.1, completion_seconds: 0.05, load_seconds: 0.1, ..Script::default() }
+}
+
+fn worker_scenarios() -> Vec<Scenario> {
+    use WorkerLie::*;
+    let families: [(&str, &[WorkerLie], &[&str]); 7] = [
+        ("worker-dies", &[Die, HalfAFrame, DamagedFrame], &["will be restarted", "goes to another one", "checksum"]),
+        (
+            "worker-answers-wrong",
+            &[WrongHash, WrongLength, NotANumber, MissingProof],
+            &["its commitments hash differs", "sketches and", "no number of the protocol", " proofs for ", "will be restarted"],
+        ),
+        ("worker-floods", &[Flood], &["will be restarted"]),
+        ("worker-hangs", &[Hang], &["will be restarted"]),
+        ("worker-is-slow", &[Slow], &[]),
+        ("worker-refuses-the-weights", &[RefuseReload], &["the script refuses the weights"]),
+        ("worker-holds-other-weights", &[OtherWeights], &["it holds weights ffff"]),
+    ];
+    let scenario = |(name, lies, words): (&str, &'static [WorkerLie], &'static [&'static str])| {
+        Scenario::new(name, move || worker_lies(lies, words))
+    };
+    let mut scenarios: Vec<Scenario> = families.into_iter().map(scenario).collect();
+    scenarios.push(Scenario::new("worker-of-three-proves-something-else", || {
+        let host = consistent_liar(3);
+        let told = ["The fake worker lies: OtherSketches.".to_owned()];
+        mined_in_spite_of_it(&host, &told, &["its groups are left out"]).map(|(_, told)| told)
+    }));
+    scenarios.push(Scenario::new("worker-of-two-proves-something-else", nobody_can_tell_who_lies));
+    scenarios
+}
+
+/// Workers of which the last one proves something else in every job; each proof by itself is in order.
+fn consistent_liar(workers: u32) -> Host {
+    let liar = WorkerCue { slot: Some(workers - 1), life: None, job: 1, count: u64::MAX, lie: WorkerLie::OtherSketches };
+    let script = Script { worker: vec![liar], ..script() };
+    let host = Host::new(BLOCK_SECONDS, LEAD).cast(Cast::Fakes, &script).with_failpoints();
+    host.set("proof.cpu_slots", &workers.to_string())
+}
+
+/// Two workers disagree: in doubt nothing is uploaded, and the reason is on record.
+fn nobody_can_tell_who_lies() -> Result<String, String> {
+    let host = consistent_liar(2);
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run"]);
+    let ended = |status: &Value| status["finished"].as_array().is_some_and(|all| all.iter().any(|window| window["window"] == 30));
+    let status = host.await_status("the end of the window", &mut miner, 60, ended);
+    let finished = status["finished"].as_array().cloned().unwrap_or_default();
+    miner.signal(Signal::SIGTERM);
+    miner.finish(Duration::from_secs(40));
+    let window = finished.iter().find(|window| window["window"] == 30).ok_or("window 30 is not in the status")?;
+    match window["reason"].as_str() {
+        Some(reason) if host.uploaded().is_empty() => Ok(format!("{}: {reason}", window["outcome"])),
+        _ => Err(format!("{:?} was uploaded, and the status says {window:#}", host.uploaded())),
+    }
+}
+
+/// Worker 0 is honest, every other one tells one of the lies in its first life.
+fn worker_lies(lies: &[WorkerLie], words: &[&str]) -> Result<String, String> {
+    let at_load = |lie: &WorkerLie| matches!(lie, WorkerLie::RefuseReload | WorkerLie::OtherWeights);
+    let cue = |(slot, lie): (u32, &WorkerLie)| WorkerCue {
+        slot: Some(slot),
+        life: Some(1),
+        job: if at_load(lie) { 0 } else { 2 },
+        count: if *lie == WorkerLie::OtherSketches { u64::MAX } else { 1 },
+        lie: *lie,
+    };
+    let script = Script { worker: (1..).zip(lies).map(cue).collect(), ..script() };
+    let host = Host::new(BLOCK_SECONDS, LEAD).cast(Cast::Fakes, &script).with_failpoints();
+    let host = host.set("proof.cpu_slots", &(lies.len() + 1).to_string());
+    let told: Vec<String> = lies.iter().map(|lie| format!("The fake worker lies: {lie:?}.")).collect();
+    mined_in_spite_of_it(&host, &told, words).map(|(_, told)| told)
+}
+
+fn server_scenarios() -> Vec<Scenario> {
+    use ServerLie::*;
+    vec![
+        Scenario::new("server-fails-for-a-moment", || {
+            let lies = [HalfAnAnswer, CutInTheMiddle, Cut, ErrorInside, Aborted, Status500];
+            let (status, told) = server_lies(&lies, 1, &[])?;
+            let dropped = status["window"]["dropped"].as_object().cloned().unwrap_or_default();
+            match dropped.keys().find(|cause| *cause != "too late") {
+                None => Ok(told),
+                Some(cause) => Err(format!("a second attempt would have saved a group: {cause}\n{status:#}")),
+            }
+        }),
+        Scenario::new("server-gives-what-cannot-be-used", || {
+            let lies = [IdOutsideVocabulary, TooShort, NoEnd, WrongWeightVersion, TooLong];
+            let words = ["outside the vocabulary", "short completion", "end of sequence", "revision changed"];
+            server_lies(&lies, 1, &words).map(|(_, told)| told)
+        }),
+        Scenario::new("server-is-slow", || server_lies(&[Slow], 16, &[]).map(|(_, told)| told)),
+        Scenario::new("server-hangs-on-requests", || server_lies(&[Hang], 4, &[]).map(|(_, told)| told)),
+        Scenario::new("server-dies", || server_lies(&[Die], 1, &["will be restarted"]).map(|(_, told)| told)),
+    ]
+}
+
+/// Every lie is told to `count` requests, from the fifth group on, in the server's first life.
+fn server_lies(lies: &[ServerLie], count: u64, words: &[&str]) -> Result<(Value, String), String> {
+    let cue = |(place, lie): (u64, &ServerLie)| ServerCue { life: Some(1), from: 70 + 24 * place, count, lie: *lie };
+    let script = Script { server: (0..).zip(lies).map(cue).collect(), ..script() };
+    let host = Host::new(BLOCK_SECONDS, LEAD).cast(Cast::Fakes, &script).with_failpoints();
+    let told: Vec<String> = lies.iter().map(|lie| format!("The fake server lies: {lie:?}.")).collect();
+    mined_in_spite_of_it(&host, &told, words)
+}
+
+/// Mines until a window is uploaded and all lies are told. The status of the uploaded window, and the oracle's account.
+fn mined_in_spite_of_it(host: &Host, told: &[String], words: &[&str]) -> Result<(Value, String), String> {
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run"]);
+    let everything = || {
+        let log = host.log();
+        told.iter().map(String::as_str).chain(words.iter().copied()).find(|wanted| !log.contains(wanted)).map(str::to_owned)
+    };
+    let status =
+        host.await_status("a window in spite of it", &mut miner, 60, |status| uploaded(status) && everything().is_none());
+    miner.signal(Signal::SIGTERM);
+    let ended = miner.finish(Duration::from_secs(40));
+    // The validator's workers are fakes as well, and must not lie.
+    host.rewrite(&Script::default());
+    let judged = if ended.code == 0 { oracle::judge(host, &[]) } else { Err(format!("it ended with {}", ended.code)) };
+    match judged {
+        Ok(account) if account.uploaded >= 5 && account.windows.contains(&30) => Ok((status, account.to_string())),
+        Ok(account) => Err(format!("a window that could have been mined, or most of its groups: {account}\n{}", host.log())),
+        Err(why) => Err(format!("{why}\n{}", host.log())),
+    }
+}
+
+fn uploaded(status: &Value) -> bool {
+    status["finished"].as_array().is_some_and(|all| all.iter().any(|window| window["outcome"] == "uploaded"))
+}
+
+fn bucket_scenarios() -> Vec<Scenario> {
+    use BucketLie::*;
+    let (put, get, head) = (Method::PUT, Method::GET, Method::HEAD);
+    // What was lied about, how often, and whether the window can be saved.
+    let lies: Vec<(&str, Method, BucketLie, u32, bool)> = vec![
+        ("bucket-takes-slowly", put.clone(), Slow(1500), 1, true),
+        ("bucket-asks-to-slow-down", put.clone(), SlowDown, 1, true),
+        ("bucket-fails-with-500", put.clone(), Status500, 1, true),
+        ("bucket-cuts-the-upload", put.clone(), CutRequest, 1, true),
+        ("bucket-cuts-the-answer", put.clone(), CutAnswer, 1, true),
+        ("bucket-hangs", put.clone(), Hang, 1, true),
+        ("bucket-says-200-and-error", put.clone(), ErrorInside, 1, true),
+        ("bucket-loses-the-object", put.clone(), Lost, 1, true),
+        ("bucket-stores-other-bytes", put.clone(), StoredDamaged, 1, true),
+        ("bucket-loses-every-object", put.clone(), Lost, 99, false),
+        ("bucket-stores-always-other-bytes", put.clone(), StoredDamaged, 99, false),
+        ("bucket-is-always-too-busy", put, SlowDown, 99, false),
+        ("bucket-denies-what-it-has", head, Absent, 1, true),
+        ("bucket-reads-back-other-bytes", get.clone(), OtherBytes, 1, true),
+        ("bucket-reads-back-half", get.clone(), Truncated, 1, true),
+        ("bucket-cuts-the-read-back", get.clone(), HalfAnAnswer, 1, true),
+        ("bucket-hangs-on-read-back", get, Hang, 1, true),
+    ];
+    let scenario = |(name, method, lie, count, saved): (&str, Method, BucketLie, u32, bool)| {
+        Scenario::new(name, move || bucket_lies(BucketCue { method, path: "/grail/windows/", count, lie }, saved))
+    };
+    lies.into_iter().map(scenario).collect()
+}
+
+/// Mines two groups, is told to stop with most of the window left, and uploads them through a bucket that lies.
+fn bucket_lies(cue: BucketCue, saved: bool) -> Result<String, String> {
+    let host = Host::new(1.0, LEAD).cast(Cast::Fakes, &script());
+    let lie = cue.lie;
+    let bucket = LyingBucket::start(&host.path().join("buckets"), vec![cue]).map_err(|error| error.to_string())?;
+    let host = host.with_bucket(&bucket).set("upload.timeout_seconds", "3").set("shutdown.budget_seconds", "60");
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run"]);
+    host.await_status("two durable groups", &mut miner, 40, |status| status["window"]["spooled"].as_u64().unwrap_or(0) >= 2);
+    miner.signal(Signal::SIGTERM);
+    let ended = miner.finish(Duration::from_secs(45));
+    let fail = |why: String| Err(format!("{why}\n{:#}\n{}", host.status(), host.log()));
+    if ended.code != 0 || bucket.lies().first().is_none_or(|(told, _)| *told != lie) {
+        return fail(format!("it ended with {}, and these lies were told: {:?}", ended.code, bucket.lies()));
+    }
+    oracle::no_process_is_left(&host)?;
+    judge_the_object(&host, saved).or_else(fail)
+}
+
+/// What lies in the bucket is what the supervisor says: the very file it made, or nothing and the reason.
+fn judge_the_object(host: &Host, saved: bool) -> Result<String, String> {
+    let status = host.status();
+    let finished = status["finished"].as_array().cloned().unwrap_or_default();
+    let window = finished.iter().rev().find(|window| window["window"] == 30).ok_or("window 30 is not in the status")?;
+    let objects = host.uploaded();
+    match (window["outcome"].as_str(), objects.as_slice()) {
+        (Some("uploaded"), [object]) => {
+            let copy = host.path().join("state/windows").join(object.file_name().unwrap_or_default());
+            let same = std::fs::read(object).ok() == std::fs::read(copy).ok();
+            let rollouts = &window["rollouts"];
+            if same {
+                Ok(format!("uploaded, {rollouts} rollouts"))
+            } else {
+                Err("it said uploaded, and other bytes lie there".into())
+            }
+        }
+        (Some("uploaded"), objects) => Err(format!("it said uploaded, and these objects are there: {objects:?}")),
+        (Some(outcome), []) if !saved && window["reason"].is_string() => Ok(format!("{outcome}: {}", window["reason"])),
+        (outcome, objects) => Err(format!("{outcome:?} with {objects:?}, reason {}", window["reason"])),
+    }
+}
