@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::http::Method;
 use grail_fakes::{BucketCue, BucketLie, LyingBucket, Script, ServerCue, ServerLie, WorkerCue, WorkerLie};
 use grail_tests::side_by_side::{Scenario, play};
-use grail_tests::{Cast, Host, oracle, points};
+use grail_tests::{Cast, Host, Running, oracle, points};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -55,36 +55,55 @@ fn worker_scenarios() -> Vec<Scenario> {
     };
     let mut scenarios: Vec<Scenario> = families.into_iter().map(scenario).collect();
     scenarios.push(Scenario::new("worker-of-three-proves-something-else", || {
-        let host = consistent_liar(3);
+        let host = consistent_liar(3, None);
         let told = ["The fake worker lies: OtherSketches.".to_owned()];
         mined_in_spite_of_it(&host, &told, &["its groups are left out"]).map(|(_, told)| told)
     }));
-    scenarios.push(Scenario::new("worker-of-two-proves-something-else", nobody_can_tell_who_lies));
+    scenarios.push(Scenario::new("worker-of-two-proves-something-else", || held_back(None).map(|(_, _, told)| told)));
+    scenarios.push(Scenario::new("worker-of-two-holds-damaged-weights", || {
+        let (host, miner, told) = held_back(Some(1))?;
+        goes_on_with_new_workers(&host, miner, &told)
+    }));
     scenarios
 }
 
-/// Workers of which the last one proves something else in every job; each proof by itself is in order.
-fn consistent_liar(workers: u32) -> Host {
-    let liar = WorkerCue { slot: Some(workers - 1), life: None, job: 1, count: u64::MAX, lie: WorkerLie::OtherSketches };
+/// Workers of which the last one proves something else in every job of a life, or of all its lives; each proof by itself is in
+/// order.
+fn consistent_liar(workers: u32, life: Option<u64>) -> Host {
+    let liar = WorkerCue { slot: Some(workers - 1), life, job: 1, count: u64::MAX, lie: WorkerLie::OtherSketches };
     let script = Script { worker: vec![liar], ..script() };
     let host = Host::new(BLOCK_SECONDS, LEAD).cast(Cast::Fakes, &script).with_failpoints();
     host.set("proof.cpu_slots", &workers.to_string())
 }
 
 /// Two workers disagree: in doubt nothing is uploaded, and the reason is on record.
-fn nobody_can_tell_who_lies() -> Result<String, String> {
-    let host = consistent_liar(2);
+fn held_back(life: Option<u64>) -> Result<(Host, Running, String), String> {
+    let host = consistent_liar(2, life);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
     let ended = |status: &Value| status["finished"].as_array().is_some_and(|all| all.iter().any(|window| window["window"] == 30));
     let status = host.await_status("the end of the window", &mut miner, 60, ended);
     let finished = status["finished"].as_array().cloned().unwrap_or_default();
-    miner.signal(Signal::SIGTERM);
-    miner.finish(Duration::from_secs(40));
     let window = finished.iter().find(|window| window["window"] == 30).ok_or("window 30 is not in the status")?;
     match window["reason"].as_str() {
-        Some(reason) if host.uploaded().is_empty() => Ok(format!("{}: {reason}", window["outcome"])),
+        Some(reason) if host.uploaded().is_empty() => {
+            let told = format!("{}: {reason}", window["outcome"]);
+            Ok((host, miner, told))
+        }
         _ => Err(format!("{:?} was uploaded, and the status says {window:#}", host.uploaded())),
+    }
+}
+
+/// Both workers were replaced: weights that were damaged in memory are whole again.
+fn goes_on_with_new_workers(host: &Host, mut miner: Running, before: &str) -> Result<String, String> {
+    host.await_status("a window with new workers", &mut miner, 60, uploaded);
+    miner.signal(Signal::SIGTERM);
+    let code = miner.finish(Duration::from_secs(40)).code;
+    host.rewrite(&Script::default());
+    match oracle::judge(host, &[]) {
+        Ok(account) if code == 0 && account.windows == [60] => Ok(format!("{before}; then {account}")),
+        Ok(account) => Err(format!("it ended with {code}: {account}")),
+        Err(why) => Err(format!("{why}\n{}", host.log())),
     }
 }
 
@@ -110,12 +129,7 @@ fn server_scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("server-fails-for-a-moment", || {
             let lies = [HalfAnAnswer, CutInTheMiddle, Cut, ErrorInside, Aborted, Status500];
-            let (status, told) = server_lies(&lies, 1, &[])?;
-            let dropped = status["window"]["dropped"].as_object().cloned().unwrap_or_default();
-            match dropped.keys().find(|cause| *cause != "too late") {
-                None => Ok(told),
-                Some(cause) => Err(format!("a second attempt would have saved a group: {cause}\n{status:#}")),
-            }
+            every_group_is_saved(server_lies(&lies, 1, &[])?)
         }),
         Scenario::new("server-gives-what-cannot-be-used", || {
             let lies = [IdOutsideVocabulary, TooShort, NoEnd, WrongWeightVersion, TooLong];
@@ -124,8 +138,17 @@ fn server_scenarios() -> Vec<Scenario> {
         }),
         Scenario::new("server-is-slow", || server_lies(&[Slow], 16, &[]).map(|(_, told)| told)),
         Scenario::new("server-hangs-on-requests", || server_lies(&[Hang], 4, &[]).map(|(_, told)| told)),
-        Scenario::new("server-dies", || server_lies(&[Die], 1, &["will be restarted"]).map(|(_, told)| told)),
+        Scenario::new("server-dies", || every_group_is_saved(server_lies(&[Die], 1, &["will be restarted"])?)),
     ]
+}
+
+/// A second attempt, at the server's next life where it has to be, saves every group.
+fn every_group_is_saved((status, told): (Value, String)) -> Result<String, String> {
+    let dropped = status["window"]["dropped"].as_object().cloned().unwrap_or_default();
+    match dropped.keys().find(|cause| *cause != "too late") {
+        None => Ok(told),
+        Some(cause) => Err(format!("a second attempt would have saved a group: {cause}\n{status:#}")),
+    }
 }
 
 /// Every lie is told to `count` requests, from the fifth group on, in the server's first life.

@@ -1,17 +1,17 @@
 //! Commands and their arguments. Parsing, settings and logging happen here; each command's work is in its own room.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use crate::exit::Failure;
 use crate::settings::{self, Loaded, Settings, Sources};
 use crate::view::View;
-use crate::{explain, incident, mine, publish, validate};
+use crate::{explain, incident, log, mine, publish, validate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -94,7 +94,7 @@ const LAST_THREADS: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Parses, runs, and turns the outcome into an exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(overrides_first(std::env::args_os()));
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Failure::internal("start the runtime", error)),
@@ -106,6 +106,24 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(failure) => fail(&failure),
     }
+}
+
+/// Every `--set` in front of the verb: of a global option given on both sides of it, clap keeps one side's values only.
+fn overrides_first(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments = arguments.fuse();
+    let (mut first, mut others): (Vec<OsString>, Vec<OsString>) = (arguments.next().into_iter().collect(), Vec::new());
+    while let Some(argument) = arguments.next() {
+        if argument == "--set" {
+            first.push(argument);
+            first.extend(arguments.next());
+        } else if argument.as_encoded_bytes().starts_with(b"--set=") {
+            first.push(argument);
+        } else {
+            others.push(argument);
+        }
+    }
+    first.append(&mut others);
+    first
 }
 
 fn fail(failure: &Failure) -> ExitCode {
@@ -126,12 +144,12 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::PublishCheckpoint(arguments) => {
-            log_to_stderr("warn");
+            log::to_stderr("warn");
             publish::publish(&loaded?.settings, &arguments).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Validate(arguments) => {
-            log_to_stderr("warn");
+            log::to_stderr("warn");
             Ok(validate::command(loaded.map(|loaded| loaded.settings), &arguments).await)
         }
         Command::Status => show_status(&loaded?.settings),
@@ -167,12 +185,7 @@ fn load(common: &Common, environment: &BTreeMap<String, String>) -> Result<Loade
 
 async fn run(settings: &Settings, arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let live = std::io::stdout().is_terminal() && !arguments.plain;
-    if live {
-        // Log lines would tear the live picture.
-        log_to_file(settings)?;
-    } else {
-        log_to_stderr("info");
-    }
+    log::to_state(&settings.state, live);
     let options = mine::Options { windows: arguments.windows, view: if live { View::Live } else { View::Plain } };
     mine::run(settings, options).await?;
     Ok(ExitCode::SUCCESS)
@@ -205,37 +218,6 @@ fn print(text: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
 }
 
-fn filter(default: &str) -> EnvFilter {
-    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default))
-}
-
-fn log_to_stderr(default: &str) {
-    let colour = std::io::stderr().is_terminal();
-    // Otherwise a log that cannot be written, on a full disk for example, is reported on standard error and panics there.
-    tracing_subscriber::fmt()
-        .log_internal_errors(false)
-        .with_env_filter(filter(default))
-        .with_writer(std::io::stderr)
-        .with_ansi(colour)
-        .init();
-}
-
-fn log_to_file(settings: &Settings) -> Result<(), Failure> {
-    let path = settings.state.join("supervisor.log");
-    let open = || {
-        std::fs::create_dir_all(&settings.state)?;
-        std::fs::OpenOptions::new().create(true).append(true).open(&path)
-    };
-    let file = open().map_err(|error| Failure::Unavailable(format!("the log {path:?} cannot be opened: {error}")))?;
-    tracing_subscriber::fmt()
-        .log_internal_errors(false)
-        .with_env_filter(filter("info"))
-        .with_writer(file)
-        .with_ansi(false)
-        .init();
-    Ok(())
-}
-
 /// For commands that tell their failure with an exit code of their own.
 pub fn report(failure: &Failure) {
     eprintln!("grail-supervisor: {failure}");
@@ -243,7 +225,15 @@ pub fn report(failure: &Failure) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn overrides_on_both_sides_of_the_verb_count() {
+        let line = ["grail-supervisor", "--set", "a=1", "--config", "x", "run", "--set=b=2", "--windows", "3", "--set", "c=3"];
+        let cli = super::Cli::parse_from(super::overrides_first(line.into_iter().map(Into::into)));
+        assert_eq!(cli.common.overrides, ["a=1", "b=2", "c=3"]);
+        assert!(matches!(cli.command, Some(super::Command::Run(super::RunArguments { windows: Some(3), .. }))));
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -10,7 +10,7 @@ use grail_protocol::generation_params::GenerationParams;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use crate::children::{Serving, Traffic};
+use crate::children::{Generator, Serving, Traffic};
 
 /// Longest wait for one completion (grail-miner 5).
 const REQUEST_LIMIT: Duration = Duration::from_secs(300);
@@ -110,35 +110,37 @@ impl Completions {
         Ok(Self { http, in_flight: Semaphore::new(max_concurrent as usize), traffic })
     }
 
-    /// One completion of `prompt`, sampled with exactly `wanted`. Dropping the future closes the connection, which makes the
-    /// server abandon the request.
+    /// One completion of `prompt`, sampled with exactly `wanted`. Every attempt asks whoever serves then: a server that dies costs
+    /// an attempt, and the wait for its successor costs none. Dropping the future closes the connection, which makes the server
+    /// abandon the request.
     ///
     /// # Errors
     /// When every attempt failed, or the weights are others.
     pub async fn complete(
         &self,
-        serving: &Serving,
+        generator: &Generator,
         prompt: &[u32],
         params: &GenerationParams,
         wanted: &Revision,
     ) -> Result<Completion, CompletionError> {
         // The semaphore is never closed.
         let _permit = self.in_flight.acquire().await;
-        let mut reason = String::new();
+        let (mut url, mut reason) = (String::new(), "the launcher has ended for good".to_owned());
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 tokio::time::sleep(Duration::from_secs(1 << (attempt - 1))).await;
             }
+            let Some(serving) = generator.serving_revision(wanted).await else { break };
             let in_flight = self.traffic.request(params.max_new_tokens);
-            match self.attempt(serving, prompt, params).await {
+            match self.attempt(&serving, prompt, params).await {
                 Ok(answer) => {
                     in_flight.answered();
                     return judge(answer, wanted);
                 }
-                Err(error) => reason = error,
+                Err(error) => (url, reason) = (serving.url, error),
             }
         }
-        Err(CompletionError::Failed { url: serving.url.clone(), reason })
+        Err(CompletionError::Failed { url, reason })
     }
 
     async fn attempt(&self, serving: &Serving, prompt: &[u32], params: &GenerationParams) -> Result<Answer, String> {

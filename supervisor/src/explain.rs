@@ -8,9 +8,9 @@ use serde::de::DeserializeOwned;
 
 use crate::exit::Failure;
 use crate::journal::{
-    self, Entry, Event, FileClosed, FileUploaded, GroupDropped, GroupKept, LocalCopyFailed, MiningBegan, Reading, SpoolExpired,
-    SpoolRefused, SpooledGroupUnusable, SpotCheckMissed, SpotChecked, SupervisorStarted, SupervisorStopped, WindowEnded,
-    WindowOpened, WorkerDistrusted, WorkersDisagree,
+    self, Entry, Event, FileClosed, FileFound, FileUploaded, GroupDropped, GroupKept, LocalCopyFailed, MiningBegan, Reading,
+    SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed, SpotChecked, SupervisorStarted, SupervisorStopped,
+    WindowEnded, WindowOpened, WorkerDistrusted, WorkersDisagree,
 };
 use crate::settings::Settings;
 
@@ -151,6 +151,14 @@ impl Story<'_> {
                 clock_time(time)
             );
         }
+        for (time, found) in self.all::<FileFound>() {
+            let (groups, sha256) = (found.groups, found.sha256);
+            let _ = writeln!(
+                text,
+                "  found     at {}: the bucket holds what an earlier run was sending when it ended; {groups} groups, SHA-256 {sha256}",
+                clock_time(time)
+            );
+        }
         let mut ended = false;
         for (_, end) in self.all::<WindowEnded>() {
             ended = true;
@@ -183,14 +191,15 @@ fn notable(entry: &Entry) -> Option<String> {
         return Some(format!("the disk did not take the spool, the window went on in memory: {}", event.why));
     }
     if let Some(event) = entry.event::<SpoolExpired>() {
-        return Some(format!("{} groups of this window were found after its deadline, never uploaded", event.groups));
+        let fate = if event.sending { "while the file was being sent; the bucket may hold it" } else { "and never uploaded" };
+        return Some(format!("{} groups of this window were found after its deadline: a run ended {fate}", event.groups));
     }
     if let Some(event) = entry.event::<WorkerDistrusted>() {
         let fate = if event.quarantined { "quarantined" } else { "kept, for it is the only one" };
         return Some(format!("worker {} was not believed any more ({}) and {fate}", event.worker, event.why));
     }
     if let Some(event) = entry.event::<WorkersDisagree>() {
-        return Some(format!("workers {} and {} disagree: {}", event.worker, event.by, event.why));
+        return Some(format!("workers {} and {} disagree, and were replaced by new ones: {}", event.worker, event.by, event.why));
     }
     if let Some(event) = entry.event::<SpotCheckMissed>() {
         return Some(format!("a spot check gave no answer: {}", event.why));
@@ -204,13 +213,14 @@ fn notable(entry: &Entry) -> Option<String> {
     if let Some(event) = entry.event::<SupervisorStopped>() {
         return Some(format!("the supervisor ended in order (pid {})", event.pid));
     }
-    const ORDINARY: [&str; 7] = [
+    const ORDINARY: [&str; 8] = [
         WindowOpened::KIND,
         MiningBegan::KIND,
         GroupKept::KIND,
         GroupDropped::KIND,
         SpotChecked::KIND,
         FileClosed::KIND,
+        FileFound::KIND,
         FileUploaded::KIND,
     ];
     let told_above =

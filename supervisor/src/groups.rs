@@ -192,7 +192,7 @@ async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt) -> Result
         return Err(Dropped::Prompt(format!("the tokenizer gives id {id}, the model has {}", terms.vocab_size)));
     }
     let requests = (0..ROLLOUTS_PER_PROBLEM).map(|place| {
-        let answer = workshop.completions.complete(&serving, &prompt.ids, &terms.params, &terms.revision);
+        let answer = workshop.completions.complete(&workshop.generator, &prompt.ids, &terms.params, &terms.revision);
         async move { (place, answer.await) }
     });
     let mut requests: FuturesUnordered<_> = requests.collect();

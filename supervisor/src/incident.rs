@@ -7,7 +7,7 @@
 //!    status.json    as of the last half second
 //!    story.txt      `explain` of the last windows
 //!    journal/…      as it is
-//!    log.txt        the end of supervisor.log, where there is one
+//!    log.txt        the end of supervisor.log; log-1.txt of the one before
 //! ```
 //!
 //! Every text passes a filter that knows the values of all secret settings and of every variable whose name speaks of a key,
@@ -26,8 +26,8 @@ use memchr::memmem;
 
 use crate::exit::Failure;
 use crate::explain::story;
-use crate::journal;
 use crate::settings::{Loaded, explain};
+use crate::{journal, log};
 
 /// Most of the log, from its end.
 const LOG_BYTES: u64 = 4 * 1024 * 1024;
@@ -73,7 +73,10 @@ fn gather(loaded: &Loaded, environment: &BTreeMap<String, String>) -> Vec<(Strin
         }
     };
     add("status.json", end_of(&state.join("status.json"), FILE_BYTES));
-    add("log.txt", end_of(&state.join("supervisor.log"), LOG_BYTES));
+    add("log.txt", end_of(&state.join(log::FILE), LOG_BYTES));
+    if state.join(log::EARLIER).exists() {
+        add("log-1.txt", end_of(&state.join(log::EARLIER), LOG_BYTES));
+    }
     let folder = state.join("journal");
     for path in journal::files(&folder).into_iter().filter(|path| path.exists()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -81,7 +84,7 @@ fn gather(loaded: &Loaded, environment: &BTreeMap<String, String>) -> Vec<(Strin
     }
     add("story.txt", stories(&folder).map(String::into_bytes));
     let readme = format!(
-        "grail-supervisor {} on {}, packed at Unix second {}.\nSecrets are replaced by {HIDDEN}. Without the live picture the log goes to standard error:\nadd what systemd, docker or the shell kept of it.\n{missing}",
+        "grail-supervisor {} on {}, packed at Unix second {}.\nSecrets are replaced by {HIDDEN}.\n{missing}",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::ARCH,
         clock::since_epoch().as_secs(),

@@ -34,6 +34,7 @@ pub mod gpu;
 pub mod groups;
 pub mod incident;
 pub mod journal;
+mod log;
 pub mod mine;
 pub mod plan;
 pub mod publish;

@@ -158,6 +158,7 @@ async fn attend(settings: &Settings, miner: &mut Miner, windows: Option<u64>, mu
         }
         shutdown
     };
+    miner.break_off();
     crate::failpoint::pass("shutting-down").await;
     let orderly = async { tokio::join!(workshop.proofs.stop(), workshop.generator.stop()) };
     tokio::pin!(orderly);
@@ -317,6 +318,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         closing: ClosingTime::default(),
         groups_in_flight: settings.generation.groups_in_flight as usize,
         shutdown_budget: settings.shutdown_budget,
+        under_way: None,
     })
 }
 

@@ -48,7 +48,11 @@ impl StateFolder {
     /// When another supervisor has the folder, or the folder cannot be used.
     pub fn lock(root: &Path) -> Result<Self, Failure> {
         check_socket_path(root)?;
-        let unusable = |error: std::io::Error| Failure::Unavailable(format!("the state folder {root:?} cannot be used: {error}"));
+        let unusable = |error: std::io::Error| {
+            Failure::Unavailable(format!(
+                "the state folder {root:?} cannot be used: {error}; put state.folder on a disk that this user can write to"
+            ))
+        };
         std::fs::create_dir_all(root).map_err(unusable)?;
         let root = root.canonicalize().map_err(unusable)?;
         let path = root.join("lock");
@@ -68,7 +72,10 @@ impl StateFolder {
             Some(Standing::Alive | Standing::Gone) => Before::Killed,
             Some(Standing::OtherBoot | Standing::OtherNamespace) => Before::OtherBoot,
         };
-        write_holder(&root).map_err(unusable)?;
+        if let Err(error) = write_holder(&root) {
+            // The kernel's lock holds all the same, and a full disk shall not keep a miner from starting.
+            tracing::warn!(%error, "Who holds the state folder cannot be written down.");
+        }
         Ok(Self { root, _lock: file, before })
     }
 

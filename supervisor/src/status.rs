@@ -90,7 +90,7 @@ pub struct WindowStatus {
 pub struct FinishedWindow {
     /// First block.
     pub window: u64,
-    /// `uploaded`, `skipped`, `empty`, `held back` or `lost`.
+    /// `uploaded`, `skipped`, `empty`, `held back`, `lost` or `broken off`.
     pub outcome: String,
     /// Why, where it was not uploaded.
     pub reason: Option<String>,
@@ -104,6 +104,22 @@ pub struct FinishedWindow {
     pub mean_reward: f64,
     /// Seconds from the last group to the confirmed upload.
     pub close_seconds: f64,
+}
+
+impl FinishedWindow {
+    /// A window whose end is to be filled in.
+    pub fn of(window: u64) -> Self {
+        Self {
+            window,
+            outcome: "uploaded".into(),
+            reason: None,
+            rollouts: 0,
+            bytes: 0,
+            checkpoint_window: None,
+            mean_reward: 0.0,
+            close_seconds: 0.0,
+        }
+    }
 }
 
 /// Everything that is shown.

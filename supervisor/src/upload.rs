@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use grail_process::clock;
 use grail_protocol::constants::MAX_FILE_BYTES;
-use grail_store::bucket::{Bucket, BucketError, RetryPolicy};
+use grail_store::bucket::{Bucket, BucketError, ObjectHead, RetryPolicy};
 use sha2::{Digest, Sha256};
 
 /// Times that the whole file is sent when what is read back is something else.
@@ -34,7 +34,7 @@ pub struct WindowObject<'a> {
     pub bytes: &'a Bytes,
     /// Its SHA-256.
     pub sha256: [u8; 32],
-    /// SHA-256 of this window's file that an earlier run has uploaded: it may stay where the new one does not get there.
+    /// SHA-256 of the file that an earlier run of this window has uploaded or sent: it may stay where the new one does not get there.
     pub earlier: Option<[u8; 32]>,
 }
 
@@ -123,6 +123,18 @@ pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -
     }
 }
 
+/// Whether the bucket holds this file, in time. A bucket that does not say within a quarter of what is left has said no.
+pub async fn holds(bucket: &Bucket, key: &str, sha256: [u8; 32], deadline: f64) -> bool {
+    let quarter = (deadline - clock::unix_seconds()) / 4.0;
+    let patience = Duration::try_from_secs_f64(quarter).unwrap_or_default().min(LOOK_LIMIT);
+    let asked = tokio::time::timeout(patience, async {
+        let head = bucket.head(key).await.ok()??;
+        let bytes = bucket.get(key, MAX_FILE_BYTES).await.ok()?;
+        Some(<[u8; 32]>::from(Sha256::digest(&bytes)) == sha256 && written(&head) <= deadline)
+    });
+    asked.await.ok().flatten().unwrap_or(false)
+}
+
 async fn give_up(bucket: &Bucket, object: &WindowObject<'_>, failed: Option<BucketError>, look: Look) -> UploadError {
     let different = |what: &str, removed: String| UploadError::Different { what: what.into(), removed };
     match (look, failed) {
@@ -172,9 +184,13 @@ async fn ask(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Resul
     if found != object.sha256 {
         return Ok(Look::Different("its SHA-256 differs".into()));
     }
-    // A bucket that keeps no times leaves the time of this look, which is later than the object's.
-    let written = head.last_modified.map_or_else(clock::unix_seconds, unix_seconds);
+    let written = written(&head);
     Ok(if written > deadline { Look::Late(written - deadline) } else { Look::Same })
+}
+
+/// A bucket that keeps no times leaves the time of this look, which is later than the object's.
+fn written(head: &ObjectHead) -> f64 {
+    head.last_modified.map_or_else(clock::unix_seconds, unix_seconds)
 }
 
 fn unix_seconds(time: SystemTime) -> f64 {
@@ -261,6 +277,9 @@ mod tests {
         assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, Look::Absent));
         fixture.bucket.put(KEY, bytes.clone(), &RetryPolicy::default()).await.unwrap();
         assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, Look::Same));
+        assert!(holds(&fixture.bucket, KEY, object.sha256, now + 60.0).await);
+        assert!(!holds(&fixture.bucket, KEY, object.sha256, now - 60.0).await, "it is too late for validators");
+        assert!(!holds(&fixture.bucket, KEY, digest(b"another"), now + 60.0).await);
         assert!(matches!(look(&fixture.bucket, &object, now - 60.0).await, Look::Late(late) if late > 50.0));
         fixture.bucket.put(KEY, "an older one", &RetryPolicy::default()).await.unwrap();
         assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, Look::Different(_)));

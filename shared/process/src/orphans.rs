@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use crate::identity::Identity;
 use crate::proc;
+use crate::records::Records;
 
 /// Children that were started here and are not reaped yet. The lock is held from fork to entry and from reaping to removal, so
 /// that a sweep never takes one for an orphan.
@@ -44,8 +45,9 @@ pub fn become_subreaper() -> io::Result<()> {
     Ok(nix::sys::prctl::set_child_subreaper(true)?)
 }
 
-/// Kills the orphans that live and reaps those that ended. What a killed one leaves behind comes here in the next sweep.
-pub(crate) fn sweep(own: &Own) -> io::Result<Vec<Orphan>> {
+/// Kills the orphans that live and reaps those that ended, with the record that a dead parent left of them. What a killed one
+/// leaves behind comes here in the next sweep.
+pub(crate) fn sweep(own: &Own, records: Option<&Records>) -> io::Result<Vec<Orphan>> {
     // Spawning waits meanwhile, for well under a millisecond.
     let own = own.lock();
     let mut met = Vec::new();
@@ -56,6 +58,7 @@ pub(crate) fn sweep(own: &Own) -> io::Result<Vec<Orphan>> {
         } else {
             // Only this very pid: reaping any other child would take its status from whoever waits for it.
             let _ = waitpid(Pid::from_raw(pid.cast_signed()), Some(WaitPidFlag::WNOHANG));
+            records.inspect(|records| records.remove(pid));
         }
         met.push(Orphan { pid, name: facts.name.clone(), killed: facts.lives() });
     }

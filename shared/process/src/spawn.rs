@@ -121,7 +121,7 @@ impl Spawner {
     /// # Errors
     /// When the kernel does not list children, or refuses a signal.
     pub fn sweep(&self) -> io::Result<Vec<crate::orphans::Orphan>> {
-        crate::orphans::sweep(&self.own)
+        crate::orphans::sweep(&self.own, self.records.as_ref())
     }
 
     /// Starts a child in its own session and process group, its output piped, its life tied to this process.

@@ -186,6 +186,7 @@ async fn attend<K: Kept>(
         },
         () = stop.cancelled() => Cause::Stopped,
         why = life.condemned() => Cause::Condemned(why),
+        why = life.doubted() => Cause::WrongProof(why),
     }
 }
 

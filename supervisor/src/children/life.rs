@@ -42,7 +42,7 @@ impl Muster {
     }
 }
 
-/// The life of one child. Its keeper's task alone changes it; others may only [`Life::condemn`].
+/// The life of one child. Its keeper's task alone changes it; others may only [`Life::condemn`] and [`Life::doubt`].
 pub(super) struct Life {
     /// How logs call the child.
     pub name: String,
@@ -51,13 +51,15 @@ pub(super) struct Life {
     cycle: Mutex<LifeCycle>,
     zero: Instant,
     condemned: watch::Sender<Option<String>>,
+    doubted: watch::Sender<Option<String>>,
     muster: Arc<Muster>,
 }
 
 impl Life {
     pub fn new(name: String, policy: LifePolicy, board: Board, muster: Arc<Muster>) -> Arc<Self> {
         let cycle = Mutex::new(LifeCycle::new(policy));
-        let life = Self { name, board, cycle, zero: clock::monotonic(), condemned: watch::channel(None).0, muster };
+        let nothing = || watch::channel(None).0;
+        let life = Self { name, board, cycle, zero: clock::monotonic(), condemned: nothing(), doubted: nothing(), muster };
         life.show();
         Arc::new(life)
     }
@@ -89,11 +91,17 @@ impl Life {
 
     /// Waits until the child is condemned.
     pub async fn condemned(&self) -> String {
-        let mut condemned = self.condemned.subscribe();
-        match condemned.wait_for(Option::is_some).await.ok().and_then(|why| why.clone()) {
-            Some(why) => why,
-            None => std::future::pending().await,
-        }
+        said(&self.condemned).await
+    }
+
+    /// Ends this life of the child, because what it computes cannot be believed; the next one begins afresh.
+    pub fn doubt(&self, why: String) {
+        self.doubted.send_replace(Some(why));
+    }
+
+    /// Waits until this life is doubted.
+    pub async fn doubted(&self) -> String {
+        said(&self.doubted).await
     }
 
     /// Waits until a start is due.
@@ -124,6 +132,7 @@ impl Life {
 
     /// The process is gone. `true` when the child is to be started again.
     pub fn gone(&self, death: Death, gpus: &[String]) -> bool {
+        self.doubted.send_replace(None);
         let class = death.class;
         let action = self.tell(Event::Gone(class, rand::random()));
         let child = self.name.clone();
@@ -141,6 +150,13 @@ impl Life {
                 true
             }
         }
+    }
+}
+
+async fn said(channel: &watch::Sender<Option<String>>) -> String {
+    match channel.subscribe().wait_for(Option::is_some).await.ok().and_then(|why| why.clone()) {
+        Some(why) => why,
+        None => std::future::pending().await,
     }
 }
 

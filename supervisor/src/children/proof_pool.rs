@@ -270,6 +270,13 @@ impl ProofPool {
         others
     }
 
+    /// Replaces the workers of these slots by new processes, which read the weights again: of two that disagree either may hold
+    /// damaged ones, and neither can say so.
+    pub fn renew(&self, slots: &[u32], why: &str) {
+        let named = self.lives.iter().filter(|(number, _)| slots.contains(number));
+        named.for_each(|(_, life)| life.doubt(why.to_owned()));
+    }
+
     /// Ends every worker and waits until all are gone.
     pub async fn stop(&self) {
         self.stop.cancel();

@@ -136,12 +136,15 @@ event! {
 
 event! {
     /// An earlier window's groups were never uploaded.
-    SpoolExpired, "spool_expired", lasting: true, error "Groups of a past window were never uploaded; its deadline is over."
+    SpoolExpired, "spool_expired", lasting: true, error "Nothing on record says that groups of a past window were uploaded; its deadline is over."
     {
         /// First block of the past window.
         window: u64,
         /// Groups that are lost.
         groups: usize,
+        /// Whether the file was being sent when that run ended, so that it may be in the bucket after all.
+        #[serde(default)]
+        sending: bool,
     }
 }
 
@@ -202,7 +205,7 @@ event! {
 
 event! {
     /// Workers disagree and nothing tells which one is wrong.
-    WorkersDisagree, "workers_disagree", lasting: true, error "Workers disagree and none can be shown to be wrong; the window is held back."
+    WorkersDisagree, "workers_disagree", lasting: true, error "Workers disagree and none can be shown to be wrong; the window is held back and both are replaced."
     {
         /// First block of the window.
         window: u64,
@@ -264,12 +267,27 @@ event! {
     }
 }
 
+event! {
+    /// An earlier run ended between sending the file and writing that down; the bucket has it.
+    FileFound, "file_found", lasting: true, info "The bucket holds the file that an earlier run was sending when it ended."
+    {
+        /// First block of the window.
+        window: u64,
+        /// Groups in it.
+        groups: usize,
+        /// Its bytes.
+        bytes: u64,
+        /// Its SHA-256, hex.
+        sha256: String,
+    }
+}
+
 /// How a window ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WindowEnded {
     /// First block.
     pub window: u64,
-    /// `uploaded`, `skipped`, `empty`, `held back` or `lost`.
+    /// `uploaded`, `skipped`, `empty`, `held back`, `lost` or `broken off`.
     pub outcome: String,
     /// Why, where it was not uploaded.
     pub reason: Option<String>,

@@ -4,7 +4,8 @@
 //!  spool/<window>/group-<index>.record   sixteen signed rows, encoded as one row group of the window's file
 //!                 next-index.record      bound of the problem indices that may have been used
 //!                 window.record          what the rows are judged by, so that they can be uploaded when nothing else comes up
-//!                 uploaded.record        how many groups the file in the bucket holds
+//!                 sending.record         the file that is about to be sent: from here on the bucket may hold it
+//!                 uploaded.record        the file that the bucket holds
 //! ```
 //!
 //! Every file is written beside, flushed, renamed, and its folder flushed. A window's folder stays until the next window is
@@ -31,6 +32,7 @@ const ENDING: &str = ".record";
 const GROUP: &str = "group-";
 const INDEX: &str = "next-index.record";
 const SHEET: &str = "window.record";
+const SENDING: &str = "sending.record";
 const UPLOADED: &str = "uploaded.record";
 
 /// Why a group could not be kept or found again.
@@ -87,7 +89,7 @@ impl WindowSheet {
     }
 }
 
-/// That a file of this window is in the bucket.
+/// A file of this window that is in the bucket, or on its way there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Uploaded {
@@ -97,6 +99,17 @@ pub struct Uploaded {
     pub bytes: u64,
     /// Its SHA-256, hex.
     pub sha256: String,
+}
+
+/// A past window whose groups are not known to be uploaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Expired {
+    /// First block.
+    pub window: u64,
+    /// Its groups.
+    pub groups: usize,
+    /// Whether the file was being sent when the run ended.
+    pub sending: bool,
 }
 
 /// What an earlier run of this window left.
@@ -110,8 +123,10 @@ pub struct Left {
     pub sheet: Option<WindowSheet>,
     /// What is in the bucket already.
     pub uploaded: Option<Uploaded>,
-    /// Earlier windows that were never uploaded, with their groups.
-    pub lost: Vec<(u64, usize)>,
+    /// What was being sent last; only the bucket knows whether it is there.
+    pub sending: Option<Uploaded>,
+    /// Earlier windows that nobody said to be uploaded.
+    pub lost: Vec<Expired>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -172,19 +187,21 @@ impl Spool {
         };
         left.sheet = self.note(SHEET).unwrap_or_default();
         left.uploaded = self.note(UPLOADED).unwrap_or_default();
+        left.sending = self.note(SENDING).unwrap_or_default();
         Ok(left)
     }
 
     /// Removes the folders of other windows; their deadlines are over. Those that were not uploaded are named.
-    fn retire_others(&self, root: &Path) -> Result<Vec<(u64, usize)>, SpoolError> {
+    fn retire_others(&self, root: &Path) -> Result<Vec<Expired>, SpoolError> {
         let mut lost = Vec::new();
         for entry in self.disk.list(root).map_err(failed(root, "read"))? {
             let Some(window) = entry.name.parse::<u64>().ok().filter(|window| *window != self.window) else { continue };
             let folder = root.join(&entry.name);
             let files = self.disk.list(&folder).unwrap_or_default();
             let groups = files.iter().filter(|file| index_of(&file.name).is_some()).count();
-            if groups > 0 && !files.iter().any(|file| file.name == UPLOADED) {
-                lost.push((window, groups));
+            let has = |name: &str| files.iter().any(|file| file.name == name);
+            if groups > 0 && !has(UPLOADED) {
+                lost.push(Expired { window, groups, sending: has(SENDING) });
             }
             if let Err(error) = self.remove(&folder, &files) {
                 tracing::warn!(%error, path = %folder.display(), "A past window's spool cannot be removed.");
@@ -194,9 +211,9 @@ impl Spool {
         Ok(lost)
     }
 
-    /// The note that it was uploaded goes last, so that a crash in between does not make a loss of it.
+    /// The notes of the upload go last, so that a crash in between does not make a loss of it.
     fn remove(&self, folder: &Path, files: &[Entry]) -> std::io::Result<()> {
-        let (notes, others): (Vec<_>, Vec<_>) = files.iter().partition(|file| file.name == UPLOADED);
+        let (notes, others): (Vec<_>, Vec<_>) = files.iter().partition(|file| [SENDING, UPLOADED].contains(&file.name.as_str()));
         for files in [others, notes] {
             for file in files {
                 self.disk.remove_file(&folder.join(&file.name))?;
@@ -269,6 +286,14 @@ impl Spool {
     /// When the disk refuses.
     pub fn keep_sheet(&self, sheet: &WindowSheet) -> Result<(), SpoolError> {
         self.write_note(SHEET, sheet)
+    }
+
+    /// Makes durable which file may be in the bucket from now on.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn mark_sending(&self, sending: &Uploaded) -> Result<(), SpoolError> {
+        self.write_note(SENDING, sending)
     }
 
     /// Makes durable that a file is in the bucket.

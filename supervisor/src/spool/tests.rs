@@ -189,6 +189,7 @@ enum Step {
     /// Take out the n-th group.
     Discard(usize),
     Sheet,
+    Sending,
     Uploaded,
     Reopen,
 }
@@ -201,6 +202,7 @@ struct Model {
     durable: BTreeSet<i64>,
     discarded: BTreeSet<i64>,
     sheet: bool,
+    sending: bool,
     uploaded: bool,
 }
 
@@ -263,6 +265,10 @@ impl Model {
                 spool.keep_sheet(&sheet())?;
                 self.sheet = true;
             }
+            Step::Sending => {
+                spool.mark_sending(&uploaded())?;
+                self.sending = true;
+            }
             Step::Uploaded => {
                 spool.mark_uploaded(&uploaded())?;
                 self.uploaded = true;
@@ -297,8 +303,9 @@ impl Model {
         assert!(left.next_index.unwrap() > self.used.last().copied().unwrap_or(-1), "{left:?} would repeat an index");
         assert!(left.sheet.is_some() || !self.sheet, "the sheet is lost");
         assert!(left.sheet.iter().all(|found| *found == sheet()));
+        assert!(left.sending.is_some() || !self.sending, "what was being sent is forgotten");
         assert!(left.uploaded.is_some() || !self.uploaded, "the upload is forgotten");
-        assert!(left.uploaded.iter().all(|found| *found == uploaded()));
+        assert!(left.uploaded.iter().chain(&left.sending).all(|found| *found == uploaded()));
         assert_eq!(left.lost, []);
         Ok(())
     }
@@ -310,6 +317,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Burn),
         1 => (0_usize..8).prop_map(Step::Discard),
         1 => Just(Step::Sheet),
+        1 => Just(Step::Sending),
         1 => Just(Step::Uploaded),
         1 => Just(Step::Reopen),
     ];
@@ -363,15 +371,20 @@ fn past_windows_are_retired_and_named_unless_they_were_uploaded() {
     spool.put(&record(0)).unwrap();
     spool.put(&record(1)).unwrap();
     let (spool, left) = on_disk(folder.path(), WINDOW + 30, u64::MAX);
-    assert_eq!((left.lost, left.groups), (vec![(WINDOW, 2)], vec![]));
+    assert_eq!((left.lost, left.groups), (vec![Expired { window: WINDOW, groups: 2, sending: false }], vec![]));
     let mut other = record(0);
     other.header.window = WINDOW + 30;
     spool.put(&other).unwrap();
+    spool.mark_sending(&uploaded()).unwrap();
+    let (spool, left) = on_disk(folder.path(), WINDOW + 60, u64::MAX);
+    assert_eq!(left.lost, [Expired { window: WINDOW + 30, groups: 1, sending: true }]);
+    other.header.window = WINDOW + 60;
+    spool.put(&other).unwrap();
     spool.mark_uploaded(&uploaded()).unwrap();
-    assert_eq!(on_disk(folder.path(), WINDOW + 60, u64::MAX).1.lost, []);
+    assert_eq!(on_disk(folder.path(), WINDOW + 90, u64::MAX).1.lost, []);
     let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["660", "notes.txt"]);
+    assert_eq!(names, ["690", "notes.txt"]);
 }
 
 #[test]

@@ -15,9 +15,9 @@ use super::harvest::{Harvest, Kept};
 use super::shift::{FOOTER_BYTES, Findings};
 use super::{Gathering, Miner, NoFile, Opened};
 use crate::gate::JudgedGroup;
-use crate::journal::{FileClosed, FileUploaded, LocalCopyFailed};
-use crate::spool::Uploaded;
-use crate::upload::{Receipt, WindowObject, upload};
+use crate::journal::{FileClosed, FileFound, FileUploaded, LocalCopyFailed};
+use crate::spool::{Left, Uploaded};
+use crate::upload::{Receipt, WindowObject, holds, upload};
 
 /// Local copies of window files that are kept.
 const KEPT_WINDOWS: usize = 3;
@@ -52,16 +52,19 @@ impl Miner {
         if let Some(doubt) = findings.doubt {
             return Err(NoFile::HeldBack(format!("{doubt}; {} groups stay here", kept.len())));
         }
+        let key = object_key(self.workshop.hotkey.address(), window);
+        let earlier = self.brought(opened, &gathering.harvest, &key).await;
+        let fuller = earlier.as_ref().filter(|earlier| earlier.groups >= kept.len() && !findings.distrusted);
+        if let Some(earlier) = fuller {
+            // An earlier run has brought all of it there; nothing was added and nothing taken out.
+            let rollouts = (earlier.groups * ROLLOUTS_PER_PROBLEM) as u32;
+            return Ok(Closed { rollouts, bytes: earlier.bytes, ..Closed::of(&kept) });
+        }
         if kept.is_empty() {
             return Err(why_not.unwrap_or_else(|| NoFile::Empty(self.why_empty())));
         }
         crate::failpoint::pass("closing").await;
         let total = Closed::of(&kept);
-        let earlier = opened.left.uploaded.as_ref().filter(|uploaded| uploaded.groups >= kept.len() && !findings.distrusted);
-        if let Some(uploaded) = earlier {
-            // An earlier run has brought all of it there; nothing was added and nothing taken out.
-            return Ok(Closed { bytes: uploaded.bytes, ..total });
-        }
         let groups = kept.len();
         let file = make_file(kept, &gathering.harvest).await.map_err(NoFile::HeldBack)?;
         let seconds = begun.elapsed().as_secs_f64();
@@ -69,9 +72,8 @@ impl Miner {
         let bytes = file.bytes.len() as u64;
         self.journal.record(&FileClosed { window, groups, bytes, seconds, spot_checks: findings.agreed });
         self.board.window(|status| status.phase = "uploading".into());
-        let key = object_key(self.workshop.hotkey.address(), window);
         let copy = self.keep_copy(window, &key, file.bytes.clone());
-        let sent = self.send(opened, &gathering.harvest, &key, &file, groups).await;
+        let sent = self.send(opened, &gathering.harvest, &key, &file, groups, earlier.as_ref()).await;
         copy.await;
         sent?;
         Ok(Closed { bytes, seconds: begun.elapsed().as_secs_f64(), ..total })
@@ -98,26 +100,51 @@ impl Miner {
         kept
     }
 
-    async fn send(&mut self, opened: &Opened, harvest: &Harvest, key: &str, file: &File, groups: usize) -> Result<(), NoFile> {
+    /// What an earlier run of this window has brought into the bucket, by its own record; where it ended in the middle of sending,
+    /// by what the bucket says.
+    async fn brought(&self, opened: &Opened, harvest: &Harvest, key: &str) -> Option<Uploaded> {
+        let Left { uploaded, sending, .. } = &opened.left;
+        let Some(sending) = sending.clone().filter(|sending| Some(sending) != uploaded.as_ref()) else {
+            return uploaded.clone();
+        };
         let deadline = opened.clockwork.deadline;
-        let earlier = opened.left.uploaded.as_ref().and_then(|uploaded| digest_of(&uploaded.sha256));
+        let there = match digest_of(&sending.sha256) {
+            Some(sha256) => holds(&self.bucket, key, sha256, deadline).await,
+            None => false,
+        };
+        if !there {
+            return uploaded.clone();
+        }
+        let Uploaded { groups, bytes, sha256 } = sending.clone();
+        self.journal.record(&FileFound { window: opened.clockwork.window, groups, bytes, sha256 });
+        let uploaded = sending.clone();
+        harvest.on_disk(move |spool| spool.mark_uploaded(&uploaded)).await;
+        Some(sending)
+    }
+
+    async fn send(
+        &mut self,
+        opened: &Opened,
+        harvest: &Harvest,
+        key: &str,
+        file: &File,
+        groups: usize,
+        earlier: Option<&Uploaded>,
+    ) -> Result<(), NoFile> {
+        let deadline = opened.clockwork.deadline;
+        let uploaded = Uploaded { groups, bytes: file.bytes.len() as u64, sha256: hex::encode(file.sha256) };
+        let sending = uploaded.clone();
+        // First, so that a run that ends between here and the record below leaves a trace of what the bucket may hold.
+        harvest.on_willing_disk(move |spool| spool.mark_sending(&sending)).await;
+        let earlier = earlier.and_then(|earlier| digest_of(&earlier.sha256));
         let object = WindowObject { key, bytes: &file.bytes, sha256: file.sha256, earlier };
         let sent = upload(&self.bucket, &object, deadline).await;
         let Receipt { spent, rounds } = sent.map_err(|error| NoFile::Lost(error.to_string()))?;
         self.budget.observe_upload(spent.as_secs_f64());
-        let (window, bytes) = (opened.clockwork.window, file.bytes.len() as u64);
-        let sha256 = hex::encode(file.sha256);
+        let window = opened.clockwork.window;
+        let Uploaded { groups, bytes, sha256 } = uploaded.clone();
         let left = deadline - clock::unix_seconds();
-        self.journal.record(&FileUploaded {
-            window,
-            groups,
-            bytes,
-            sha256: sha256.clone(),
-            rounds,
-            seconds: spent.as_secs_f64(),
-            left,
-        });
-        let uploaded = Uploaded { groups, bytes, sha256 };
+        self.journal.record(&FileUploaded { window, groups, bytes, sha256, rounds, seconds: spent.as_secs_f64(), left });
         harvest.on_disk(move |spool| spool.mark_uploaded(&uploaded)).await;
         Ok(())
     }

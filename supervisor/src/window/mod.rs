@@ -35,7 +35,7 @@ use crate::gate::Judge;
 use crate::groups::{Terms, WindowFacts, Workshop};
 use crate::journal::{Journal, MiningBegan, SpoolExpired, SpoolRefused, WindowEnded, WindowOpened};
 use crate::settings;
-use crate::spool::{FileSystem, Indices, Left, Spool, WindowSheet};
+use crate::spool::{Expired, FileSystem, Indices, Left, Spool, WindowSheet};
 use crate::status::{Board, FinishedWindow, WindowStatus};
 
 pub use clockwork::{Clockwork, ClosingTime};
@@ -80,6 +80,8 @@ pub struct Miner {
     pub groups_in_flight: usize,
     /// Seconds for an orderly stop.
     pub shutdown_budget: f64,
+    /// The window that is being attempted.
+    pub under_way: Option<u64>,
 }
 
 /// Why a window has no file in the bucket.
@@ -130,16 +132,34 @@ impl Miner {
                 self.await_window(window + WINDOW_LENGTH, stop).await;
                 continue;
             }
+            self.under_way = Some(window);
             let finished = self.window(window, stop).await;
+            self.under_way = None;
             attempted += u64::from(finished.outcome != "skipped");
-            self.journal.record(&ended(&finished));
-            self.board.update(|status| {
-                status.window.phase = finished.outcome.clone();
-                status.events = self.journal.counts();
-            });
-            self.board.finish(finished);
+            self.finish(finished);
             last = Some(window);
         }
+    }
+
+    /// Puts on record that the window that [`Miner::run`] had under way was not brought to its end, if there is one.
+    pub fn break_off(&mut self) {
+        let Some(window) = self.under_way.take() else { return };
+        let status = self.board.snapshot().window;
+        let reason = format!(
+            "the supervisor was stopped while the window was {}; {} groups are in the spool, and a start before the deadline goes on with them",
+            status.phase, status.spooled
+        );
+        let outcome = "broken off".into();
+        self.finish(FinishedWindow { outcome, reason: Some(reason), ..FinishedWindow::of(window) });
+    }
+
+    fn finish(&self, finished: FinishedWindow) {
+        self.journal.record(&ended(&finished));
+        self.board.update(|status| {
+            status.window.phase = finished.outcome.clone();
+            status.events = self.journal.counts();
+        });
+        self.board.finish(finished);
     }
 
     async fn await_window(&self, window: u64, stop: &CancellationToken) {
@@ -153,16 +173,7 @@ impl Miner {
         self.board.update(|status| {
             status.window = WindowStatus { window, phase: "opening".into(), ..WindowStatus::default() };
         });
-        let mut finished = FinishedWindow {
-            window,
-            outcome: "uploaded".into(),
-            reason: None,
-            rollouts: 0,
-            bytes: 0,
-            checkpoint_window: None,
-            mean_reward: 0.0,
-            close_seconds: 0.0,
-        };
+        let mut finished = FinishedWindow::of(window);
         let (outcome, reason) = match self.attempt(window, stop, &mut finished.checkpoint_window).await {
             Ok(closed) => {
                 finished.rollouts = closed.rollouts;
@@ -220,8 +231,8 @@ impl Miner {
                 (None, Left::default())
             }
         };
-        for (window, groups) in &left.lost {
-            self.journal.record(&SpoolExpired { window: *window, groups: *groups });
+        for Expired { window, groups, sending } in left.lost.iter().copied() {
+            self.journal.record(&SpoolExpired { window, groups, sending });
         }
         let end = self.ask(stop, || self.chain.block_time(window + WINDOW_LENGTH)).await;
         let deadline = match (end, &left.sheet) {

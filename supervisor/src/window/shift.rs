@@ -32,6 +32,8 @@ pub(super) const FOOTER_BYTES: usize = 8 * 1024 * 1024;
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Checks under way at once; what comes beyond is not checked.
 const CHECKS_AT_ONCE: usize = 4;
+/// Longest wait for complete groups that are not yet on disk, and the share of a block that it may take.
+const LAST_KEEPS: (f64, f64) = (1.0, 0.25);
 /// Longest wait for the last checks, and the share of a block that they may take.
 const LAST_CHECKS: (f64, f64) = (2.0, 0.25);
 
@@ -64,6 +66,8 @@ struct Shift {
     indices: Indices,
     blocked_until: f64,
     findings: Findings,
+    /// The cut-off: a group that is not complete is abandoned, one that is being kept is kept.
+    over: CancellationToken,
 }
 
 struct Ended {
@@ -105,6 +109,7 @@ impl Miner {
             indices,
             blocked_until: 0.0,
             findings: Findings::default(),
+            over: CancellationToken::new(),
         };
         let mut stopped_at = None;
         while shift.findings.doubt.is_none() {
@@ -167,10 +172,10 @@ impl Miner {
         }
         for index in (0..places).map_while(|_| shift.indices.take()) {
             let group = groups::make(self.workshop.clone(), site.terms.clone(), site.facts.clone(), index, block);
-            let harvest = site.harvest.clone();
+            let (harvest, over) = (site.harvest.clone(), shift.over.clone());
             let task = shift.jobs.spawn(async move {
                 let begun = clock::monotonic();
-                let result = finish(group, &harvest).await;
+                let result = finish(group, &harvest, &over).await;
                 Ended { index, seconds: begun.elapsed().as_secs_f64(), result }
             });
             shift.begun.insert(task.id(), index);
@@ -271,6 +276,7 @@ impl Miner {
             Ok(Finding::Wrong { worker, .. }) => self.distrust(worker, &why, site, shift).await,
             Ok(Finding::Undecided { .. }) => {
                 self.journal.record(&WorkersDisagree { window, worker, by, why: why.clone() });
+                self.workshop.proofs.renew(&[worker, by], &format!("workers {worker} and {by} disagree: {why}"));
                 shift.findings.doubt =
                     Some(format!("proof workers {worker} and {by} disagree ({why}), and neither can be shown to be wrong"));
             }
@@ -295,12 +301,18 @@ impl Miner {
         }
     }
 
-    /// Abandons what is not finished, and gives the last checks a moment.
+    /// Abandons what is not finished, and gives complete groups that are on their way to the disk, and the last checks, a moment.
     async fn end(&mut self, site: &Site, mut shift: Shift) -> Findings {
+        shift.over.cancel();
+        let patience = Duration::from_secs_f64(LAST_KEEPS.0.min(LAST_KEEPS.1 * self.budget.block_seconds()));
+        let limit = clock::monotonic() + patience;
+        while let Ok(Some(ended)) = tokio::time::timeout_at(limit.into(), shift.jobs.join_next()).await {
+            self.record(ended, site, &mut shift);
+        }
+        // A disk that hangs.
         shift.jobs.abort_all();
         while let Some(ended) = shift.jobs.join_next().await {
             match ended {
-                // It ended in the very last moment.
                 Ok(ended) => self.record(Ok(ended), site, &mut shift),
                 Err(error) => {
                     let index = shift.begun.get(&error.id()).copied().unwrap_or(-1);
@@ -327,8 +339,12 @@ fn has_room(harvest: &Harvest) -> bool {
     harvest.bytes() + FOOTER_BYTES < MAX_FILE_BYTES as usize
 }
 
-async fn finish(group: impl Future<Output = Result<Group, Dropped>>, harvest: &Arc<Harvest>) -> Result<Done, Dropped> {
-    let group = group.await?;
+async fn finish(
+    group: impl Future<Output = Result<Group, Dropped>>,
+    harvest: &Arc<Harvest>,
+    over: &CancellationToken,
+) -> Result<Done, Dropped> {
+    let group = over.run_until_cancelled(group).await.unwrap_or(Err(Dropped::TooLate))?;
     let (worker, sample) = (group.worker, sample(&group.rows));
     let durable = harvest.keep(group).await?;
     Ok(Done { worker, durable, sample })

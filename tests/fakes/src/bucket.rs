@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -111,7 +111,8 @@ impl LyingBucket {
             told: told.clone(),
             _server: server,
         });
-        eprintln!("A lying S3 stands in for R2 at {address}: a proxy in front of a local server that lies by script.");
+        static TOLD: Once = Once::new();
+        TOLD.call_once(|| eprintln!("Lying S3 proxies stand in for R2, each in front of a local server that is honest."));
         runtime.spawn(serve(listener, move |request| proxy.clone().answer(request)));
         Ok(Self { address, honest, told, _runtime: runtime })
     }

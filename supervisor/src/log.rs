@@ -1,0 +1,104 @@
+//! Where log lines go: to standard error, and while mining also into the state folder, where `incident` finds them.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// The log in the state folder.
+pub const FILE: &str = "supervisor.log";
+/// The one before it.
+pub const EARLIER: &str = "supervisor.log.1";
+/// A file this long is put aside, in the place of the one before.
+const FILE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Lines of level `default` and above go to standard error; `RUST_LOG` overrides the level.
+pub fn to_stderr(default: &str) {
+    start(default, true, None);
+}
+
+/// Lines go into `state`, and to standard error unless the live picture has the terminal.
+pub fn to_state(state: &Path, live: bool) {
+    start("info", !live, Some(LogFile::in_folder(state)));
+}
+
+fn start(default: &str, stderr: bool, file: Option<LogFile>) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    // A line that cannot be written, on a full disk for example, would be reported on standard error, and panic there.
+    let lines = || tracing_subscriber::fmt::layer().log_internal_errors(false);
+    let stderr = stderr.then(|| lines().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).boxed());
+    let file = file.map(|file| lines().with_writer(Mutex::new(file)).with_ansi(false).boxed());
+    let places: Vec<_> = stderr.into_iter().chain(file).collect();
+    tracing_subscriber::registry().with(places).with(filter).init();
+}
+
+/// A file that is put aside when it is long. What it cannot take is lost: a log must not end what it tells about.
+struct LogFile {
+    folder: PathBuf,
+    open: Option<(File, u64)>,
+}
+
+impl LogFile {
+    fn in_folder(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), open: None }
+    }
+
+    fn file(&mut self) -> io::Result<&mut (File, u64)> {
+        let path = self.folder.join(FILE);
+        if self.open.as_ref().is_some_and(|(_, length)| *length >= FILE_BYTES) {
+            self.open = None;
+            std::fs::rename(&path, self.folder.join(EARLIER))?;
+        }
+        if self.open.is_none() {
+            std::fs::create_dir_all(&self.folder)?;
+            let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            let length = file.metadata()?.len();
+            self.open = Some((file, length));
+        }
+        self.open.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (file, length) = self.file()?;
+        let written = file.write(bytes)?;
+        *length += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_log_is_put_aside_once_and_goes_on_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        LogFile::in_folder(&state).write_all(b"first\n").unwrap();
+        let line = vec![b'x'; 1 << 20];
+        let mut log = LogFile::in_folder(&state);
+        for _ in 0..40 {
+            log.write_all(&line).unwrap();
+        }
+        let length = |name| std::fs::metadata(state.join(name)).unwrap().len();
+        assert_eq!(length(EARLIER), FILE_BYTES);
+        assert_eq!(length(FILE), (40 << 20) - 2 * FILE_BYTES, "the oldest of three is gone");
+    }
+
+    #[test]
+    fn a_folder_that_takes_nothing_is_an_error_and_no_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("state"), "a file").unwrap();
+        assert!(LogFile::in_folder(&folder.path().join("state")).write_all(b"line\n").is_err());
+    }
+}
