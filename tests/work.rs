@@ -10,8 +10,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use grail_fakes::Script;
 use grail_store::window_file::read_window;
-use grail_tests::{Finished, Host, one_at_a_time};
+use grail_tests::{Cast, Finished, Host, one_at_a_time, points};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -121,16 +122,53 @@ fn what_a_killed_supervisor_left_is_uploaded_although_no_child_comes_up_any_more
     assert_eq!(miner.finish(END).code, -1);
     let left = groups_on_disk(&host);
     assert!(left.len() >= 3, "{left:?}");
+    let programs = broken_programs(&host);
+    let finished = host.start(&["run", "--windows", "1", "--set", &programs]).finish(END);
+    assert!(finished.stderr.contains("what the spool holds is uploaded"), "{}", finished.stderr);
+    succeeds(finished);
+    assert_eq!(accepted_groups(&host), left);
+}
+
+#[test]
+fn a_file_that_was_being_sent_when_its_supervisor_died_is_found_in_the_bucket() {
+    let _turn = one_at_a_time();
+    let script = Script { completion_seconds: 0.1, ..Script::default() };
+    let host = Host::new(0.6, 4.0).cast(Cast::Fakes, &script).with_failpoints();
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run"]);
+    host.await_status("three finished groups", &mut miner, 60, |status| spooled(status) >= 3);
+    points::arm(&host, "read-back");
+    miner.signal(Signal::SIGTERM);
+    points::await_reached(&host, "read-back", Duration::from_secs(30)).unwrap();
+    miner.signal(Signal::SIGKILL);
+    miner.finish(END);
+    points::release(&host, "read-back");
+    let (sent, written) = (uploaded_groups(&host), modified(&host));
+    // The next run has less than the bucket: one group's record is torn, and nothing more can be mined.
+    let window = std::fs::read_dir(host.path().join("state/spool")).unwrap().flatten().next().unwrap().path();
+    let torn = std::fs::read_dir(window).unwrap().flatten().find(|file| file.file_name().to_string_lossy().starts_with("group-"));
+    std::fs::write(torn.unwrap().path(), "torn").unwrap();
+    let broken = broken_programs(&host);
+    let finished = host.start(&["run", "--windows", "1", "--set", &broken]).finish(END);
+    assert!(finished.stderr.contains("The bucket holds the file that an earlier run was sending"), "{}", finished.stderr);
+    succeeds(finished);
+    assert_eq!((uploaded_groups(&host), modified(&host)), (sent, written), "the fuller file stays");
+    let story = succeeds(host.run(&["explain"]));
+    assert!(story.contains("the bucket holds what an earlier run was sending"), "{story}");
+}
+
+fn modified(host: &Host) -> std::time::SystemTime {
+    std::fs::metadata(&host.uploaded()[0]).unwrap().modified().unwrap()
+}
+
+/// The setting for children that cannot come up.
+fn broken_programs(host: &Host) -> String {
     let broken = host.path().join("broken");
     std::fs::create_dir(&broken).unwrap();
     for program in ["grail-proof-worker", "grail-gen-launcher"] {
         write_program(&broken.join(program), "#!/bin/sh\nexit 1\n");
     }
-    let programs = format!("programs.folder={}", broken.display());
-    let finished = host.start(&["run", "--windows", "1", "--set", &programs]).finish(END);
-    assert!(finished.stderr.contains("what the spool holds is uploaded"), "{}", finished.stderr);
-    succeeds(finished);
-    assert_eq!(accepted_groups(&host), left);
+    format!("programs.folder={}", broken.display())
 }
 
 fn write_program(path: &Path, text: &str) {
