@@ -13,6 +13,8 @@
 //! | [`gpu`] | what NVML tells of their GPUs |
 //! | [`completions`] | the generation server's client |
 //! | [`groups`], [`window`], [`spool`], [`gate`] | from a problem index to a file in the bucket |
+//! | [`schedule`] | what is begun and what is given up, so that a window is full and never late |
+//! | [`simulate`] | hosts in virtual time under that schedule |
 //! | [`journal`] | what happened, for [`explain`] and [`incident`] |
 //! | [`validate`], [`publish`] | the network's other roles, locally |
 //! | [`state`], [`shutdown`] | what outlives a run, and how one ends |
@@ -35,8 +37,10 @@ pub mod journal;
 pub mod mine;
 pub mod plan;
 pub mod publish;
+pub mod schedule;
 pub mod settings;
 pub mod shutdown;
+pub mod simulate;
 pub mod spool;
 pub mod state;
 pub mod status;

@@ -43,6 +43,8 @@ use closing::Closed;
 pub use harvest::{Harvest, Kept};
 use shift::{Findings, Site};
 
+pub use shift::ROLLOUT_TARGET;
+
 /// Longest wait for one answer of the chain in the middle of a window.
 const CHAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// Questions to the chain at the beginning of a window, a second apart: without an answer the window is lost.

@@ -25,7 +25,7 @@ use crate::shutdown::FINISH_SHARE;
 use crate::spool::Indices;
 
 /// Beyond the cap only insurance is gained: a tenth more covers one lost window of a period of twelve.
-pub(super) const ROLLOUT_TARGET: usize = (UNIQUE_ROLLOUTS_CAP + UNIQUE_ROLLOUTS_CAP / 10) as usize;
+pub const ROLLOUT_TARGET: usize = (UNIQUE_ROLLOUTS_CAP + UNIQUE_ROLLOUTS_CAP / 10) as usize;
 /// Room that the footer of a full window takes, and then some.
 pub(super) const FOOTER_BYTES: usize = 8 * 1024 * 1024;
 /// Wait before another group after one that failed at a server or worker, so that a lasting fault does not burn indices.
