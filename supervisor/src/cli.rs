@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::exit::Failure;
 use crate::settings::{self, Loaded, Settings, Sources};
 use crate::view::View;
-use crate::{explain, incident, log, mine, publish, validate};
+use crate::{explain, incident, log, mine, publish, simulate, validate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -58,6 +58,8 @@ enum Command {
     PublishCheckpoint(publish::Arguments),
     /// Fetch window files and judge them as the network's validator does.
     Validate(validate::Arguments),
+    /// Mine a host in virtual time: rollouts per window, idle GPUs, lateness, and what limits.
+    Simulate(simulate::Arguments),
     /// What the supervisor of this state folder is doing, as JSON.
     Status,
     /// Tell the story of a window, with what was lost and why.
@@ -151,6 +153,10 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Validate(arguments) => {
             log::to_stderr("warn");
             Ok(validate::command(loaded.map(|loaded| loaded.settings), &arguments).await)
+        }
+        Command::Simulate(arguments) => {
+            print(&simulate::command(&arguments)?);
+            Ok(ExitCode::SUCCESS)
         }
         Command::Status => show_status(&loaded?.settings),
         Command::Explain { window } => {

@@ -1,0 +1,231 @@
+//! Windows of a simulated host, mined by the schedule or by the guide's double-buffered batches.
+
+use std::collections::BTreeMap;
+
+use grail_protocol::constants::{DEADLINE_SLACK_SECONDS, ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
+use grail_protocol::time_budget::{DEFAULT_SAFETY_BLOCKS, TimeBudget, TimeBudgetError};
+
+use super::draws::Draws;
+use super::host::Host;
+use super::world::{Happening, World};
+use crate::schedule::{Gate, GroupsInFlight, Rules, Schedule};
+use crate::window::{Clockwork, ROLLOUT_TARGET};
+
+/// Seconds of a block of the network.
+const BLOCK_SECONDS: f64 = 12.0;
+/// Longest pause between two looks, as the miner has it.
+const TICK: f64 = 1.0;
+
+/// What became of one window.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Outcome {
+    /// Rollouts in the file, 0 where it was late.
+    pub rollouts: usize,
+    /// The upload came after the deadline.
+    pub late: bool,
+    /// Seconds that the upload was before the deadline.
+    pub spare: f64,
+    /// Groups that were begun and did not get into the file.
+    pub lost: usize,
+    /// Mining ended because there was enough.
+    pub enough: bool,
+}
+
+/// A window's clock: what the miner believes, and what the chain does.
+struct Clock {
+    clockwork: Clockwork,
+    /// Seconds since the window opened at which each block came.
+    blocks: Vec<f64>,
+}
+
+impl Clock {
+    fn draw(host: &Host, draws: &mut Draws, window: u64) -> Self {
+        let mut at = 0.0;
+        let mut blocks = vec![0.0];
+        for _ in 0..WINDOW_LENGTH {
+            let skipped = if draws.happens(host.jitter.skipped_block) { BLOCK_SECONDS } else { 0.0 };
+            at += BLOCK_SECONDS + skipped;
+            blocks.push(at + host.jitter.block_seconds * draws.normal());
+        }
+        let deadline = WINDOW_LENGTH as f64 * BLOCK_SECONDS - DEADLINE_SLACK_SECONDS;
+        Self { clockwork: Clockwork { window, deadline }, blocks }
+    }
+
+    fn block(&self, now: f64) -> u64 {
+        let come = self.blocks.partition_point(|at| *at <= now).max(1) as u64 - 1;
+        self.clockwork.window + come
+    }
+
+    /// When validators stop listening.
+    fn deadline(&self) -> f64 {
+        self.blocks.last().copied().unwrap_or(0.0) - DEADLINE_SLACK_SECONDS
+    }
+
+    fn length(&self) -> f64 {
+        self.blocks.last().copied().unwrap_or(0.0)
+    }
+}
+
+/// Closes and uploads a file of `groups`. Returns when it is there, and what closing and uploading took.
+fn upload(host: &Host, draws: &mut Draws, begun: f64, groups: usize) -> (f64, f64, f64) {
+    let rollouts = (groups * ROLLOUTS_PER_PROBLEM) as f64;
+    let closing = 0.1 + host.upload.closing_seconds_per_rollout * rollouts;
+    let once = host.upload.seconds + host.upload.bytes_per_rollout * rollouts / host.upload.bytes_per_second;
+    let mut sending = once * draws.jitter(host.jitter.upload_sigma);
+    while draws.happens(host.failures.upload.min(0.9)) {
+        sending += once * draws.jitter(host.jitter.upload_sigma);
+    }
+    (begun + closing + sending, closing, sending)
+}
+
+fn outcome(clock: &Clock, at: f64, groups: usize, begun: usize, enough: bool) -> Outcome {
+    let spare = clock.deadline() - at;
+    let late = groups > 0 && spare < 0.0;
+    let rollouts = if late { 0 } else { groups * ROLLOUTS_PER_PROBLEM };
+    Outcome { rollouts, late, spare, lost: begun - groups, enough }
+}
+
+/// The schedule of `host`'s settings.
+///
+/// # Errors
+/// For safety blocks that no schedule has; a judged host has none.
+pub fn schedule(host: &Host) -> Result<Schedule, TimeBudgetError> {
+    let settings = &host.schedule;
+    let groups_in_flight = match settings.groups_in_flight {
+        0 => GroupsInFlight::Auto,
+        groups => GroupsInFlight::Fixed(groups),
+    };
+    let rules = Rules {
+        gate: Gate::Deadline,
+        confidence: settings.confidence,
+        safety_blocks: settings.safety_blocks,
+        groups_in_flight,
+        max_concurrent: settings.max_concurrent,
+        proof_workers: host.proof.workers,
+    };
+    Schedule::new(rules, BLOCK_SECONDS)
+}
+
+/// One window as the miner mines it.
+pub fn scheduled(host: &Host, world: &mut World, schedule: &mut Schedule, window: u64) -> Outcome {
+    let clock = Clock::draw(host, world.draws(), window);
+    world.open(clock.length());
+    schedule.open(&clock.clockwork, world.now);
+    let (mut kept, mut begun, mut under_way) = (0_usize, 0_usize, 0_usize);
+    loop {
+        let (now, rollouts) = (world.now, kept * ROLLOUTS_PER_PROBLEM);
+        let block = clock.block(now);
+        schedule.observe_block(block, now);
+        schedule.server_said(now, world.server_load());
+        for index in schedule.hopeless(&clock.clockwork, now, rollouts) {
+            world.abort(index);
+            schedule.dropped(index, now, false);
+            under_way -= 1;
+        }
+        let open = rollouts < ROLLOUT_TARGET && world.serves();
+        let places = if open { schedule.admits(&clock.clockwork, block, now, rollouts) } else { 0 };
+        for _ in 0..places {
+            let (index, prompt) = world.begin();
+            schedule.begin(index, &clock.clockwork, now, rollouts);
+            schedule.prompted(index, prompt);
+            (begun, under_way) = (begun + 1, under_way + 1);
+        }
+        let cut_off = schedule.cut_off(&clock.clockwork, rollouts + under_way.max(1) * ROLLOUTS_PER_PROBLEM);
+        if now >= cut_off || (under_way == 0 && rollouts >= ROLLOUT_TARGET) {
+            break;
+        }
+        for happening in world.step((now + TICK).min(cut_off)) {
+            let now = world.now;
+            match happening {
+                Happening::Completed(index, tokens) => {
+                    schedule.completed(index, now, tokens);
+                    if schedule.is_generated(index) {
+                        world.prove(index);
+                    }
+                }
+                Happening::Proved(index) => {
+                    schedule.kept(index, now);
+                    (kept, under_way) = (kept + 1, under_way - 1);
+                }
+                Happening::Lost(index) => {
+                    schedule.dropped(index, now, false);
+                    under_way -= 1;
+                }
+            }
+        }
+    }
+    let ended = world.now;
+    let (at, closing, sending) = upload(host, world.draws(), ended, kept);
+    schedule.closed(kept * ROLLOUTS_PER_PROBLEM, closing);
+    schedule.uploaded(sending);
+    outcome(&clock, at, kept, begun, kept * ROLLOUTS_PER_PROBLEM >= ROLLOUT_TARGET)
+}
+
+/// What the guide's loop remembers between windows.
+#[derive(Debug, Clone)]
+pub struct Batches {
+    budget: TimeBudget,
+    /// Only for when the file is begun.
+    schedule: Schedule,
+    size: usize,
+}
+
+impl Batches {
+    /// Batches of `size` groups, under the reference's gate; their file is begun when the schedule's would be.
+    ///
+    /// # Errors
+    /// For safety blocks that no schedule has; a judged host has none.
+    pub fn new(host: &Host, size: usize) -> Result<Self, TimeBudgetError> {
+        Ok(Self { budget: TimeBudget::new(BLOCK_SECONDS, DEFAULT_SAFETY_BLOCKS)?, schedule: schedule(host)?, size })
+    }
+}
+
+/// One window in double-buffered batches: a batch is collected when its last completion is there, and proved while the next
+/// one is generated. What is proved before the cut-off counts, which is kinder than the guide's loop.
+pub fn batched(host: &Host, world: &mut World, batches: &mut Batches, window: u64) -> Outcome {
+    let clock = Clock::draw(host, world.draws(), window);
+    world.open(clock.length());
+    let (mut kept, mut begun, mut since) = (0_usize, 0_usize, 0.0);
+    // Requests in flight of each group of the batch.
+    let mut generating: BTreeMap<i64, usize> = BTreeMap::new();
+    let mut proving = 0_usize;
+    loop {
+        let (now, rollouts) = (world.now, kept * ROLLOUTS_PER_PROBLEM);
+        let block = clock.block(now);
+        batches.budget.observe_block(block, now);
+        let enough = (kept + proving) * ROLLOUTS_PER_PROBLEM >= ROLLOUT_TARGET;
+        if generating.is_empty() && !enough && world.serves() && batches.budget.admits(block, window) {
+            generating = (0..batches.size).map(|_| (world.begin().0, ROLLOUTS_PER_PROBLEM)).collect();
+            (begun, since) = (begun + batches.size, now);
+        }
+        let planned = rollouts + (generating.len() + proving).max(1) * ROLLOUTS_PER_PROBLEM;
+        let cut_off = batches.schedule.cut_off(&clock.clockwork, planned);
+        if now >= cut_off || (enough && proving == 0 && generating.is_empty()) {
+            break;
+        }
+        for happening in world.step((now + TICK).min(cut_off)) {
+            match happening {
+                Happening::Completed(index, _) => {
+                    generating.entry(index).and_modify(|left| *left -= 1);
+                }
+                Happening::Proved(_) => (kept, proving) = (kept + 1, proving - 1),
+                Happening::Lost(index) => {
+                    generating.remove(&index);
+                }
+            }
+        }
+        if !generating.is_empty() && generating.values().all(|left| *left == 0) {
+            batches.budget.observe_kept_group(world.now - since);
+            for index in std::mem::take(&mut generating).into_keys() {
+                world.prove(index);
+                proving += 1;
+            }
+        }
+    }
+    let ended = world.now;
+    let (at, closing, sending) = upload(host, world.draws(), ended, kept);
+    batches.schedule.closed(kept * ROLLOUTS_PER_PROBLEM, closing);
+    batches.schedule.uploaded(sending);
+    batches.budget.observe_upload(sending);
+    outcome(&clock, at, kept, begun, kept * ROLLOUTS_PER_PROBLEM >= ROLLOUT_TARGET)
+}
