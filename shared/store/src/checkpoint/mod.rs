@@ -15,6 +15,7 @@ mod fetch;
 mod keys;
 mod metadata;
 mod publish;
+pub mod sparse;
 mod weights;
 
 #[cfg(test)]
