@@ -65,8 +65,7 @@ impl<R: Read> SparseReader<R> {
         };
         self.next += 1;
         let indices = exactly(decoder, layout.indices_size)?;
-        let positions =
-            positions(layout, &indices).map_err(|why| SparseError::Tensor { name: layout.name.clone(), why })?;
+        let positions = positions(layout, &indices).map_err(|why| SparseError::Tensor { name: layout.name.clone(), why })?;
         let values = exactly(decoder, layout.values_size())?;
         let (name, shape) = (layout.name.clone(), layout.shape.clone());
         Ok(Some(SparseTensor { name, shape, value_type: layout.value_type, positions, values }))

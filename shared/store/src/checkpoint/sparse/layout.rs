@@ -120,8 +120,7 @@ pub(super) fn read_header(header: &[u8], format: SparseFormat, data: u64) -> Res
     let (mut place, mut names, mut layouts) = (0, BTreeSet::new(), Vec::new());
     for entry in header.tensors {
         let name = entry.name.clone();
-        let layout =
-            judge(entry, format, &mut place, data).map_err(|why| SparseError::Tensor { name: name.clone(), why })?;
+        let layout = judge(entry, format, &mut place, data).map_err(|why| SparseError::Tensor { name: name.clone(), why })?;
         if !names.insert(name.clone()) {
             return Err(SparseError::Tensor { name, why: "it is listed twice".into() });
         }
@@ -143,8 +142,8 @@ fn judge(entry: Entry, format: SparseFormat, place: &mut u64, data: u64) -> Resu
     if elements.is_none_or(|elements| elements > u64::from(u32::MAX)) {
         return Err(format!("its shape {:?} has more elements than a position of four bytes can name", entry.shape));
     }
-    let value_type = ValueType::named(&entry.value_dtype)
-        .ok_or_else(|| format!("values of type {:?} are not known", entry.value_dtype))?;
+    let value_type =
+        ValueType::named(&entry.value_dtype).ok_or_else(|| format!("values of type {:?} are not known", entry.value_dtype))?;
     let behind = entry.indices_size.checked_add(entry.values_size).and_then(|size| place.checked_add(size));
     let behind = behind.filter(|end| *end <= data).ok_or("its ranges leave the body")?;
     if entry.indices_offset != *place || entry.values_offset != *place + entry.indices_size {
