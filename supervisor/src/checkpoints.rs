@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use grail_environments::dataset::SourceSplit;
 use grail_environments::{ChatTokenizer, Dataset, Environment, ThinkingMode};
-use grail_link::message::{ReloadCommand, Revision};
+use grail_link::message::{ApplyCommand, ReloadCommand, Revision};
 use grail_protocol::generation_params::GenerationParams;
 use grail_store::bucket::Bucket;
 use grail_store::checkpoint::{
-    CachedCheckpoint, CheckpointError, FetchEvent, FetchLimits, Fetcher, clean, discover, weights_hash,
+    CachedCheckpoint, CheckpointError, FetchEvent, FetchLimits, Fetcher, VerifiedChanges, clean, discover, weights_hash,
 };
 
 use crate::exit::Failure;
@@ -43,13 +43,30 @@ pub struct Checkpoints {
     dataset: PathBuf,
     current: Option<(Arc<Terms>, ReloadCommand)>,
     passed_over: Vec<CheckpointPassedOver>,
+    on_change: Box<OnChange>,
 }
+
+/// Told how to get from the last checkpoint to the next, as soon as that is verified.
+type OnChange = dyn Fn(ApplyCommand) + Send + Sync;
 
 impl Checkpoints {
     /// Checkpoints of `bucket`, kept below `cache`, which must carry the signature of `trainer`.
     pub fn new(bucket: Bucket, cache: &Path, trainer: String, dataset: PathBuf) -> Self {
         let limits = FetchLimits { trainer: Some(trainer), ..FetchLimits::default() };
-        Self { bucket, cache: cache.join("checkpoints"), limits, dataset, current: None, passed_over: Vec::new() }
+        Self {
+            bucket,
+            cache: cache.join("checkpoints"),
+            limits,
+            dataset,
+            current: None,
+            passed_over: Vec::new(),
+            on_change: Box::new(drop),
+        }
+    }
+
+    /// The same, telling `on_change` how to get from one checkpoint to the next before the next is whole on the disk.
+    pub fn telling(self, on_change: impl Fn(ApplyCommand) + Send + Sync + 'static) -> Self {
+        Self { on_change: Box::new(on_change), ..self }
     }
 
     /// The terms of the checkpoint to mine `window` with, fetched and verified where it is not on disk yet: the newest that was
@@ -91,9 +108,23 @@ impl Checkpoints {
     async fn fetch(&self, checkpoint: u64) -> Result<CachedCheckpoint, CheckpointError> {
         tracing::info!(checkpoint, "A new checkpoint is fetched and verified.");
         let progress = Progress::default();
-        let observer = |event| progress.tell(event);
+        let observer = |event| {
+            if let FetchEvent::Verified(changes) = &event
+                && let Some(command) = self.change(changes)
+            {
+                (self.on_change)(command);
+            }
+            progress.tell(event);
+        };
         let fetcher = Fetcher { bucket: &self.bucket, cache_root: &self.cache, limits: &self.limits, observer: &observer };
         fetcher.fetch(checkpoint).await
+    }
+
+    /// The change as a command, if it starts from what was told last.
+    fn change(&self, changes: &VerifiedChanges) -> Option<ApplyCommand> {
+        let from = self.reload_command()?.revision;
+        let revision = Revision { window: changes.window, weights_hash: changes.weights_hash.to_ascii_lowercase() };
+        (from.window == changes.base_window).then(|| ApplyCommand { from, revision, files: changes.files.clone() })
     }
 
     async fn take(&mut self, cached: CachedCheckpoint) -> Result<Arc<Terms>, String> {
@@ -182,8 +213,8 @@ impl Progress {
 fn understand(cached: &CachedCheckpoint, dataset: &Path) -> Result<(Terms, ReloadCommand), String> {
     let metadata = &cached.metadata;
     let terms = metadata.mining_terms().map_err(|error| error.to_string())?;
-    let hash = match &metadata.weights_hash {
-        Some(hash) => hash.clone(),
+    let hash = match metadata.hash() {
+        Some(hash) => hash.to_ascii_lowercase(),
         None => weights_hash(&cached.dir).map_err(|error: CheckpointError| error.to_string())?,
     };
     let revision = Revision { window: cached.window, weights_hash: hash };

@@ -186,7 +186,7 @@ impl Metadata {
     }
 
     /// The published weights hash; an empty one is what some publishers write for "none".
-    pub(super) fn hash(&self) -> Option<&str> {
+    pub fn hash(&self) -> Option<&str> {
         self.weights_hash.as_deref().filter(|hash| !hash.is_empty())
     }
 
