@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use grail_fakes::hostile::{DECODERS, Mutator, feed};
 use grail_link::encode_frame;
 use grail_link::message::{
-    ExamineTerms, Examined, FromLauncher, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision, SequenceProof,
-    ToLauncher, ToWorker, WorkerHello,
+    ApplyCommand, ExamineTerms, Examined, FromLauncher, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision,
+    SequenceProof, ToLauncher, ToWorker, WorkerHello,
 };
 use grail_supervisor::journal;
 use grail_supervisor::spool::{GroupHeader, GroupRecord};
@@ -99,6 +99,11 @@ fn messages() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let revision = Revision { window: 60, weights_hash: "0123456789abcdef".repeat(2) };
     let manifest = [("config.json".to_owned(), "ab".repeat(32))].into();
     let reload = ReloadCommand { revision: revision.clone(), directory: "/cache/checkpoint-60".into(), manifest };
+    let apply = ApplyCommand {
+        from: Revision { window: 30, weights_hash: "a".repeat(32) },
+        revision: revision.clone(),
+        files: vec!["/cache/changes-60.safetensors".into()],
+    };
     let sequence = ProofSequence { tokens: vec![5, 300, 70_000, 2], prompt_length: 2, coefficients: [-127; 16] };
     let examine = ExamineTerms { temperature: 0.7, repetition_penalty: 1.1, eos_token_id: 2 };
     let job = ProofJob { id: 9, revision: revision.clone(), sequences: vec![sequence; 2], examine: Some(examine) };
@@ -164,7 +169,10 @@ fn messages() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         ("journal_line", vec![journal::encode(&line).into_bytes()]),
         (
             "frame_to_worker",
-            vec![encode_frame(&ToWorker::Reload(reload.clone())).unwrap(), encode_frame(&ToWorker::Prove(job)).unwrap()],
+            [ToWorker::Reload(reload.clone()), ToWorker::Apply(apply), ToWorker::Prove(job)]
+                .iter()
+                .map(|message| encode_frame(message).unwrap())
+                .collect(),
         ),
         ("frame_from_worker", from_worker.iter().map(|message| encode_frame(message).unwrap()).collect()),
         ("frame_to_launcher", vec![encode_frame(&ToLauncher::Reload(reload)).unwrap()]),

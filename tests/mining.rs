@@ -105,6 +105,38 @@ fn windows_are_mined_reloaded_and_accepted() {
     assert!(spools[0].join("uploaded.record").exists(), "what is left is known to be uploaded");
 }
 
+/// The trainer publishes a whole checkpoint, then what differs; the supervisor is killed while that is taken and goes on.
+#[test]
+fn a_delta_is_mined_in_place_and_a_kill_in_mid_roll_costs_nothing_but_time() {
+    let _turn = one_at_a_time();
+    let host = Host::new(1.0, 8.0);
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run"]);
+    let first = host.await_status("the first window", &mut miner, 90, |status| uploads(status) == 1);
+    let before = workspace().join("demo/checkpoint-a");
+    let published = host.publish("checkpoint-b", &["--delta-from", before.to_str().unwrap()]);
+    assert_eq!(published.code, 0, "{}", published.stderr);
+    let delta = host.path().join("buckets/grail-trainer/grail/checkpoints");
+    let deltas = std::fs::read_dir(delta).unwrap().filter(|entry| entry.as_ref().unwrap().path().join("DELTA").exists()).count();
+    assert_eq!(deltas, 1, "the second checkpoint is a DELTA and nothing else");
+    let second = host.await_status("the second checkpoint in the workers", &mut miner, 60, |status| {
+        number(status, "/window/spooled") >= 1 && status["window"]["revision"] != first["window"]["revision"]
+    });
+    assert_eq!(child_pids(&first), child_pids(&second), "a change replaces no process");
+    let family = tree(miner.pid());
+    miner.signal(Signal::SIGKILL);
+    let killed = miner.finish(END);
+    assert!(killed.stderr.contains("The rebuilt weights have the published hash"), "{}", killed.stderr);
+    assert!(!killed.stderr.contains("The changes are refused"), "{}", killed.stderr);
+    assert_all_gone(&family);
+    let finished = host.start(&["run", "--windows", "1"]).finish(END);
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    assert_accepted(&host, 2);
+    let cache: Vec<_> =
+        std::fs::read_dir(host.path().join("cache/checkpoints")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(cache.iter().all(|name| !name.to_string_lossy().contains(".partial")), "{cache:?}");
+}
+
 #[test]
 fn sigterm_in_mid_window_uploads_what_is_finished() {
     let _turn = one_at_a_time();

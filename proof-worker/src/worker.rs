@@ -1,18 +1,20 @@
-//! What the worker does with a command: load, reload in place, prove, examine, or refuse with a reason and live on.
+//! What the worker does with a command: load, reload or change in place, prove, examine, or refuse with a reason and live on.
 //!
 //! ```text
-//!            Reload ok                  Reload ok (in place)
+//!            Reload ok                  Reload or Apply ok (in place)
 //!  Empty ───────────────▶ Holding(revision) ───────────────▶ Holding(new revision)
-//!    │ Reload refused         │ Reload refused: old weights serve    │ copy broke off: the process ends
+//!    │ Reload refused         │ refused: old weights serve           │ copy broke off: the process ends
 //!    ▼                        ▼                                      ▼
 //!  Empty                  Holding(revision)                        exit 70
 //! ```
 
 use grail_link::message::{
-    Examined, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision, SequenceProof, ToWorker, WorkerHello,
+    ApplyCommand, Examined, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision, SequenceProof, ToWorker,
+    WorkerHello,
 };
 use grail_model::{
-    ExamineTerms, LoadOptions, Mode, Model, Numerics, Precision, Proof, ProveError, Prover, ReloadError, Runtime, Sequence,
+    ApplyError, ExamineTerms, LoadOptions, Mode, Model, Numerics, Precision, Proof, ProveError, Prover, ReloadError, Runtime,
+    Sequence,
 };
 use grail_process::clock;
 use grail_protocol::commitment;
@@ -34,13 +36,13 @@ struct Resident {
 /// Something that only a new process can mend.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
-    /// A reload broke off in the middle.
+    /// A reload or a change broke off in the middle.
     #[error("the reload of {revision} failed: {source}")]
     Unfit {
         /// The new revision.
         revision: Revision,
         /// What happened.
-        source: Box<ReloadError>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The device failed under a job; on CUDA the process can do nothing more with it.
     #[error("job {job} failed: {source}")]
@@ -81,6 +83,7 @@ impl Worker {
     pub fn handle(&mut self, command: ToWorker, send: &mut dyn FnMut(FromWorker)) -> Result<(), Broken> {
         match command {
             ToWorker::Reload(command) => self.reload(&command, send),
+            ToWorker::Apply(command) => self.apply(&command, send),
             ToWorker::Prove(job) => self.prove(&job, send),
         }
     }
@@ -92,10 +95,34 @@ impl Worker {
             Err(source @ ReloadError::Unfit { .. }) => return Err(Broken::Unfit { revision, source: Box::new(source) }),
             taken => taken.map_err(|error| error.to_string()),
         };
-        let message = match (taken, &self.resident) {
+        send(self.answer_reload(revision, taken, started.elapsed().as_secs_f64()));
+        Ok(())
+    }
+
+    fn apply(&mut self, command: &ApplyCommand, send: &mut dyn FnMut(FromWorker)) -> Result<(), Broken> {
+        let started = clock::monotonic();
+        let revision = command.revision.clone();
+        let applied = match &mut self.resident {
+            Some(resident) if resident.revision == command.from => match resident.model.apply_files(&command.files) {
+                Err(source @ ApplyError::Unfit(_)) => return Err(Broken::Unfit { revision, source: Box::new(source) }),
+                Err(error) => Err(error.to_string()),
+                Ok(()) => {
+                    resident.revision = revision.clone();
+                    Ok(())
+                }
+            },
+            Some(resident) => Err(format!("the changes start from {}, {} is resident", command.from, resident.revision)),
+            None => Err(format!("the changes start from {}, no weights are resident", command.from)),
+        };
+        send(self.answer_reload(revision, applied, started.elapsed().as_secs_f64()));
+        Ok(())
+    }
+
+    fn answer_reload(&self, revision: Revision, taken: Result<(), String>, seconds: f64) -> FromWorker {
+        match (taken, &self.resident) {
             (Ok(()), Some(resident)) => {
-                let reloaded = resident.describe(started.elapsed().as_secs_f64());
-                tracing::info!(%revision, weights_hash = reloaded.weights_hash, seconds = reloaded.seconds, "The weights are resident.");
+                let reloaded = resident.describe(seconds);
+                tracing::info!(%revision, weights_hash = reloaded.weights_hash, seconds, "The weights are resident.");
                 FromWorker::Reloaded(reloaded)
             }
             (taken, _) => {
@@ -103,9 +130,7 @@ impl Worker {
                 tracing::warn!(%revision, reason, "The weights are refused.");
                 FromWorker::ReloadRefused { revision, reason }
             }
-        };
-        send(message);
-        Ok(())
+        }
     }
 
     /// Loads, or reloads in place. Unless the error is [`ReloadError::Unfit`], what was resident is so still.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use grail_link::message::{FromWorker, ProofJob, ProofSequence, ReloadCommand, Revision, ToWorker, WorkerHello};
+use grail_link::message::{ApplyCommand, FromWorker, ProofJob, ProofSequence, ReloadCommand, Revision, ToWorker, WorkerHello};
 use grail_link::{MAX_FRAME_BYTES, decode_frame, encode_frame};
 use grail_model::Checkpoint;
 
@@ -164,6 +164,52 @@ fn a_bad_checkpoint_is_refused_by_name_and_the_old_weights_go_on_serving() {
     }
     let good = checkpoint(&header, &with_last(0.25), same);
     assert_eq!(peer.reload(60, good.path()).unwrap(), Checkpoint::open(good.path()).unwrap().weights_hash().unwrap());
+}
+
+/// A file that changes the last element of the last tensor.
+fn changes(folder: &Path, value: f32) -> PathBuf {
+    let (header, _) = weights();
+    let header: serde_json::Value = serde_json::from_str(&header).unwrap();
+    let tensors = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
+    let (name, last) = tensors.max_by_key(|(_, info)| info["data_offsets"][1].as_u64()).unwrap();
+    let elements: u64 = last["shape"].as_array().unwrap().iter().map(|side| side.as_u64().unwrap()).product();
+    let header = serde_json::json!({
+        format!("{name}.positions"): {"dtype": "U32", "shape": [1], "data_offsets": [0, 4]},
+        format!("{name}.values"): {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+    })
+    .to_string();
+    let position = u32::try_from(elements - 1).unwrap();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &position.to_le_bytes(), &value.to_le_bytes()];
+    let path = folder.join(format!("changes-{value}"));
+    std::fs::write(&path, file.concat()).unwrap();
+    path
+}
+
+#[test]
+fn changes_from_a_file_lead_to_the_same_weights_as_the_whole_checkpoint() {
+    let mut peer = Peer::loaded(&[]);
+    let sketches = peer.sketches();
+    let folder = tempfile::tempdir().unwrap();
+    let apply = |peer: &mut Peer, from, file| {
+        let command = ApplyCommand { from: revision(from), revision: revision(60), files: vec![file] };
+        match peer.ask(&ToWorker::Apply(command)) {
+            FromWorker::Reloaded(reloaded) => Ok(reloaded.weights_hash),
+            FromWorker::ReloadRefused { reason, .. } => Err(reason),
+            other => panic!("want an answer to a change, got {other:?}"),
+        }
+    };
+    let good = changes(folder.path(), 0.25);
+    let reason = apply(&mut peer, 0, good.clone()).unwrap_err();
+    assert!(reason.contains("30-") && reason.contains("is resident"), "{reason}");
+    let reason = apply(&mut peer, 30, changes(folder.path(), f32::NAN)).unwrap_err();
+    assert!(reason.contains("NaN"), "{reason}");
+    let reason = apply(&mut peer, 30, folder.path().join("absent")).unwrap_err();
+    assert!(reason.contains("cannot be read"), "{reason}");
+    assert_eq!(peer.sketches(), sketches, "what was resident goes on serving");
+    let hash = apply(&mut peer, 30, good).unwrap();
+    let (header, tensors) = weights();
+    let whole = checkpoint(&header, &[&tensors[..tensors.len() - 4], &0.25_f32.to_le_bytes()].concat(), ("", ""));
+    assert_eq!(hash, Checkpoint::open(whole.path()).unwrap().weights_hash().unwrap());
 }
 
 /// Compiles the library that stands in for a bad disk.

@@ -3,20 +3,28 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use grail_environments::dataset::SourceSplit;
 use grail_environments::{ChatTokenizer, Dataset, Environment, ThinkingMode};
-use grail_link::message::{ReloadCommand, Revision};
+use grail_link::message::{ApplyCommand, ReloadCommand, Revision};
 use grail_protocol::generation_params::GenerationParams;
 use grail_store::bucket::Bucket;
-use grail_store::checkpoint::{CachedCheckpoint, CheckpointError, FetchLimits, clean, discover, fetch_full, weights_hash};
+use grail_store::checkpoint::{
+    CachedCheckpoint, CheckpointError, FetchEvent, FetchLimits, Fetcher, VerifiedChanges, clean, discover, weights_hash,
+};
 
 use crate::exit::Failure;
 use crate::groups::Terms;
+use crate::journal::CheckpointPassedOver;
 
 /// A config.json has a few kilobytes.
 const CONFIG_LIMIT: u64 = 1 << 20;
+
+/// A checkpoint that no reader of the network can use leaves all of them with the one before; further back nobody is.
+const CANDIDATES: usize = 3;
+/// Bytes between two lines of the log about one download.
+const PROGRESS_BYTES: u64 = 256 << 20;
 
 /// Why a window cannot be mined.
 #[derive(Debug)]
@@ -34,31 +42,95 @@ pub struct Checkpoints {
     limits: FetchLimits,
     dataset: PathBuf,
     current: Option<(Arc<Terms>, ReloadCommand)>,
+    passed_over: Vec<CheckpointPassedOver>,
+    on_change: Box<OnChange>,
 }
+
+/// Told how to get from the last checkpoint to the next, as soon as that is verified.
+type OnChange = dyn Fn(ApplyCommand) + Send + Sync;
 
 impl Checkpoints {
     /// Checkpoints of `bucket`, kept below `cache`, which must carry the signature of `trainer`.
     pub fn new(bucket: Bucket, cache: &Path, trainer: String, dataset: PathBuf) -> Self {
         let limits = FetchLimits { trainer: Some(trainer), ..FetchLimits::default() };
-        Self { bucket, cache: cache.join("checkpoints"), limits, dataset, current: None }
+        Self {
+            bucket,
+            cache: cache.join("checkpoints"),
+            limits,
+            dataset,
+            current: None,
+            passed_over: Vec::new(),
+            on_change: Box::new(drop),
+        }
     }
 
-    /// The terms of the newest checkpoint that was ready before `window`, fetched and verified where it is not on disk yet.
+    /// The same, telling `on_change` how to get from one checkpoint to the next before the next is whole on the disk.
+    pub fn telling(self, on_change: impl Fn(ApplyCommand) + Send + Sync + 'static) -> Self {
+        Self { on_change: Box::new(on_change), ..self }
+    }
+
+    /// The terms of the checkpoint to mine `window` with, fetched and verified where it is not on disk yet: the newest that was
+    /// ready before. Where that is damaged so that every reader of the network refuses it, they all stay with the one before,
+    /// and so does this one: see [`Checkpoints::take_passed_over`].
     ///
     /// # Errors
-    /// When there is none, or it cannot be used: then the window is skipped, never mined with another checkpoint, because
-    /// validators take exactly this one.
+    /// When there is none, or it cannot be used for another reason: then the window is skipped, never mined with another
+    /// checkpoint, because validators take exactly this one.
     pub async fn terms_for(&mut self, window: u64) -> Result<Arc<Terms>, Unready> {
         let unusable = |error: &dyn std::fmt::Display| Unready::Unusable(format!("the checkpoint cannot be used: {error}"));
-        let newest = discover(&self.bucket, window).await.map_err(|error| unusable(&error))?.ok_or(Unready::None)?;
-        if let Some((terms, _)) = self.current.as_ref().filter(|(terms, _)| terms.revision.window == newest) {
-            return Ok(terms.clone());
+        self.passed_over.clear();
+        let candidates = discover(&self.bucket, window).await.map_err(|error| unusable(&error))?;
+        let mut newest_error = Unready::None;
+        for checkpoint in candidates.into_iter().take(CANDIDATES) {
+            if let Some((terms, _)) = self.current.as_ref().filter(|(terms, _)| terms.revision.window == checkpoint) {
+                return Ok(terms.clone());
+            }
+            match self.fetch(checkpoint).await {
+                Ok(cached) => return self.take(cached).await.map_err(|why| unusable(&why)),
+                Err(error) if error.is_everybodys() => {
+                    let why = error.to_string();
+                    self.passed_over.push(CheckpointPassedOver { window, checkpoint, why });
+                    if matches!(newest_error, Unready::None) {
+                        newest_error = unusable(&error);
+                    }
+                }
+                Err(error) => return Err(unusable(&error)),
+            }
         }
-        tracing::info!(checkpoint = newest, "A new checkpoint is fetched and verified.");
-        let cached = fetch_full(&self.bucket, newest, &self.cache, &self.limits).await.map_err(|error| unusable(&error))?;
+        Err(newest_error)
+    }
+
+    /// Checkpoints that the last window would have been mined with if anybody could use them, newest first.
+    pub fn take_passed_over(&mut self) -> Vec<CheckpointPassedOver> {
+        std::mem::take(&mut self.passed_over)
+    }
+
+    async fn fetch(&self, checkpoint: u64) -> Result<CachedCheckpoint, CheckpointError> {
+        tracing::info!(checkpoint, "A new checkpoint is fetched and verified.");
+        let progress = Progress::default();
+        let observer = |event| {
+            if let FetchEvent::Verified(changes) = &event
+                && let Some(command) = self.change(changes)
+            {
+                (self.on_change)(command);
+            }
+            progress.tell(event);
+        };
+        let fetcher = Fetcher { bucket: &self.bucket, cache_root: &self.cache, limits: &self.limits, observer: &observer };
+        fetcher.fetch(checkpoint).await
+    }
+
+    /// The change as a command, if it starts from what was told last.
+    fn change(&self, changes: &VerifiedChanges) -> Option<ApplyCommand> {
+        let from = self.reload_command()?.revision;
+        let revision = Revision { window: changes.window, weights_hash: changes.weights_hash.to_ascii_lowercase() };
+        (from.window == changes.base_window).then(|| ApplyCommand { from, revision, files: changes.files.clone() })
+    }
+
+    async fn take(&mut self, cached: CachedCheckpoint) -> Result<Arc<Terms>, String> {
         let dataset = self.dataset.clone();
         let understood = tokio::task::spawn_blocking(move || understand(&cached, &dataset)).await;
-        let (terms, command) = understood.map_err(|error| unusable(&error))?.map_err(|why| unusable(&why))?;
+        let (terms, command) = understood.map_err(|error| error.to_string())??;
         let terms = Arc::new(terms);
         self.current = Some((terms.clone(), command));
         Ok(terms)
@@ -99,11 +171,50 @@ impl Checkpoints {
     }
 }
 
+/// Turns the steps of a fetch into lines of the log, a download's now and then.
+#[derive(Default)]
+struct Progress {
+    /// Bytes that are announced, that have arrived, and that had when it was told last.
+    bytes: Mutex<(u64, u64, u64)>,
+}
+
+impl Progress {
+    fn tell(&self, event: FetchEvent) {
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            FetchEvent::Download { window, files, bytes: announced } => {
+                bytes.0 += announced;
+                tracing::info!(checkpoint = window, files, bytes = announced, "Files of a checkpoint are downloaded.");
+            }
+            FetchEvent::Received { bytes: received, .. } => {
+                bytes.1 += received;
+                if bytes.1 >= bytes.2 + PROGRESS_BYTES {
+                    bytes.2 = bytes.1;
+                    tracing::info!(received = bytes.1, of = bytes.0, "The download of the checkpoint goes on.");
+                }
+            }
+            FetchEvent::Decoded { window, entries } => {
+                tracing::info!(link = window, entries, "A link of the checkpoint's chain is decoded.");
+            }
+            FetchEvent::Verified(changes) => {
+                tracing::info!(
+                    checkpoint = changes.window,
+                    base = changes.base_window,
+                    "The rebuilt weights have the published hash."
+                );
+            }
+            FetchEvent::OtherKind { window, why } => {
+                tracing::warn!(checkpoint = window, why, "One kind of the checkpoint cannot be used, the other is tried.");
+            }
+        }
+    }
+}
+
 fn understand(cached: &CachedCheckpoint, dataset: &Path) -> Result<(Terms, ReloadCommand), String> {
     let metadata = &cached.metadata;
     let terms = metadata.mining_terms().map_err(|error| error.to_string())?;
-    let hash = match &metadata.weights_hash {
-        Some(hash) => hash.clone(),
+    let hash = match metadata.hash() {
+        Some(hash) => hash.to_ascii_lowercase(),
         None => weights_hash(&cached.dir).map_err(|error: CheckpointError| error.to_string())?,
     };
     let revision = Revision { window: cached.window, weights_hash: hash };

@@ -8,9 +8,9 @@ use serde::de::DeserializeOwned;
 
 use crate::exit::Failure;
 use crate::journal::{
-    self, Entry, Event, FileClosed, FileFound, FileUploaded, GroupDropped, GroupKept, LocalCopyFailed, MiningBegan, Reading,
-    SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed, SpotChecked, SupervisorStarted, SupervisorStopped,
-    WindowEnded, WindowOpened, WorkerDistrusted, WorkersDisagree,
+    self, CheckpointPassedOver, Entry, Event, FileClosed, FileFound, FileUploaded, GroupDropped, GroupKept, LocalCopyFailed,
+    MiningBegan, Reading, SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed, SpotChecked, SupervisorStarted,
+    SupervisorStopped, WindowEnded, WindowOpened, WorkerDistrusted, WorkersDisagree,
 };
 use crate::settings::Settings;
 
@@ -189,6 +189,9 @@ fn line((entry, what): (&&Entry, String)) -> String {
 fn notable(entry: &Entry) -> Option<String> {
     if let Some(event) = entry.event::<SpoolRefused>() {
         return Some(format!("the disk did not take the spool, the window went on in memory: {}", event.why));
+    }
+    if let Some(event) = entry.event::<CheckpointPassedOver>() {
+        return Some(format!("checkpoint {} was passed over, because nobody can use it: {}", event.checkpoint, event.why));
     }
     if let Some(event) = entry.event::<SpoolExpired>() {
         let fate = if event.sending { "while the file was being sent; the bucket may hold it" } else { "and never uploaded" };

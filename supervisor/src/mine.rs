@@ -311,11 +311,14 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         max_model_length: settings.generation.max_model_length,
     };
     let trainer = settings.trainer.clone().unwrap_or_else(|| prepared.trainer.clone());
+    let workshop = Arc::new(workshop);
+    let changing = workshop.clone();
+    let checkpoints = Checkpoints::new(prepared.trainer_bucket.clone(), &settings.cache, trainer, prepared.dataset.clone());
     Ok(Miner {
         chain: prepared.chain.clone(),
-        workshop: Arc::new(workshop),
+        workshop,
         bucket: prepared.buckets.own.clone(),
-        checkpoints: Checkpoints::new(prepared.trainer_bucket.clone(), &settings.cache, trainer, prepared.dataset.clone()),
+        checkpoints: checkpoints.telling(move |change| changing.proofs.apply(change)),
         spool: prepared.state.spool(),
         spool_budget: settings.spool_budget,
         windows: prepared.state.windows(),

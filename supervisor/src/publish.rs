@@ -1,12 +1,18 @@
-//! `publish-checkpoint`: the trainer's part, for the local chain: a model directory becomes a FULL checkpoint.
+//! `publish-checkpoint`: the trainer's part, for the local chain: a model directory becomes a FULL checkpoint, or a DELTA
+//! against the one before.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use grail_process::clock;
 use grail_protocol::generation_params::GenerationParams;
 use grail_protocol::window::window_start;
-use grail_store::checkpoint::{PublishTerms, publish_full, ready_key};
+use grail_store::bucket::Bucket;
+use grail_store::checkpoint::sparse::SparseFormat;
+use grail_store::checkpoint::{
+    CheckpointError, FetchLimits, Predecessor, PublishTerms, discover, fetch_metadata, publish_delta, publish_full, ready_key,
+    weights_hash,
+};
 use serde_json::json;
 
 use crate::buckets::Buckets;
@@ -23,6 +29,9 @@ pub struct Arguments {
     /// Checkpoint window, a multiple of 30; default: the present window. Miners use it from the next window on.
     #[arg(long)]
     window: Option<u64>,
+    /// Publish as DELTA: only what differs from this directory, which must be the checkpoint that was published last.
+    #[arg(long, value_name = "DIR")]
+    delta_from: Option<PathBuf>,
     /// Environment that the checkpoint prescribes.
     #[arg(long, default_value = "gsm8k")]
     env: String,
@@ -76,9 +85,17 @@ pub async fn publish(settings: &Settings, arguments: &Arguments) -> Result<(), F
     }
     let trainer = local_trainer()?;
     let sign = |message: &[u8]| trainer.sign(message);
-    let metadata = publish_full(&bucket, &arguments.directory, &terms, Some(&sign))
-        .await
-        .map_err(|error| Failure::Data(format!("the checkpoint {:?} is not published: {error}", arguments.directory)))?;
+    let unpublished = |error: &dyn std::fmt::Display| {
+        Failure::Data(format!("the checkpoint {:?} is not published: {error}", arguments.directory))
+    };
+    let published = match &arguments.delta_from {
+        None => publish_full(&bucket, &arguments.directory, &terms, Some(&sign)).await,
+        Some(before) => {
+            let before = predecessor(&bucket, before, window).await.map_err(|why| unpublished(&why))?;
+            publish_delta(&bucket, &arguments.directory, &before, SparseFormat::V31, &terms, Some(&sign)).await
+        }
+    };
+    let metadata = published.map_err(|error| unpublished(&error))?;
     println!(
         "Checkpoint {window} is published (weights {}), ready in window {}: miners use it from window {} on.",
         metadata.weights_hash.as_deref().unwrap_or("without hash"),
@@ -86,6 +103,25 @@ pub async fn publish(settings: &Settings, arguments: &Arguments) -> Result<(), F
         terms.ready_window + grail_protocol::constants::WINDOW_LENGTH
     );
     Ok(())
+}
+
+/// The checkpoint that was published last before `window`, whose weights must be those of `dir`.
+async fn predecessor(bucket: &Bucket, dir: &Path, window: u64) -> Result<Predecessor, String> {
+    let text = |error: CheckpointError| error.to_string();
+    let published = discover(bucket, u64::MAX).await.map_err(text)?;
+    let before = published.into_iter().filter(|published| *published < window).max();
+    let before = before.ok_or("nothing was published before it; publish a whole checkpoint first, without --delta-from")?;
+    let metadata = fetch_metadata(bucket, before, &FetchLimits::default()).await.map_err(text)?;
+    let owned = dir.to_owned();
+    let hashed = tokio::task::spawn_blocking(move || weights_hash(&owned)).await.map_err(|error| error.to_string())?;
+    let hash = hashed.map_err(text)?;
+    if metadata.weights_hash.as_deref() != Some(hash.as_str()) {
+        let want = metadata.weights_hash.unwrap_or_default();
+        return Err(format!(
+            "{dir:?} has weights {hash}, checkpoint {before} has {want}; name the directory that was published last"
+        ));
+    }
+    Ok(Predecessor { dir: dir.to_owned(), window: before, anchor_window: metadata.anchor_window.unwrap_or(before) })
 }
 
 fn terms(arguments: &Arguments, window: u64, ready_window: u64) -> Result<PublishTerms, Failure> {

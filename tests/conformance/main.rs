@@ -3,6 +3,7 @@
 //! Reads the folder in `GRAIL_VECTORS` (default `tests/vectors`). A file that is absent is skipped loudly; a file that no
 //! check claims is reported as such, so that nothing is passed over in silence.
 
+mod checkpoints;
 mod environments;
 mod model;
 mod protocol;
@@ -16,6 +17,7 @@ fn main() -> std::process::ExitCode {
     environments::run(&mut report);
     model::run(&mut report);
     store::run(&mut report);
+    checkpoints::run(&mut report);
     protocol::run(&mut report);
     report.finish()
 }

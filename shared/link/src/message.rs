@@ -35,11 +35,25 @@ pub struct ReloadCommand {
     pub manifest: BTreeMap<String, String>,
 }
 
+/// Go from one revision to another by what changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplyCommand {
+    /// What must be resident.
+    pub from: Revision,
+    /// What is resident afterwards.
+    pub revision: Revision,
+    /// Files to apply in this order: safetensors with `T.positions` (u32, ascending, flat, row-major) and `T.values` for every
+    /// changed tensor `T`.
+    pub files: Vec<PathBuf>,
+}
+
 /// Supervisor to proof worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ToWorker {
     /// Load or reload; answered by [`FromWorker::Reloaded`] or [`FromWorker::ReloadRefused`].
     Reload(ReloadCommand),
+    /// Change the resident tensors in place; answered like a reload.
+    Apply(ApplyCommand),
     /// Prove (or examine) a batch; answered by one [`FromWorker::Sequence`] each, then [`FromWorker::JobDone`], or by
     /// [`FromWorker::JobRefused`] alone.
     Prove(ProofJob),

@@ -288,7 +288,7 @@ pub(crate) fn hex128(digest: u128) -> String {
     format!("{digest:032x}")
 }
 
-fn kind(dtype: Dtype) -> Option<Kind> {
+pub(crate) fn kind(dtype: Dtype) -> Option<Kind> {
     match dtype {
         Dtype::BF16 => Some(Kind::BFloat16),
         Dtype::F16 => Some(Kind::Half),

@@ -11,6 +11,7 @@
 mod checkpoint;
 mod config;
 mod delta;
+mod delta_file;
 mod finite;
 #[cfg(test)]
 mod fixtures;

@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::checkpoint::{Checkpoint, WeightsError, hex128};
 use crate::config::ModelConfig;
-use crate::delta::{Delta, DeltaError};
+use crate::delta::{Delta, DeltaError, TensorDelta};
 use crate::native::{bytes_mut, is_plain};
 use crate::transfer::{self, CopyError, Staging};
 use crate::weight_file::threads;
@@ -157,32 +157,48 @@ impl Weights {
 
     /// Judges a delta against what is resident, before anything is written.
     pub(crate) fn check_delta(&self, delta: &Delta) -> Result<(), DeltaError> {
-        if self.narrowed {
-            return Err(DeltaError::Narrowed);
-        }
         let mut seen = BTreeSet::new();
         delta.tensors.iter().try_for_each(|change| {
-            let name = &change.name;
-            if !seen.insert(name) {
-                return Err(DeltaError::Twice { name: name.clone() });
+            if !seen.insert(&change.name) {
+                return Err(DeltaError::Twice { name: change.name.clone() });
             }
-            match (self.tensors.get(name), self.unused.get(name)) {
-                (Some(resident), _) => change.check(Some(resident.stored), resident.tensor.numel()),
-                (None, Some(bytes)) => change.check(None, bytes.len() / change.kind.elt_size_in_bytes()),
-                (None, None) => Err(DeltaError::Unknown { name: name.clone() }),
-            }
-        })
+            self.check_change(change)
+        })?;
+        self.takes_changes()
+    }
+
+    /// Refuses every change where single values cannot be had as they are stored.
+    pub(crate) fn takes_changes(&self) -> Result<(), DeltaError> {
+        if self.narrowed { Err(DeltaError::Narrowed) } else { Ok(()) }
+    }
+
+    /// Judges the changes of one tensor.
+    pub(crate) fn check_change(&self, change: &TensorDelta) -> Result<(), DeltaError> {
+        match (self.tensors.get(&change.name), self.unused.get(&change.name)) {
+            (Some(resident), _) => change.check(Some(resident.stored), resident.tensor.numel()),
+            (None, Some(bytes)) => change.check(None, bytes.len() / change.kind.elt_size_in_bytes()),
+            (None, None) => Err(DeltaError::Unknown { name: change.name.clone() }),
+        }
     }
 
     /// Writes the values of a judged delta. After an error the tensors are a mixture.
     pub(crate) fn apply(&mut self, delta: &Delta) -> Result<(), CopyError> {
-        for change in &delta.tensors {
-            match (self.tensors.get_mut(&change.name), self.unused.get_mut(&change.name)) {
-                (Some(resident), _) => change.write_to(&mut resident.tensor)?,
-                (None, Some(bytes)) => change.write_to_bytes(bytes),
-                (None, None) => {}
-            }
+        delta.tensors.iter().try_for_each(|change| self.write(change))?;
+        self.hash_again()
+    }
+
+    /// Writes the judged changes of one tensor; the hash is that of before until [`Weights::hash_again`].
+    pub(crate) fn write(&mut self, change: &TensorDelta) -> Result<(), CopyError> {
+        match (self.tensors.get_mut(&change.name), self.unused.get_mut(&change.name)) {
+            (Some(resident), _) => change.write_to(&mut resident.tensor)?,
+            (None, Some(bytes)) => change.write_to_bytes(bytes),
+            (None, None) => {}
         }
+        Ok(())
+    }
+
+    /// Reads everything back that is resident, and hashes it.
+    pub(crate) fn hash_again(&mut self) -> Result<(), CopyError> {
         let mut staging = Staging::new(self.device())?;
         self.hash = self.read_back(&mut staging)?;
         Ok(())

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use grail_link::message::{ExamineTerms, ProofJob, ProofSequence, ReloadCommand, Revision, WorkerHello};
+use grail_link::message::{ApplyCommand, ExamineTerms, ProofJob, ProofSequence, ReloadCommand, Revision, WorkerHello};
 use grail_process::Spawner;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -148,10 +148,19 @@ pub(super) struct Shared {
     held: Arc<watch::Sender<Vec<Option<Revision>>>>,
 }
 
+/// What every worker shall hold, and how it gets there.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Target {
+    /// The whole of it, once it is on the disk.
+    pub directory: Option<ReloadCommand>,
+    /// The shorter way, for workers that hold what it starts from.
+    pub change: Option<ApplyCommand>,
+}
+
 /// The pool. Dropping it ends the workers; [`ProofPool::stop`] waits until they are gone.
 pub struct ProofPool {
     shared: Arc<Shared>,
-    target: watch::Sender<Option<ReloadCommand>>,
+    target: watch::Sender<Target>,
     resident: watch::Receiver<Vec<Option<Revision>>>,
     credits: Semaphore,
     next_job: std::sync::atomic::AtomicU64,
@@ -165,7 +174,7 @@ impl ProofPool {
     /// Starts a task per slot; the workers come up in the background.
     pub fn start(settings: WorkerSettings, spawner: Spawner, board: Board) -> Self {
         let slots = settings.slots.clone();
-        let (target, wanted) = watch::channel(None);
+        let (target, wanted) = watch::channel(Target::default());
         let (report, resident) = watch::channel(vec![None; slots.len()]);
         let report = Arc::new(report);
         let credits = Semaphore::new(slots.len() * JOBS_PER_SLOT);
@@ -199,7 +208,18 @@ impl ProofPool {
     pub fn reload(&self, command: ReloadCommand) {
         self.shared.refusals.clear();
         self.shared.queue().supersede(&command.revision);
-        self.target.send_replace(Some(command));
+        self.target.send_modify(|target| {
+            target.change.take_if(|change| change.revision != command.revision);
+            target.directory = Some(command);
+        });
+    }
+
+    /// Workers that hold the revision that a change starts from shall apply it; idle ones at once, busy ones after their job.
+    /// All others wait for [`ProofPool::reload`], as do those that refuse the change.
+    pub fn apply(&self, change: ApplyCommand) {
+        self.shared.refusals.clear();
+        self.shared.queue().supersede(&change.revision);
+        self.target.send_replace(Target { directory: None, change: Some(change) });
     }
 
     /// Waits until at least one worker holds `revision`. The caller sets the time limit.

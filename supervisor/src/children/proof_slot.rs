@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use grail_link::message::{FromWorker, ProofJob, ProofSequence, ReloadCommand, Revision, SequenceProof, ToWorker};
+use grail_link::message::{
+    ApplyCommand, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision, SequenceProof, ToWorker,
+};
 use grail_link::{Connection, FrameError, LinkError, Outbox};
 use grail_process::clock;
 use grail_protocol::commitment::hash_sketches;
@@ -17,7 +19,7 @@ use super::keep::Kept;
 use super::life::Life;
 use super::life_cycle::{Event, LifePolicy, RestartPolicy};
 use super::progress::ProgressPolicy;
-use super::proof_pool::{Answer, ProofError, Proved, ProvedBatch, Shared};
+use super::proof_pool::{Answer, ProofError, Proved, ProvedBatch, Shared, Target};
 use super::session::{self, ChildPrograms, Incoming, Opening};
 use crate::plan::ProofSlot;
 
@@ -45,7 +47,7 @@ pub(super) fn policy(place: usize) -> LifePolicy {
 /// One slot's task. It alone changes the state of its worker.
 pub(super) struct Slot {
     shared: Arc<Shared>,
-    wanted: watch::Receiver<Option<ReloadCommand>>,
+    wanted: watch::Receiver<Target>,
     report: Arc<watch::Sender<Vec<Option<Revision>>>>,
     place: usize,
     slot: ProofSlot,
@@ -136,7 +138,7 @@ impl Slot {
     /// The task of the slot at `place` of the pool.
     pub fn new(
         shared: Arc<Shared>,
-        wanted: watch::Receiver<Option<ReloadCommand>>,
+        wanted: watch::Receiver<Target>,
         report: Arc<watch::Sender<Vec<Option<Revision>>>>,
         place: usize,
         slot: ProofSlot,
@@ -159,7 +161,10 @@ impl Slot {
         if self.wanted.has_changed().unwrap_or(false) {
             worker.refused = None;
         }
-        let wanted = self.wanted.borrow_and_update().clone();
+        let Target { directory: wanted, change } = self.wanted.borrow_and_update().clone();
+        if let Some(change) = change.filter(|change| worker.can_take(change)) {
+            return self.change(worker, change, life).await;
+        }
         if let Some(command) = wanted.filter(|command| worker.lacks(&command.revision)) {
             return self.load(worker, command, life).await;
         }
@@ -178,35 +183,69 @@ impl Slot {
     }
 
     async fn load(&self, worker: &mut Worker, command: ReloadCommand, life: &Life) -> Result<(), Cause> {
-        self.report(None, life);
         let began = clock::monotonic();
         let revision = command.revision.clone();
-        let child = life.name.clone();
-        life.tell(Event::Loading);
-        worker.send(ToWorker::Reload(command)).await?;
-        crate::failpoint::pass("reloading").await;
-        let reloaded = match worker.incoming.receive().await? {
-            FromWorker::Reloaded(reloaded) => reloaded,
+        match self.ask_to_hold(worker, ToWorker::Reload(command), life).await? {
+            Ok(reloaded) => self.settle(worker, revision, reloaded, began.elapsed(), life),
             // A checkpoint that a worker with other weights cannot take may still be one that a new worker can.
-            FromWorker::ReloadRefused { reason, .. } if worker.resident.is_some() => {
+            Err(reason) if worker.resident.is_some() => {
                 let why = format!("it could not take the checkpoint {revision} in place ({reason}); a new one will try");
-                return Err(Cause::WeightsUnfit(why));
+                Err(Cause::WeightsUnfit(why))
             }
             // The worker lives and holds nothing. A checkpoint that cannot be loaded is no fault of the worker's.
-            FromWorker::ReloadRefused { reason, .. } => {
+            Err(reason) => {
+                let child = life.name.clone();
                 life.board.event(ChildEvent::Refused { child, revision: revision.to_string(), reason: reason.clone() });
                 worker.refused = Some(revision.clone());
                 self.shared.refusals.tell(self.place, revision, reason);
                 life.tell(Event::Loaded);
-                return Ok(());
+                Ok(())
             }
-            other => return Err(session::unexpected(&other)),
-        };
+        }
+    }
+
+    /// Takes the shorter way to a revision. A worker that refuses it holds what it held, and takes the whole later.
+    async fn change(&self, worker: &mut Worker, command: ApplyCommand, life: &Life) -> Result<(), Cause> {
+        let began = clock::monotonic();
+        let revision = command.revision.clone();
+        match self.ask_to_hold(worker, ToWorker::Apply(command), life).await? {
+            Ok(reloaded) => self.settle(worker, revision, reloaded, began.elapsed(), life),
+            Err(reason) => {
+                tracing::warn!(child = life.name, %revision, reason, "The changes are refused; the whole checkpoint will be loaded.");
+                worker.unchangeable = Some(revision);
+                life.tell(Event::Loaded);
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends a reload or a change and waits for what comes of it: what is resident, or why not.
+    async fn ask_to_hold(&self, worker: &mut Worker, message: ToWorker, life: &Life) -> Result<Result<Reloaded, String>, Cause> {
+        self.report(None, life);
+        life.tell(Event::Loading);
+        worker.send(message).await?;
+        crate::failpoint::pass("reloading").await;
+        match worker.incoming.receive().await? {
+            FromWorker::Reloaded(reloaded) => Ok(Ok(reloaded)),
+            FromWorker::ReloadRefused { reason, .. } => Ok(Err(reason)),
+            other => Err(session::unexpected(&other)),
+        }
+    }
+
+    /// Believes what a worker says it holds if it is what was asked for.
+    fn settle(
+        &self,
+        worker: &mut Worker,
+        revision: Revision,
+        reloaded: Reloaded,
+        took: Duration,
+        life: &Life,
+    ) -> Result<(), Cause> {
         if reloaded.revision != revision || reloaded.weights_hash != revision.weights_hash {
             let held = reloaded.weights_hash;
             return Err(Cause::WeightsUnfit(format!("it holds weights {held} where {revision} was asked for")));
         }
-        let seconds = began.elapsed().as_secs_f64();
+        let (child, seconds) = (life.name.clone(), took.as_secs_f64());
         life.board.event(ChildEvent::Holds { child, revision: revision.to_string(), seconds });
         worker.resident = Some(revision.clone());
         self.report(Some(revision), life);
@@ -253,12 +292,18 @@ struct Worker {
     outbox: Outbox<ToWorker>,
     resident: Option<Revision>,
     refused: Option<Revision>,
+    /// The revision that it cannot be changed to.
+    unchangeable: Option<Revision>,
 }
 
 impl Worker {
     fn over(link: Connection<FromWorker, ToWorker>) -> Self {
         let Connection { inbox, outbox } = link;
-        Self { incoming: Incoming::over(inbox), outbox, resident: None, refused: None }
+        Self { incoming: Incoming::over(inbox), outbox, resident: None, refused: None, unchangeable: None }
+    }
+
+    fn can_take(&self, change: &ApplyCommand) -> bool {
+        self.resident.as_ref() == Some(&change.from) && self.unchangeable.as_ref() != Some(&change.revision)
     }
 
     fn lacks(&self, revision: &Revision) -> bool {

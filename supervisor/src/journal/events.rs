@@ -66,6 +66,19 @@ event! {
 }
 
 event! {
+    /// A newer checkpoint is damaged so that nobody can use it.
+    CheckpointPassedOver, "checkpoint_passed_over", lasting: true, error "The newest checkpoint is damaged, for every reader alike; the one before is mined with."
+    {
+        /// First block.
+        window: u64,
+        /// The checkpoint.
+        checkpoint: u64,
+        /// What is wrong with it.
+        why: String,
+    }
+}
+
+event! {
     /// The window's checkpoint is in server and workers, groups are made from now on.
     MiningBegan, "mining_began", lasting: false, info "Children hold the window's checkpoint; groups are begun."
     {

@@ -278,6 +278,9 @@ impl Miner {
             ),
             Unready::Unusable(why) => NoFile::Skipped(why),
         })?;
+        for passed_over in self.checkpoints.take_passed_over() {
+            self.journal.record(&passed_over);
+        }
         *checkpoint = Some(terms.revision.window);
         self.board.window(|status| {
             status.revision = Some(terms.revision.to_string());

@@ -80,6 +80,9 @@ pub enum BucketError {
     /// The bytes read back are not the bytes written.
     #[error("{0} gave other bytes than were just written. Do not use this bucket: it is cached or shared")]
     ReadBack(Box<Request>),
+    /// The object is another one than when the reading began.
+    #[error("{0} failed: the object was replaced while it was read. Read it again")]
+    Replaced(Box<Request>),
     /// A local file could not be read or written.
     #[error("{path}: {source}. Check the path, its permissions and the free space")]
     Local {
@@ -136,6 +139,7 @@ impl BucketError {
         match (status, code) {
             (_, "NoSuchBucket") => Self::NoBucket(request),
             (404, _) => Self::NotFound(request),
+            (412 | 416, _) => Self::Replaced(request),
             (429, _) | (_, "SlowDown" | "RequestLimitExceeded" | "Throttling" | "ThrottlingException") => {
                 Self::Throttled { request, detail }
             }

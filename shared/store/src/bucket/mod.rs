@@ -1,6 +1,7 @@
 //! One bucket of an S3 service: path-style addressing, SigV4, no checksum headers beyond the required ones, so that every
 //! S3 look-alike accepts the requests (grail-miner 2).
 
+mod download;
 mod error;
 mod retry;
 mod transfer;
@@ -21,9 +22,9 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_smithy_http_client::{Builder, tls};
 use bytes::{Bytes, BytesMut};
 
+pub use download::FileDigest;
 pub use error::{BucketError, Request};
 pub use retry::RetryPolicy;
-pub use transfer::FileDigest;
 
 /// Keys that one listing may return; a bucket with more is not this network's.
 const MAX_LISTED_KEYS: usize = 200_000;

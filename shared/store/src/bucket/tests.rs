@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::{Bucket, BucketError, BucketSettings, RetryPolicy, Secret, TransferLimits};
+use super::{Bucket, BucketError, BucketSettings, ObjectHead, RetryPolicy, Secret, TransferLimits};
 use crate::local_server::{KeyPair, LocalBucketServer, LocalBucketSettings, LocalServerError};
 
 /// A server over a temporary folder with one bucket `miner`.
@@ -94,12 +94,27 @@ async fn large_files_travel_in_parts_and_back_to_disk() {
         bucket.put_file(name, &up, &once()).await.unwrap();
         bucket.put_bytes("memory", &content[..size].to_vec().into(), &once()).await.unwrap();
         assert_eq!(bucket.get("memory", size as u64).await.unwrap(), content[..size]);
-        let digest = bucket.get_to_file(name, &down, size as u64).await.unwrap();
+        let head = bucket.head(name).await.unwrap().unwrap();
+        let told = std::sync::atomic::AtomicU64::new(0);
+        let received = |bytes| {
+            told.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+        };
+        let digest = bucket.download(name, &down, &head, &received).await.unwrap();
+        assert_eq!(told.into_inner(), size as u64);
         assert_eq!((digest.size, std::fs::read(&down).unwrap()), (size as u64, content[..size].to_vec()));
         assert_eq!(digest.sha256, crate::checkpoint::file_sha256(&up).unwrap());
+        std::fs::remove_file(&down).unwrap();
     }
-    assert!(matches!(bucket.get_to_file("large", &down, 100).await, Err(BucketError::TooLarge { .. })));
-    assert!(!down.exists(), "a failed download leaves no file");
+    // A beginning is gone on with, and a wrong one shows in the hash.
+    let head = bucket.head("large").await.unwrap().unwrap();
+    for (beginning, same) in [(&content[..5_000_000], true), (&content[1..100], false), (&content[..], true)] {
+        std::fs::write(&down, beginning).unwrap();
+        let digest = bucket.download("large", &down, &head, &|_| ()).await.unwrap();
+        assert_eq!(digest.sha256 == crate::checkpoint::file_sha256(&up.with_file_name("miner/large")).unwrap(), same);
+    }
+    let other = ObjectHead { size: head.size + 1, ..head };
+    std::fs::remove_file(&down).unwrap();
+    assert!(matches!(bucket.download("large", &down, &other, &|_| ()).await, Err(BucketError::Replaced(_))));
     let missing = bucket.put_file("x", &fixture.folder.path().join("absent"), &once()).await;
     assert!(matches!(missing, Err(BucketError::Local { .. })));
 }

@@ -1,4 +1,4 @@
-//! Files to and from a bucket, streamed.
+//! Files and bytes to a bucket, streamed.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,28 +7,14 @@ use aws_sdk_s3::primitives::{ByteStream, Length};
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use sha2::{Digest, Sha256};
-use tokio::io::AsyncWriteExt;
 
-use super::error::{BucketError, Request};
+use super::error::BucketError;
 use super::{Bucket, RetryPolicy, retry, within};
 
 /// Parts that are sent at the same time.
 const PARTS_AT_ONCE: usize = 4;
-/// A download may take this long, and a second for every MiB that is allowed: what comes slower is of no use.
-const SLOWEST_START: Duration = Duration::from_secs(600);
-
 /// Time to abort a failed multipart upload: it tidies up, and whoever waits has no time left.
 const ABORT_LIMIT: Duration = Duration::from_secs(3);
-
-/// What was received.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileDigest {
-    /// Bytes.
-    pub size: u64,
-    /// SHA-256, lower-case hex.
-    pub sha256: String,
-}
 
 /// A slice of a file: one part of a multipart upload.
 #[derive(Clone, Copy)]
@@ -156,40 +142,6 @@ impl Bucket {
             answer.map_err(|error| BucketError::classify(request.clone(), &error))
         });
         Ok(CompletedPart::builder().part_number(part.number).set_e_tag(answer.await?.e_tag).build())
-    }
-
-    /// Reads an object of at most `limit` bytes into the new file `path`, hashing while it writes; the file is synced, and
-    /// removed again on failure.
-    ///
-    /// # Errors
-    /// [`BucketError::Local`] for the file, otherwise as [`Bucket::get`].
-    pub async fn get_to_file(&self, key: &str, path: &Path, limit: u64) -> Result<FileDigest, BucketError> {
-        let request = self.request("GetObject", key);
-        let policy = RetryPolicy { overall: SLOWEST_START + Duration::from_secs(limit >> 20), ..self.reads.clone() };
-        let received = retry::retry(&policy, &request, || self.receive(&request, key, path, limit)).await;
-        if received.is_err() {
-            // Best effort: the caller gets the first error, and its directory is discarded anyway.
-            let _ = tokio::fs::remove_file(path).await;
-        }
-        received
-    }
-
-    async fn receive(&self, request: &Request, key: &str, path: &Path, limit: u64) -> Result<FileDigest, BucketError> {
-        let mut body = self.open(key, limit).await?;
-        let file = tokio::fs::File::create(path).await.map_err(local(path))?;
-        let mut file = tokio::io::BufWriter::with_capacity(1 << 20, file);
-        let (mut hasher, mut size) = (Sha256::new(), 0_u64);
-        while let Some(piece) = self.next_piece(request, &mut body).await? {
-            size += piece.len() as u64;
-            if size > limit {
-                return Err(BucketError::TooLarge { request: Box::new(request.clone()), limit });
-            }
-            hasher.update(&piece);
-            file.write_all(&piece).await.map_err(local(path))?;
-        }
-        file.flush().await.map_err(local(path))?;
-        file.get_ref().sync_all().await.map_err(local(path))?;
-        Ok(FileDigest { size, sha256: hex::encode(hasher.finalize()) })
     }
 }
 

@@ -1,5 +1,13 @@
-//! Checkpoints on disk (grail-checkpoints 4 and 9): `checkpoint-<W>` when complete and verified,
-//! `checkpoint-<W>.<pid>.<8 hex>.partial` while being made.
+//! Checkpoints on disk (grail-checkpoints 4 and 9).
+//!
+//! ```text
+//!  checkpoint-<W>.<pid>.<8 hex>.partial   being made; of a process that ended, the next one goes on with it
+//!  checkpoint-<W>                         complete and verified
+//!  delta-<W>.<pid>.<8 hex>.partial        the links of a chain while they are fetched
+//!  delta-<W>                              what changed on the way to checkpoint W, for workers that hold the one before
+//! ```
+//!
+//! Names change by renaming only, after everything below them is on the disk, so a process may end at any moment.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
@@ -23,6 +31,22 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 /// cannot tell this life's directories from those of a former one.
 static FILLING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
+/// What a directory of the cache holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Checkpoint,
+    Delta,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Checkpoint => "checkpoint",
+            Self::Delta => "delta",
+        }
+    }
+}
+
 /// The directory of a complete checkpoint.
 pub fn checkpoint_dir(cache_root: &Path, window: u64) -> PathBuf {
     cache_root.join(format!("checkpoint-{window}"))
@@ -34,6 +58,15 @@ pub fn checkpoint_dir(cache_root: &Path, window: u64) -> PathBuf {
 /// # Errors
 /// [`CheckpointError::Local`] when a file that is there cannot be read.
 pub fn verify_dir(dir: &Path) -> Result<Option<Metadata>, CheckpointError> {
+    verify(dir, |_| true)
+}
+
+/// As [`verify_dir`], but weights are only looked for, not read: for a base whose rebuilt checkpoint is hashed anyway.
+pub(super) fn verify_dir_without_weights(dir: &Path) -> Result<Option<Metadata>, CheckpointError> {
+    verify(dir, |name| !is_weights(name))
+}
+
+fn verify(dir: &Path, hashed: impl Fn(&str) -> bool) -> Result<Option<Metadata>, CheckpointError> {
     let Ok(document) = std::fs::read(dir.join(METADATA)) else { return Ok(None) };
     let Ok(metadata) = Metadata::parse(METADATA, &document) else { return Ok(None) };
     let mut files = metadata.file_manifest.files().peekable();
@@ -42,14 +75,19 @@ pub fn verify_dir(dir: &Path) -> Result<Option<Metadata>, CheckpointError> {
     }
     for (name, want) in files {
         let path = dir.join(name);
-        if !path.is_file() || file_sha256(&path)? != want {
+        if !path.is_file() || (hashed(name) && file_sha256(&path)? != want) {
             return Ok(None);
         }
     }
     Ok(Some(metadata))
 }
 
-/// Removes every complete checkpoint but those of `keep`, and the partial directories of processes that no longer live.
+/// Whether a file of this name holds weights.
+pub(super) fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors")
+}
+
+/// Removes every complete checkpoint and delta but those of `keep`, and the partial directories of processes that no longer live.
 /// Returns what was removed.
 ///
 /// # Errors
@@ -78,7 +116,7 @@ fn is_disposable(path: &Path, name: &str, keep: &[u64]) -> bool {
     if let Some(partial) = rest.strip_suffix(".partial") {
         return is_abandoned(path, partial);
     }
-    name.starts_with("checkpoint-") && plain_number(rest).is_some_and(|window| !keep.contains(&window))
+    plain_number(rest).is_some_and(|window| !keep.contains(&window))
 }
 
 fn is_abandoned(path: &Path, partial: &str) -> bool {
@@ -94,34 +132,88 @@ fn is_abandoned(path: &Path, partial: &str) -> bool {
     }
 }
 
-/// A directory that is removed again unless it is installed.
+/// A directory that is being made. What is neither installed nor discarded stays for the next attempt, as after a kill.
 pub(super) struct Partial {
     path: PathBuf,
     target: PathBuf,
 }
 
 impl Partial {
-    pub(super) fn create(cache_root: &Path, window: u64) -> Result<Self, CheckpointError> {
-        let unique = RandomState::new().hash_one(window) as u32;
-        let name = format!("checkpoint-{window}.{}.{unique:08x}.partial", std::process::id());
-        let partial = Self { path: cache_root.join(name), target: checkpoint_dir(cache_root, window) };
-        // Registered before it exists, so that `clean` can never see it unregistered.
-        FILLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(partial.path.clone());
+    /// An empty directory.
+    pub(super) fn create(cache_root: &Path, kind: Kind, window: u64) -> Result<Self, CheckpointError> {
+        let partial = Self::named(cache_root, kind, window);
         std::fs::create_dir_all(&partial.path).map_err(local(&partial.path))?;
         Ok(partial)
+    }
+
+    /// What an earlier attempt for the same checkpoint has left, or an empty directory. Taking it over is a renaming, so of
+    /// two processes one gets it. Nothing in it is verified.
+    pub(super) fn resume(cache_root: &Path, kind: Kind, window: u64) -> Result<Self, CheckpointError> {
+        let prefix = format!("{}-{window}.", kind.name());
+        let partial = Self::named(cache_root, kind, window);
+        for entry in std::fs::read_dir(cache_root).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let rest = name.strip_suffix(".partial").filter(|rest| rest.starts_with(&prefix));
+            if rest.is_some_and(|rest| is_abandoned(&entry.path(), rest)) && std::fs::rename(entry.path(), &partial.path).is_ok()
+            {
+                return Ok(partial);
+            }
+        }
+        std::fs::create_dir_all(&partial.path).map_err(local(&partial.path))?;
+        Ok(partial)
+    }
+
+    fn named(cache_root: &Path, kind: Kind, window: u64) -> Self {
+        let unique = RandomState::new().hash_one(window) as u32;
+        let target = cache_root.join(format!("{}-{window}", kind.name()));
+        let path = cache_root.join(format!("{}-{window}.{}.{unique:08x}.partial", kind.name(), std::process::id()));
+        // Registered before it exists, so that `clean` can never see it unregistered.
+        FILLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(path.clone());
+        Self { path, target }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes the directory the checkpoint: synced, renamed over what is there, and the rename synced.
+    /// Removes it.
+    pub(super) fn discard(self) {
+        // Best effort: what stays is removed by the next cleaning.
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+
+    /// Keeps what is there if another attempt may succeed, else removes it. Returns the error.
+    pub(super) fn give_up(self, error: CheckpointError) -> CheckpointError {
+        if !error.may_pass() {
+            self.discard();
+        }
+        error
+    }
+
+    /// Removes every file but those named.
+    pub(super) fn retain(&self, names: impl Fn(&str) -> bool) -> Result<(), CheckpointError> {
+        for entry in std::fs::read_dir(&self.path).map_err(local(&self.path))? {
+            let path = entry.map_err(local(&self.path))?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if !names(&name) {
+                std::fs::remove_file(&path).map_err(local(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the directory what it was made for: synced, renamed over what is there, and the rename synced.
     pub(super) fn install(self) -> Result<PathBuf, CheckpointError> {
         sync_dir(&self.path)?;
         if self.target.exists() {
-            std::fs::remove_dir_all(&self.target).map_err(local(&self.target))?;
+            // Out of the way by renaming: a removal takes a while, and half a checkpoint must not have the name of a whole one.
+            let aside = self.path.with_extension("replaced.partial");
+            std::fs::rename(&self.target, &aside).map_err(local(&self.target))?;
+            std::fs::rename(&self.path, &self.target).map_err(local(&self.target))?;
+            std::fs::remove_dir_all(&aside).map_err(local(&aside))?;
+        } else {
+            std::fs::rename(&self.path, &self.target).map_err(local(&self.target))?;
         }
-        std::fs::rename(&self.path, &self.target).map_err(local(&self.target))?;
         if let Some(root) = self.target.parent() {
             sync_dir(root)?;
         }
@@ -131,8 +223,6 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // After `install` there is nothing under this name any more.
-        let _ = std::fs::remove_dir_all(&self.path);
         FILLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&self.path);
     }
 }
@@ -147,21 +237,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cleaning_keeps_what_is_asked_for_and_what_is_being_made() {
+    fn cleaning_keeps_what_is_asked_for_and_what_is_being_made_or_gone_on_with() {
         let root = tempfile::tempdir().unwrap();
         let mine = format!("checkpoint-90.{}.00000000.partial", std::process::id());
-        for name in ["checkpoint-30", "checkpoint-60", "checkpoint-x", "checkpoint-90.4194305.0a.partial", &mine, "other"] {
+        for name in [
+            "checkpoint-30",
+            "checkpoint-60",
+            "checkpoint-x",
+            "checkpoint-90.4194305.0a.partial",
+            "delta-30",
+            "delta-60",
+            "delta-60.4194305.0a.partial",
+            &mine,
+            "other",
+        ] {
             std::fs::create_dir(root.path().join(name)).unwrap();
         }
-        let filling = Partial::create(root.path(), 120).unwrap();
+        let filling = Partial::create(root.path(), Kind::Checkpoint, 120).unwrap();
         clean(root.path(), &[60]).unwrap();
         let mut left: Vec<_> = std::fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         left.sort();
-        let mut want = vec![root.path().join("checkpoint-60"), root.path().join("checkpoint-x"), root.path().join("other")];
+        let names = ["checkpoint-60", "checkpoint-x", "delta-60", "other"];
+        let mut want: Vec<_> = names.iter().map(|name| root.path().join(name)).collect();
         want.push(filling.path().to_owned());
         want.sort();
         assert_eq!(left, want);
-        drop(filling);
+        filling.discard();
+        let left = Partial::create(root.path(), Kind::Checkpoint, 150).unwrap();
+        std::fs::write(left.path().join("half"), "").unwrap();
+        drop(left);
+        let found = Partial::resume(root.path(), Kind::Checkpoint, 150).unwrap();
+        assert!(found.path().join("half").exists(), "what was kept is gone on with");
+        let other = Partial::resume(root.path(), Kind::Checkpoint, 150).unwrap();
+        assert!(!other.path().join("half").exists(), "by one only");
         assert!(clean(&root.path().join("absent"), &[]).unwrap().is_empty());
     }
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use crate::bucket::BucketError;
 
-/// A checkpoint operation's failure. Nothing is left in the cache after any of them.
+/// A checkpoint operation's failure. The cache then has no new checkpoint; where another attempt may succeed, what was downloaded
+/// stays as a `*.partial` directory.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// No READY marker yet.
@@ -21,15 +22,19 @@ pub enum CheckpointError {
         /// Checkpoint window.
         window: u64,
     },
-    /// Only a difference was published.
+    /// A chain of differences that leads nowhere, or a link of it that cannot be decoded.
     #[error(
-        "checkpoint {window} is published as DELTA only, and DELTA is not supported by this version. Wait for the next FULL checkpoint"
+        "checkpoint {window} cannot be rebuilt: its link {link} {why}. Wait for the next FULL checkpoint, or for its trainer to publish {link} again"
     )]
-    Unsupported {
+    BrokenLink {
         /// Checkpoint window.
         window: u64,
+        /// Window of the link.
+        link: u64,
+        /// What is wrong with it.
+        why: String,
     },
-    /// A FULL without what makes it verifiable.
+    /// What makes it verifiable is missing or contradicts itself; other readers may accept it.
     #[error("checkpoint {window} cannot be verified: {why}. It is refused; ask its trainer to publish it again")]
     Unverifiable {
         /// Checkpoint window.
@@ -68,6 +73,18 @@ pub enum CheckpointError {
         got: String,
         /// `weights_hash` of the metadata.
         want: String,
+        /// Whether it was rebuilt from a DELTA: of a FULL other readers check the files only.
+        rebuilt: bool,
+    },
+    /// The disk has not enough room.
+    #[error("{path}: {needed} bytes are needed, {free} are free. Make room, or set another cache folder (GRAIL_CACHE_DIR)")]
+    NoRoom {
+        /// Where the room is needed.
+        path: PathBuf,
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
     },
     /// The manifest is not signed by the trainer.
     #[error("checkpoint {window}: manifest.sig is not a signature of {trainer} over metadata.json. Check the trainer's address")]
@@ -130,6 +147,23 @@ pub enum CheckpointError {
         /// The operating system's reason.
         source: std::io::Error,
     },
+}
+
+impl CheckpointError {
+    /// Whether every reader of the network refuses the checkpoint for the same reason, and so stays with the one before. Not
+    /// so where this build is stricter, where only this host has a difficulty, or where the next attempt may succeed.
+    pub fn is_everybodys(&self) -> bool {
+        match self {
+            Self::BrokenLink { .. } | Self::MissingFile { .. } | Self::WrongHash { .. } => true,
+            Self::WrongWeights { rebuilt, .. } => *rebuilt,
+            _ => false,
+        }
+    }
+
+    /// Whether what was downloaded so far is worth keeping for the next attempt.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self, Self::Bucket(_) | Self::Local { .. } | Self::NoRoom { .. })
+    }
 }
 
 /// Names the path in an error of the local disk.

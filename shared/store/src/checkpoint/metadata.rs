@@ -51,6 +51,12 @@ pub struct Metadata {
     pub thinking_mode: Option<String>,
     /// SHA-256 of `training_config`; never checked.
     pub config_hash: Option<String>,
+    /// In the cache: the checkpoint was rebuilt from its base and what changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reconstructed_from_delta: Option<bool>,
+    /// In the cache, of a rebuilt checkpoint: the DELTA's `anchor_window`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_anchor_window: Option<u64>,
 }
 
 /// File names with their hashes, in the document's order.
@@ -72,7 +78,7 @@ impl Manifest {
     /// `(name, sha256)` of every file to fetch. Entries named like the metadata's own files are stale leftovers of a retried
     /// upload and are passed over (grail-checkpoints 2).
     pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
-        let own = |name: &str| matches!(name, "metadata.json" | "manifest.sig" | "FULL");
+        let own = |name: &str| matches!(name, "metadata.json" | "manifest.sig" | "FULL" | "DELTA");
         self.0.iter().map(|(name, hash)| (name.as_str(), hash.as_str())).filter(move |(name, _)| !own(name))
     }
 }
@@ -163,19 +169,36 @@ impl Metadata {
         Ok(MiningTerms { env_id, env_params, generation_params: self.generation_params.clone(), thinking_mode })
     }
 
-    /// Refuses a FULL that cannot be verified.
-    pub(super) fn check_full(&self, window: u64) -> Result<(), CheckpointError> {
+    /// Refuses a document from which a FULL, or else a DELTA, could not be verified.
+    pub(super) fn check(&self, window: u64, full: bool) -> Result<(), CheckpointError> {
         let unverifiable = |why: &str| Err(CheckpointError::Unverifiable { window, why: why.to_owned() });
         if self.window.is_some_and(|said| said != window) {
             return unverifiable("its metadata speaks of another window");
         }
-        if self.checkpoint_type.as_deref().is_some_and(|kind| kind != "FULL") {
-            return unverifiable("the metadata in its FULL directory says that it is no FULL");
+        let kind = if full { "FULL" } else { "DELTA" };
+        if self.checkpoint_type.as_deref().is_some_and(|said| said != kind) {
+            return unverifiable(&format!("the metadata in its {kind} directory says that it is no {kind}"));
         }
         if self.file_manifest.files().next().is_none() {
             return unverifiable("its manifest is empty");
         }
         Ok(())
+    }
+
+    /// The published weights hash; an empty one is what some publishers write for "none".
+    pub fn hash(&self) -> Option<&str> {
+        self.weights_hash.as_deref().filter(|hash| !hash.is_empty())
+    }
+
+    /// The same checkpoint with the environment and the sampling of `other`.
+    pub(super) fn with_terms_of(self, other: &Self) -> Self {
+        Self {
+            env_id: other.env_id.clone(),
+            env_params: other.env_params.clone(),
+            generation_params: other.generation_params.clone(),
+            thinking_mode: other.thinking_mode.clone(),
+            ..self
+        }
     }
 }
 
@@ -230,7 +253,7 @@ mod tests {
             assert!(error.contains(name), "{error}");
         }
         assert!(parsed(&json!({})).unwrap().mining_terms().is_err());
-        assert!(parsed(&json!({"file_manifest": null})).unwrap().check_full(60).is_err());
+        assert!(parsed(&json!({"file_manifest": null})).unwrap().check(60, true).is_err());
     }
 
     #[test]

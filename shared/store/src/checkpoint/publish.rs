@@ -1,14 +1,18 @@
-//! Publishing a FULL checkpoint the way a trainer does, so that a demonstration or a small network can run without one.
+//! Publishing checkpoints the way a trainer does, so that a demonstration or a small network can run without one.
 
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::cache::METADATA;
 use super::error::local;
-use super::keys::{full_key, ready_key};
+use super::keys::{delta_key, full_key, ready_key};
 use super::metadata::{Manifest, config_hash, is_plain_name, signed_bytes};
-use super::weights::{file_sha256, weights_hash};
+use super::objects::Published;
+use super::sparse::{SparseFormat, SparseTensor, ValueType, encode};
+use super::weights::{TensorPlace, file_sha256, weights_hash};
 use super::{CheckpointError, Metadata, tensor_places};
 use crate::bucket::{Bucket, RetryPolicy};
 
@@ -62,23 +66,152 @@ pub async fn publish_full(
     let owned = (dir.to_owned(), terms.clone());
     let judged = tokio::task::spawn_blocking(move || judge(&owned.0, &owned.1)).await;
     let metadata = judged.map_err(|error| local(dir)(std::io::Error::other(error)))??;
+    for (name, _) in metadata.file_manifest.files() {
+        bucket.put_file(&full_key(terms.window, name), &dir.join(name), &RetryPolicy::default()).await?;
+    }
+    announce(bucket, Published::Full, terms, &metadata, signer).await?;
+    Ok(metadata)
+}
+
+/// What a DELTA is a difference against.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Predecessor {
+    /// Directory of the checkpoint before.
+    pub dir: PathBuf,
+    /// Its window, before that of the DELTA.
+    pub window: u64,
+    /// The last FULL; informational.
+    pub anchor_window: u64,
+}
+
+/// Publishes a model directory as DELTA: the elements that differ, bit for bit, from the checkpoint before. Returns the metadata
+/// as published.
+///
+/// # Errors
+/// As [`publish_full`]; [`CheckpointError::Unpublishable`] also when the two do not have the same tensors.
+pub async fn publish_delta(
+    bucket: &Bucket,
+    dir: &Path,
+    before: &Predecessor,
+    format: SparseFormat,
+    terms: &PublishTerms,
+    signer: Option<&Signer<'_>>,
+) -> Result<Metadata, CheckpointError> {
+    let (owned, before, full_terms) = (dir.to_owned(), before.clone(), terms.clone());
+    let judged = tokio::task::spawn_blocking(move || difference(&owned, &before, format, &full_terms)).await;
+    let (metadata, files) = judged.map_err(|error| local(dir)(std::io::Error::other(error)))??;
+    for (name, bytes) in files {
+        bucket.put_bytes(&delta_key(terms.window, name), &bytes.into(), &RetryPolicy::default()).await?;
+    }
+    announce(bucket, Published::Delta, terms, &metadata, signer).await?;
+    Ok(metadata)
+}
+
+/// Marker, metadata, signature and READY, in this order.
+async fn announce(
+    bucket: &Bucket,
+    published: Published,
+    terms: &PublishTerms,
+    metadata: &Metadata,
+    signer: Option<&Signer<'_>>,
+) -> Result<(), CheckpointError> {
+    let (window, policy) = (terms.window, RetryPolicy::default());
     let document = metadata.to_json();
     let signature = match signer {
         Some(sign) => Some(hex::encode(sign(&signed_bytes(METADATA, document.as_bytes())?))),
         None => None,
     };
-    let window = terms.window;
-    let policy = RetryPolicy::default();
-    for (name, _) in metadata.file_manifest.files() {
-        bucket.put_file(&full_key(window, name), &dir.join(name), &policy).await?;
-    }
-    bucket.put(&full_key(window, "FULL"), "", &policy).await?;
-    bucket.put(&full_key(window, METADATA), document, &policy).await?;
+    let marker = if published == Published::Full { "FULL" } else { "DELTA" };
+    bucket.put(&published.key(window, marker), "", &policy).await?;
+    bucket.put(&published.key(window, METADATA), document, &policy).await?;
     if let Some(signature) = signature {
-        bucket.put(&full_key(window, "manifest.sig"), signature, &policy).await?;
+        bucket.put(&published.key(window, "manifest.sig"), signature, &policy).await?;
     }
     bucket.put(&ready_key(window, terms.ready_window), "", &policy).await?;
-    Ok(metadata)
+    Ok(())
+}
+
+type NamedBytes = (&'static str, Vec<u8>);
+
+/// The metadata and the files of a DELTA.
+fn difference(
+    dir: &Path,
+    before: &Predecessor,
+    format: SparseFormat,
+    terms: &PublishTerms,
+) -> Result<(Metadata, [NamedBytes; 2]), CheckpointError> {
+    let unpublishable = |why: String| CheckpointError::Unpublishable { path: dir.to_owned(), why };
+    if before.window >= terms.window {
+        return Err(unpublishable(format!("window {} is not after its predecessor's, {}", terms.window, before.window)));
+    }
+    let full = judge(dir, terms)?;
+    let (now, then) = (tensor_places(dir)?, tensor_places(&before.dir)?);
+    if let Some(name) = now.keys().chain(then.keys()).find(|name| !now.contains_key(*name) || !then.contains_key(*name)) {
+        return Err(unpublishable(format!("tensor {name} is not in both checkpoints. Publish it as FULL")));
+    }
+    let mut changed = Vec::new();
+    for (name, place) in &now {
+        let tensor = changed_elements(name, place, &then[name])?;
+        changed.extend(tensor.map_err(|why| unpublishable(format!("tensor {name} {why}. Publish it as FULL")))?);
+    }
+    let body = zstd::bulk::compress(&encode(&changed, format), 1).map_err(local(dir))?;
+    let total: u64 = now.values().map(|place| place.shape.iter().product::<usize>() as u64).sum();
+    let nonzero: u64 = changed.iter().map(|tensor| tensor.positions.len() as u64).sum();
+    let shapes: serde_json::Map<String, Value> =
+        changed.iter().map(|tensor| (tensor.name.clone(), serde_json::json!(tensor.shape))).collect();
+    let about = serde_json::json!({
+        "format": format.name(),
+        "threshold": 0.0,
+        "prev_window": before.window,
+        "anchor_window": before.anchor_window,
+        "shapes": shapes,
+        "total_params": total,
+        "nonzero_params": nonzero,
+        "sparsity_ratio": 1.0 - nonzero as f64 / total.max(1) as f64,
+    });
+    let files = [("delta_sparse.bin.zst", body), ("delta_metadata.json", format!("{about:#}").into_bytes())];
+    let hashed = files.iter().map(|(name, bytes)| ((*name).to_owned(), hex::encode(Sha256::digest(bytes))));
+    let metadata = Metadata {
+        file_manifest: Manifest::new(hashed.collect()),
+        checkpoint_type: Some("DELTA".into()),
+        prev_window: Some(before.window),
+        anchor_window: Some(before.anchor_window),
+        ..full
+    };
+    Ok((metadata, files))
+}
+
+/// The elements of a tensor whose bits differ, if there are any. The network's trainer compares numbers, so that a changed sign
+/// of zero is lost there and the hash can never be met.
+fn changed_elements(
+    name: &str,
+    now: &TensorPlace,
+    then: &TensorPlace,
+) -> Result<Result<Option<SparseTensor>, String>, CheckpointError> {
+    let value_type = match now.dtype {
+        Dtype::BF16 => ValueType::Bf16,
+        Dtype::F16 => ValueType::F16,
+        Dtype::F32 => ValueType::F32,
+        other => return Ok(Err(format!("is stored as {other:?}, which no difference can carry"))),
+    };
+    if (now.dtype, &now.shape) != (then.dtype, &then.shape) {
+        return Ok(Err("has another shape or type than in the checkpoint before".into()));
+    }
+    let width = value_type.width();
+    if now.length / width as u64 > u64::from(u32::MAX) {
+        return Ok(Err("has more elements than a position of four bytes can name".into()));
+    }
+    let (new, old) = (now.read()?, then.read()?);
+    let (mut positions, mut values) = (Vec::new(), Vec::new());
+    for (position, (new, old)) in (0..).zip(new.chunks_exact(width).zip(old.chunks_exact(width))) {
+        if new != old {
+            positions.push(position);
+            values.extend_from_slice(new);
+        }
+    }
+    let shape = now.shape.iter().map(|side| *side as u64).collect();
+    let tensor = SparseTensor { name: name.to_owned(), shape, value_type, positions, values };
+    Ok(Ok((!tensor.positions.is_empty()).then_some(tensor)))
 }
 
 /// Everything that can be wrong is found here, before the first byte is sent.
@@ -112,6 +245,8 @@ fn judge(dir: &Path, terms: &PublishTerms) -> Result<Metadata, CheckpointError> 
         env_params: terms.env_params.clone(),
         generation_params: terms.generation_params.clone(),
         thinking_mode: Some(terms.thinking_mode.clone()),
+        reconstructed_from_delta: None,
+        original_anchor_window: None,
     };
     metadata.mining_terms()?;
     Ok(metadata)

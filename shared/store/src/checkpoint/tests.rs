@@ -43,6 +43,15 @@ fn terms(window: u64) -> PublishTerms {
     }
 }
 
+async fn fetch_with(
+    bucket: &Bucket,
+    window: u64,
+    cache_root: &Path,
+    limits: &FetchLimits,
+) -> Result<CachedCheckpoint, CheckpointError> {
+    Fetcher { bucket, cache_root, limits, observer: &|_| () }.fetch(window).await
+}
+
 async fn published(bucket: &Bucket, window: u64) -> (Metadata, String) {
     let alice = Hotkey::from_uri("//Alice").unwrap();
     let sign = |bytes: &[u8]| alice.sign(bytes);
@@ -70,24 +79,24 @@ async fn what_is_published_is_discovered_fetched_and_kept() {
     let bucket = fixture.bucket("writer");
     let (metadata, trainer) = published(&bucket, 60).await;
     assert_eq!(metadata.weights_hash.as_deref(), Some(hash_tensors([("a", &b"first"[..]), ("b", b"second")]).as_str()));
-    assert_eq!(discover(&bucket, 60).await.unwrap(), None);
-    assert_eq!(discover(&bucket, 90).await.unwrap(), Some(60));
+    assert!(discover(&bucket, 60).await.unwrap().is_empty());
+    assert_eq!(discover(&bucket, 90).await.unwrap(), [60]);
 
     let cache = tempfile::tempdir().unwrap();
     let limits = FetchLimits { trainer: Some(trainer), ..FetchLimits::default() };
-    let fetched = fetch_full(&bucket, 60, cache.path(), &limits).await.unwrap();
+    let fetched = fetch_with(&bucket, 60, cache.path(), &limits).await.unwrap();
     assert_eq!(fetched.metadata, metadata);
     assert_eq!(entries(&fetched.dir).len(), 5, "{:?}", entries(&fetched.dir));
     assert_eq!(entries(cache.path()), ["checkpoint-60"]);
 
     // The cache is used without the bucket, and mended when it was damaged.
     bucket.delete(&ready_key(60, 60)).await.unwrap();
-    assert_eq!(fetch_full(&bucket, 60, cache.path(), &limits).await.unwrap(), fetched);
+    assert_eq!(fetch_with(&bucket, 60, cache.path(), &limits).await.unwrap(), fetched);
     std::fs::write(fetched.dir.join("config.json"), "damaged").unwrap();
-    let not_ready = fetch_full(&bucket, 60, cache.path(), &limits).await;
+    let not_ready = fetch_with(&bucket, 60, cache.path(), &limits).await;
     assert!(matches!(not_ready, Err(CheckpointError::NotReady { window: 60 })));
     bucket.put(&ready_key(60, 90), "", &RetryPolicy::default()).await.unwrap();
-    assert_eq!(fetch_full(&bucket, 60, cache.path(), &limits).await.unwrap(), fetched);
+    assert_eq!(fetch_with(&bucket, 60, cache.path(), &limits).await.unwrap(), fetched);
 }
 
 #[tokio::test]
@@ -99,7 +108,7 @@ async fn whatever_cannot_be_trusted_is_refused_and_leaves_nothing() {
         published(&bucket, window).await;
     }
     let limits = FetchLimits::default();
-    let fetch = async |window| fetch_full(&bucket, window, cache.path(), &limits).await.unwrap_err();
+    let fetch = async |window| fetch_with(&bucket, window, cache.path(), &limits).await.unwrap_err();
 
     replace_metadata(&bucket, 30, |document| document["weights_hash"] = json!("0".repeat(32))).await;
     assert!(matches!(fetch(30).await, CheckpointError::WrongWeights { .. }));
@@ -115,8 +124,7 @@ async fn whatever_cannot_be_trusted_is_refused_and_leaves_nothing() {
     assert!(matches!(fetch(180).await, CheckpointError::Unverifiable { .. }));
     bucket.put(&delta_key(210, "metadata.json"), "{}", &RetryPolicy::default()).await.unwrap();
     bucket.put(&ready_key(210, 210), "", &RetryPolicy::default()).await.unwrap();
-    let delta = fetch(210).await;
-    assert!(matches!(delta, CheckpointError::Unsupported { window: 210 }) && delta.to_string().contains("DELTA"));
+    assert!(matches!(fetch(210).await, CheckpointError::Unverifiable { .. }), "its manifest is empty");
     assert!(matches!(fetch(240).await, CheckpointError::NotReady { .. }));
     assert!(entries(cache.path()).is_empty(), "{:?}", entries(cache.path()));
 }
@@ -128,13 +136,13 @@ async fn limits_and_signatures_are_kept() {
     let cache = tempfile::tempdir().unwrap();
     let (_, trainer) = published(&bucket, 30).await;
     let small = FetchLimits { total_bytes: 100, ..FetchLimits::default() };
-    let error = fetch_full(&bucket, 30, cache.path(), &small).await.unwrap_err();
+    let error = fetch_with(&bucket, 30, cache.path(), &small).await.unwrap_err();
     assert!(matches!(error, CheckpointError::TooLarge { .. }), "{error}");
     let bob = Hotkey::from_uri("//Bob").unwrap();
     for trainer in [bob.address(), &trainer] {
         replace_metadata(&bucket, 30, |document| document["git_commit"] = json!("changed after signing")).await;
         let limits = FetchLimits { trainer: Some(trainer.to_owned()), ..FetchLimits::default() };
-        let error = fetch_full(&bucket, 30, cache.path(), &limits).await.unwrap_err();
+        let error = fetch_with(&bucket, 30, cache.path(), &limits).await.unwrap_err();
         assert!(matches!(error, CheckpointError::WrongSignature { .. }), "{error}");
     }
 }
@@ -154,4 +162,138 @@ async fn incomplete_directories_and_terms_are_not_published() {
     std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     assert!(refused(&terms(30)).await.to_string().contains("tokenizer.json"));
     assert!(bucket.list("").await.unwrap().is_empty(), "nothing was sent");
+}
+
+/// A model of two bf16 tensors whose elements are drawn from `seed`; of the second, only every `step`-th depends on it.
+fn weights(seed: u64, step: u64) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+    let element = |at: u64| ((at * 31 + if at.is_multiple_of(step) { seed } else { 0 }) as u16 & 0x7fff).to_le_bytes();
+    let bytes: Vec<u8> = (0..30_000).flat_map(element).collect();
+    let header = json!({
+        "a": {"dtype": "BF16", "shape": [300], "data_offsets": [0, 600]},
+        "b": {"dtype": "BF16", "shape": [99, 300], "data_offsets": [600, 60_000]},
+    })
+    .to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes].concat();
+    std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+    dir
+}
+
+async fn publish_chain(bucket: &Bucket, links: u64) -> Vec<String> {
+    let models: Vec<_> = (0..=links).map(|seed| weights(seed, 50)).collect();
+    let full = publish_full(bucket, models[0].path(), &terms(0), None).await.unwrap();
+    let mut hashes = vec![full.weights_hash.unwrap()];
+    for (link, pair) in (1..).zip(models.windows(2)) {
+        let before = Predecessor { dir: pair[0].path().to_owned(), window: (link - 1) * 30, anchor_window: 0 };
+        let published =
+            publish_delta(bucket, pair[1].path(), &before, sparse::SparseFormat::V31, &terms(link * 30), None).await.unwrap();
+        hashes.push(published.weights_hash.unwrap());
+    }
+    hashes
+}
+
+#[tokio::test]
+async fn a_chain_is_rebuilt_cold_and_warm_and_the_changes_are_told_before_the_directory_is_there() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    let hashes = publish_chain(&bucket, 3).await;
+    for warm in [false, true] {
+        let cache = tempfile::tempdir().unwrap();
+        let limits = FetchLimits::default();
+        if warm {
+            fetch_with(&bucket, 60, cache.path(), &limits).await.unwrap();
+        }
+        let told = std::sync::Mutex::new(Vec::new());
+        let observer = |event| {
+            if let FetchEvent::Verified(changes) = event {
+                assert!(!checkpoint_dir(cache.path(), 90).exists());
+                assert!(changes.files.iter().all(|file| file.exists()));
+                told.lock().unwrap().push(changes);
+            }
+        };
+        let fetcher = Fetcher { bucket: &bucket, cache_root: cache.path(), limits: &limits, observer: &observer };
+        let fetched = fetcher.fetch(90).await.unwrap();
+        assert_eq!(weights_hash(&fetched.dir).unwrap(), hashes[3]);
+        assert_eq!(fetched.metadata.mining_terms().unwrap().env_id, "gsm8k");
+        let told = told.into_inner().unwrap();
+        assert_eq!(told.len(), 1);
+        assert_eq!((told[0].base_window, told[0].files.len()), if warm { (60, 1) } else { (0, 3) });
+        clean(cache.path(), &[90]).unwrap();
+        assert_eq!(entries(cache.path()), ["checkpoint-90", "delta-90"]);
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_base_is_replaced_and_not_taken_for_a_damaged_delta() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    let hashes = publish_chain(&bucket, 1).await;
+    let cache = tempfile::tempdir().unwrap();
+    let limits = FetchLimits::default();
+    let base = fetch_with(&bucket, 0, cache.path(), &limits).await.unwrap().dir.join("model.safetensors");
+    let mut bytes = std::fs::read(&base).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&base, bytes).unwrap();
+    let fetched = fetch_with(&bucket, 30, cache.path(), &limits).await.unwrap();
+    assert_eq!(weights_hash(&fetched.dir).unwrap(), hashes[1]);
+    assert!(verify_dir(&checkpoint_dir(cache.path(), 0)).unwrap().is_some());
+}
+
+#[tokio::test]
+async fn of_two_kinds_the_one_that_can_be_used_is_used_with_the_terms_of_the_delta() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    publish_chain(&bucket, 1).await;
+    let other = PublishTerms { env_id: "math".into(), ..terms(30) };
+    let full = publish_full(&bucket, weights(1, 50).path(), &other, None).await.unwrap();
+    let limits = FetchLimits::default();
+    for damage in [None, Some(full_key(30, "model.safetensors")), Some(delta_key(30, "delta_sparse.bin.zst"))] {
+        let cache = tempfile::tempdir().unwrap();
+        let saved = match &damage {
+            Some(key) => Some(bucket.get(key, 1 << 20).await.unwrap()),
+            None => None,
+        };
+        if let Some(key) = &damage {
+            bucket.delete(key).await.unwrap();
+        }
+        let fetched = fetch_with(&bucket, 30, cache.path(), &limits).await.unwrap();
+        assert_eq!(Some(weights_hash(&fetched.dir).unwrap()), full.weights_hash);
+        assert_eq!(fetched.metadata.env_id.as_deref(), Some("gsm8k"), "{damage:?}");
+        if let (Some(key), Some(bytes)) = (&damage, saved) {
+            bucket.put(key, bytes, &RetryPolicy::default()).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn chains_that_go_forward_or_never_end_are_refused() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    publish_chain(&bucket, 2).await;
+    let cache = tempfile::tempdir().unwrap();
+    let limits = FetchLimits::default();
+    let change = async |window: u64, prev: u64| {
+        let key = delta_key(window, "metadata.json");
+        let mut document: Value = serde_json::from_slice(&bucket.get(&key, 1 << 20).await.unwrap()).unwrap();
+        document["prev_window"] = json!(prev);
+        bucket.put(&key, document.to_string(), &RetryPolicy::default()).await.unwrap();
+    };
+    change(30, 60).await;
+    for window in [30, 60] {
+        let error = fetch_with(&bucket, window, cache.path(), &limits).await.unwrap_err();
+        assert!(matches!(error, CheckpointError::Unverifiable { .. }) && error.to_string().contains("not before"), "{error}");
+        assert!(!error.is_everybodys());
+    }
+    let link = bucket.get(&delta_key(30, "metadata.json"), 1 << 20).await.unwrap();
+    for window in (90..90 + 70 * 30).step_by(30) {
+        let mut document: Value = serde_json::from_slice(&link).unwrap();
+        (document["prev_window"], document["window"]) = (json!(window - 30), json!(window));
+        bucket.put(&delta_key(window, "metadata.json"), document.to_string(), &RetryPolicy::default()).await.unwrap();
+    }
+    bucket.put(&ready_key(2160, 2160), "", &RetryPolicy::default()).await.unwrap();
+    let error = fetch_with(&bucket, 2160, cache.path(), &limits).await.unwrap_err();
+    assert!(error.to_string().contains("more than 64 links"), "{error}");
+    assert!(entries(cache.path()).is_empty());
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use safetensors::tensor::Metadata as Header;
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::Xxh3;
@@ -25,6 +27,23 @@ pub struct TensorPlace {
     pub offset: u64,
     /// Bytes.
     pub length: u64,
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Its sides.
+    pub shape: Vec<usize>,
+}
+
+impl TensorPlace {
+    /// The tensor's bytes.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Local`].
+    pub fn read(&self) -> Result<Vec<u8>, CheckpointError> {
+        let mut bytes = vec![0; usize::try_from(self.length).unwrap_or(0)];
+        let file = File::open(&self.file).map_err(local(&self.file))?;
+        file.read_exact_at(&mut bytes, self.offset).map_err(local(&self.file))?;
+        Ok(bytes)
+    }
 }
 
 /// SHA-256 of a file, lower-case hex, streamed.
@@ -94,7 +113,7 @@ pub fn tensor_places(dir: &Path) -> Result<BTreeMap<String, TensorPlace>, Checkp
         return Err(CheckpointError::Weights { path: dir.to_owned(), why: "there is no *.safetensors file".into() });
     }
     for file in files {
-        for (name, place) in read_header(&file)? {
+        for (name, place) in tensor_places_of(&file)? {
             if places.insert(name.clone(), place).is_some() {
                 return Err(CheckpointError::Weights { path: file, why: format!("tensor {name} is in another file too") });
             }
@@ -116,8 +135,8 @@ pub(super) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> 
     Ok(files)
 }
 
-/// Reads one file's header; the library checks that shapes, types and offsets agree and leave no gap.
-fn read_header(path: &Path) -> Result<Vec<(String, TensorPlace)>, CheckpointError> {
+/// The tensors of one file; the library checks that shapes, types and offsets agree and leave no gap.
+pub(super) fn tensor_places_of(path: &Path) -> Result<Vec<(String, TensorPlace)>, CheckpointError> {
     let wrong = |why: String| CheckpointError::Weights { path: path.to_owned(), why };
     let mut file = File::open(path).map_err(local(path))?;
     let size = file.metadata().map_err(local(path))?.len();
@@ -136,7 +155,14 @@ fn read_header(path: &Path) -> Result<Vec<(String, TensorPlace)>, CheckpointErro
     }
     let place = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
         let (begin, end) = info.data_offsets;
-        (name, TensorPlace { file: path.to_owned(), offset: start + begin as u64, length: (end - begin) as u64 })
+        let place = TensorPlace {
+            file: path.to_owned(),
+            offset: start + begin as u64,
+            length: (end - begin) as u64,
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+        };
+        (name, place)
     };
     Ok(header.tensors().into_iter().map(place).collect())
 }

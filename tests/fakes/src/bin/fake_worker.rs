@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use grail_fakes::{Act, Script, WorkerLie, prove};
-use grail_link::message::{FromWorker, ProofJob, ReloadCommand, Reloaded, Revision, SequenceProof, ToWorker, WorkerHello};
+use grail_link::message::{
+    ApplyCommand, FromWorker, ProofJob, ReloadCommand, Reloaded, Revision, SequenceProof, ToWorker, WorkerHello,
+};
 use grail_link::{MAX_FRAME_BYTES, decode_frame, encode_frame};
 use grail_protocol::commitment::hash_sketches;
 use grail_protocol::constants::PRIME_Q;
@@ -64,6 +66,10 @@ impl Worker {
         while let Some(command) = self.receive()? {
             match command {
                 ToWorker::Reload(command) => self.reload(command)?,
+                // Without tensors nothing can be changed in place; the whole checkpoint is sent then.
+                ToWorker::Apply(ApplyCommand { revision, .. }) => {
+                    self.send(&FromWorker::ReloadRefused { revision, reason: "a fake holds no tensors".into() })?;
+                }
                 ToWorker::Prove(job) => self.job(&job)?,
             }
         }

@@ -1,0 +1,160 @@
+//! A file of changes (what the supervisor makes of a DELTA's body), read one tensor at a time.
+//!
+//! A safetensors file: for a changed tensor `T` it has `T.positions` (u32, ascending, flat, row-major) and `T.values`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+
+use crate::checkpoint::{WeightsError, kind};
+use crate::delta::TensorDelta;
+use crate::weight_file::{WeightFile, threads};
+
+const POSITIONS: &str = ".positions";
+const VALUES: &str = ".values";
+
+/// An opened file of changes.
+pub(crate) struct DeltaFile {
+    file: WeightFile,
+    tensors: BTreeMap<String, TensorInfo>,
+    /// First byte of the data.
+    data: u64,
+}
+
+impl DeltaFile {
+    /// Opens a file and parses its header.
+    pub fn open(path: &Path) -> Result<Self, WeightsError> {
+        let (file, metadata, data) = WeightFile::open(path)?;
+        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+        Ok(Self { file, tensors, data })
+    }
+
+    /// The tensors that it changes.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().filter_map(|name| name.strip_suffix(POSITIONS))
+    }
+
+    /// What it changes in one of them. Whether that fits is not judged here.
+    pub fn read(&self, name: &str) -> Result<TensorDelta, WeightsError> {
+        let (positions, values) = (self.part(name, POSITIONS)?, self.part(name, VALUES)?);
+        let wrong = |got| WeightsError::Dtype { path: self.file.path().to_path_buf(), name: name.to_owned(), got };
+        if positions.dtype != Dtype::U32 {
+            return Err(wrong(positions.dtype));
+        }
+        let bytes = self.bytes(positions)?;
+        Ok(TensorDelta {
+            name: name.to_owned(),
+            kind: kind(values.dtype).ok_or_else(|| wrong(values.dtype))?,
+            positions: bytes.as_chunks().0.iter().map(|bytes| u64::from(u32::from_le_bytes(*bytes))).collect(),
+            values: self.bytes(values)?,
+        })
+    }
+
+    /// Refuses a file that somebody has written to since it was opened.
+    pub fn unchanged(&self) -> Result<(), WeightsError> {
+        self.file.unchanged()
+    }
+
+    fn part(&self, name: &str, suffix: &str) -> Result<&TensorInfo, WeightsError> {
+        let part = format!("{name}{suffix}");
+        self.tensors.get(&part).ok_or_else(|| WeightsError::Missing {
+            directory: self.file.path().to_path_buf(),
+            name: part,
+            want: Vec::new(),
+        })
+    }
+
+    fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>, WeightsError> {
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        self.file.read_in_parallel(self.data + start as u64, &mut bytes, threads())?;
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use safetensors::tensor::TensorView;
+    use tch::Device;
+
+    use super::*;
+    use crate::fixtures;
+    use crate::model::{ApplyError, LoadOptions, Model, Precision};
+
+    fn load(directory: &Path, precision: Precision) -> Model {
+        Model::load(directory, LoadOptions { device: Device::Cpu, precision }).unwrap()
+    }
+
+    /// Writes a file of changes: tensor, positions, bf16 bits.
+    fn write(path: &Path, changes: &[(&str, &[u32], &[u16])]) -> PathBuf {
+        let parts: Vec<(String, Dtype, usize, Vec<u8>)> = changes
+            .iter()
+            .flat_map(|(name, positions, values)| {
+                let positions_bytes = positions.iter().flat_map(|position| position.to_le_bytes()).collect();
+                let values_bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                [
+                    (format!("{name}{POSITIONS}"), Dtype::U32, positions.len(), positions_bytes),
+                    (format!("{name}{VALUES}"), Dtype::BF16, values.len(), values_bytes),
+                ]
+            })
+            .collect();
+        let views =
+            parts.iter().map(|(name, dtype, entries, bytes)| (name, TensorView::new(*dtype, vec![*entries], bytes).unwrap()));
+        safetensors::serialize_to_file(views, None, path).unwrap();
+        path.to_path_buf()
+    }
+
+    #[test]
+    fn files_are_applied_in_order_and_lead_to_the_whole_checkpoint() {
+        for precision in [Precision::Bf16, Precision::F32] {
+            let (folder, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let mut tensors = fixtures::weights(folder.path(), &fixtures::config(), 3, Dtype::BF16);
+            fixtures::write(&folder.path().join("model.safetensors"), &tensors);
+            let mut model = load(folder.path(), precision);
+            let (norm, head) = ("model.norm.weight", "lm_head.weight");
+            let files = [
+                write(&folder.path().join("1"), &[(norm, &[0, 31], &[0x3f80, 0x8000]), (head, &[7], &[0x4000])]),
+                write(&folder.path().join("2"), &[(norm, &[31], &[0x0001])]),
+            ];
+            model.apply_files(&files).unwrap();
+            let mut put = |name: &str, at: usize, value: u16| {
+                tensors.get_mut(name).unwrap().2[2 * at..][..2].copy_from_slice(&value.to_le_bytes());
+            };
+            for (name, at, value) in [(norm, 0, 0x3f80), (norm, 31, 0x0001), (head, 7, 0x4000)] {
+                put(name, at, value);
+            }
+            fixtures::weights(whole.path(), &fixtures::config(), 3, Dtype::BF16);
+            fixtures::write(&whole.path().join("model.safetensors"), &tensors);
+            assert_eq!(model.weights_hash(), load(whole.path(), precision).weights_hash());
+        }
+    }
+
+    #[test]
+    fn a_bad_file_is_refused_before_the_first_write_of_any() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = fixtures::weights(folder.path(), &fixtures::config(), 3, Dtype::BF16);
+        fixtures::write(&folder.path().join("model.safetensors"), &tensors);
+        let mut model = load(folder.path(), Precision::Bf16);
+        let hash = model.weights_hash().to_owned();
+        let good = write(&folder.path().join("good"), &[("model.norm.weight", &[1], &[0x3f80])]);
+        let bad = folder.path().join("bad");
+        write(&bad, &[("model.norm.weight", &[32], &[0x3f80])]);
+        let error = model.apply_files(&[good.clone(), bad.clone()]).unwrap_err();
+        assert!(matches!(error, ApplyError::Refused(_)), "{error}");
+        write(&bad, &[("model.other.weight", &[1], &[0x3f80])]);
+        let error = model.apply_files(&[good.clone(), bad.clone()]).unwrap_err();
+        assert!(matches!(error, ApplyError::Refused(_)), "{error}");
+        std::fs::write(&bad, "no safetensors").unwrap();
+        for bad in [bad, folder.path().join("absent")] {
+            let error = model.apply_files(&[good.clone(), bad]).unwrap_err();
+            assert!(matches!(error, ApplyError::File(_)), "{error}");
+        }
+        // Read the tensors again, not the hash that is remembered.
+        model.apply_files(&[]).unwrap();
+        assert_eq!(model.weights_hash(), hash);
+    }
+}

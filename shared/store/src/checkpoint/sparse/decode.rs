@@ -1,0 +1,158 @@
+//! Reading a body, one tensor at a time.
+
+use std::io::{BufReader, Chain, Cursor, Read};
+
+use zstd::stream::read::Decoder;
+use zstd::zstd_safe::get_frame_content_size;
+
+use super::layout::{IndexType, Positions, read_header};
+use super::{SparseError, SparseFormat, SparseTensor, TensorLayout};
+
+/// A frame's header is at most this long.
+const FRAME_HEADER: u64 = 18;
+/// Bytes of a body's header at most; the format's own limit is what fits the body.
+const MAX_HEADER: u64 = 256 << 20;
+
+type Frame<R> = Decoder<'static, BufReader<Chain<Cursor<Vec<u8>>, R>>>;
+
+/// A body that is being read.
+pub struct SparseReader<R: Read> {
+    /// `None`: an empty file, which changes nothing.
+    frame: Option<Frame<R>>,
+    layouts: Vec<TensorLayout>,
+    next: usize,
+}
+
+impl<R: Read> SparseReader<R> {
+    /// Reads and judges the header of a compressed body of at most `limit` bytes (uncompressed).
+    ///
+    /// # Errors
+    /// [`SparseError`] for a frame or header that cannot be used.
+    pub fn open(mut file: R, format: SparseFormat, limit: u64) -> Result<Self, SparseError> {
+        let mut start = Vec::new();
+        file.by_ref().take(FRAME_HEADER).read_to_end(&mut start).map_err(frame)?;
+        if start.is_empty() {
+            return Ok(Self { frame: None, layouts: Vec::new(), next: 0 });
+        }
+        // The network's own decoder wants the size announced, so a frame without it is useless to everybody.
+        let announced = get_frame_content_size(&start).map_err(|_| frame("it is no zstd frame, or its header is damaged"))?;
+        let size = announced.ok_or_else(|| frame("its header does not announce the content's size"))?;
+        if size > limit {
+            return Err(frame(format!("its content has {size} bytes, more than the {limit} allowed")));
+        }
+        let rest = BufReader::with_capacity(1 << 17, Cursor::new(start).chain(file));
+        let mut decoder = Decoder::with_buffer(rest).map_err(frame)?.single_frame();
+        let header = header_of(&mut decoder, size)?;
+        let data = size - 4 - header.len() as u64;
+        Ok(Self { frame: Some(decoder), layouts: read_header(&header, format, data)?, next: 0 })
+    }
+
+    /// What the header says, in the body's order.
+    pub fn layouts(&self) -> &[TensorLayout] {
+        &self.layouts
+    }
+
+    /// The next tensor's changes, judged; `None` behind the last one, when the frame has ended as it should.
+    ///
+    /// # Errors
+    /// [`SparseError`] for a damaged frame or positions that cannot be.
+    pub fn next_tensor(&mut self) -> Result<Option<SparseTensor>, SparseError> {
+        let Some(decoder) = &mut self.frame else { return Ok(None) };
+        let Some(layout) = self.layouts.get(self.next) else {
+            // The checksum, if there is one, is behind the last byte.
+            let more = decoder.read(&mut [0]).map_err(frame)?;
+            return if more == 0 { Ok(None) } else { Err(frame("it is longer than it announced")) };
+        };
+        self.next += 1;
+        let indices = exactly(decoder, layout.indices_size)?;
+        let positions = positions(layout, &indices).map_err(|why| SparseError::Tensor { name: layout.name.clone(), why })?;
+        let values = exactly(decoder, layout.values_size())?;
+        let (name, shape) = (layout.name.clone(), layout.shape.clone());
+        Ok(Some(SparseTensor { name, shape, value_type: layout.value_type, positions, values }))
+    }
+}
+
+fn frame(why: impl ToString) -> SparseError {
+    SparseError::Frame(why.to_string())
+}
+
+fn header_of(body: &mut impl Read, size: u64) -> Result<Vec<u8>, SparseError> {
+    if size < 4 {
+        return Err(SparseError::Header(format!("a body of {size} bytes has no room for it")));
+    }
+    let length = exactly(body, 4)?;
+    let length = u64::from(u32::from_le_bytes([length[0], length[1], length[2], length[3]]));
+    if length > size - 4 || length > MAX_HEADER {
+        return Err(SparseError::Header(format!("it claims {length} of {size} bytes")));
+    }
+    exactly(body, length)
+}
+
+/// Reads `length` bytes, which the frame's announced size has room for.
+fn exactly(body: &mut impl Read, length: u64) -> Result<Vec<u8>, SparseError> {
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    body.take(length).read_to_end(&mut bytes).map_err(frame)?;
+    if bytes.len() as u64 == length { Ok(bytes) } else { Err(frame("it ends early")) }
+}
+
+fn positions(layout: &TensorLayout, bytes: &[u8]) -> Result<Vec<u32>, String> {
+    let mut ascending = Ascending { positions: Vec::with_capacity(layout.entries as usize), elements: layout.elements() };
+    match layout.positions {
+        Positions::Flat => {
+            let mut position = 0_i64;
+            for step in integers(bytes, IndexType::I32) {
+                position += step;
+                ascending.push(position)?;
+            }
+        }
+        Positions::RowsAndColumns(row_type, column_type) => {
+            let (rows, columns) = bytes.split_at((layout.entries * row_type.width()) as usize);
+            // Shapes have fewer than 2^32 elements.
+            let (width, mut row, mut column) = (layout.columns() as i64, 0_i64, 0_i64);
+            let steps = integers(rows, row_type).zip(integers(columns, column_type));
+            for (entry, (down, across)) in steps.enumerate() {
+                row += down;
+                // A new row starts from its own left edge.
+                column = if entry == 0 || down != 0 { across } else { column + across };
+                if column < 0 || column >= width || row < 0 {
+                    return Err(format!("entry {entry} is for row {row}, column {column} of rows of {width}"));
+                }
+                ascending.push(row.checked_mul(width).and_then(|start| start.checked_add(column)).unwrap_or(-1))?;
+            }
+        }
+    }
+    Ok(ascending.positions)
+}
+
+/// Positions so far; each must be behind the one before and inside the tensor.
+struct Ascending {
+    positions: Vec<u32>,
+    elements: u64,
+}
+
+impl Ascending {
+    fn push(&mut self, position: i64) -> Result<(), String> {
+        let least = self.positions.last().map_or(0, |last| u64::from(*last) + 1);
+        let fits = u64::try_from(position).is_ok_and(|position| position >= least && position < self.elements);
+        match u32::try_from(position) {
+            Ok(position) if fits => {
+                self.positions.push(position);
+                Ok(())
+            }
+            _ => Err(format!(
+                "entry {} is for position {position}, want ascending positions below {}",
+                self.positions.len(),
+                self.elements
+            )),
+        }
+    }
+}
+
+fn integers(bytes: &[u8], index: IndexType) -> impl Iterator<Item = i64> + '_ {
+    let read: fn(&[u8]) -> i64 = match index {
+        IndexType::U8 => |bytes| i64::from(bytes[0]),
+        IndexType::U16 => |bytes| i64::from(u16::from_le_bytes([bytes[0], bytes[1]])),
+        IndexType::I32 => |bytes| i64::from(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
+    };
+    bytes.chunks_exact(index.width() as usize).map(read)
+}

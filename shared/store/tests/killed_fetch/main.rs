@@ -1,0 +1,153 @@
+//! A process that fetches a checkpoint is killed at one change of the disk after the other; whatever it leaves, nothing that
+//! looks like a checkpoint is anything but a whole one, and the next fetch succeeds.
+
+// The lints spare test functions only, not what they share.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use grail_store::bucket::{Bucket, BucketSettings, Secret, TransferLimits};
+use grail_store::checkpoint::sparse::SparseFormat;
+use grail_store::checkpoint::{
+    CachedCheckpoint, FetchLimits, Fetcher, Predecessor, PublishTerms, checkpoint_dir, clean, publish_delta, publish_full,
+    verify_dir, weights_hash,
+};
+use grail_store::local_server::LocalBucketServer;
+use serde_json::json;
+
+const TARGET: u64 = 60;
+
+fn bucket(endpoint: &str) -> Bucket {
+    let settings = BucketSettings {
+        endpoint: endpoint.into(),
+        region: "auto".into(),
+        bucket: "trainer".into(),
+        access_key_id: "key".into(),
+        secret_access_key: Secret::new("secret"),
+        limits: TransferLimits::default(),
+    };
+    Bucket::new(&settings).unwrap()
+}
+
+async fn fetch(bucket: &Bucket, cache_root: &Path) -> CachedCheckpoint {
+    let limits = FetchLimits::default();
+    Fetcher { bucket, cache_root, limits: &limits, observer: &|_| () }.fetch(TARGET).await.unwrap()
+}
+
+fn model(seed: u8) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let data: Vec<u8> = (0..40_000_u32).map(|at| if at % 100 == 0 { seed } else { at as u8 & 0x3f }).collect();
+    let header = json!({"w": {"dtype": "BF16", "shape": [200, 100], "data_offsets": [0, 40_000]}}).to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::write(dir.path().join(name), "{}").unwrap();
+    }
+    dir
+}
+
+fn terms(window: u64) -> PublishTerms {
+    PublishTerms {
+        window,
+        ready_window: window,
+        model_name: "m".into(),
+        env_id: "gsm8k".into(),
+        env_params: json!({}),
+        generation_params: json!({"max_tokens": 1, "temperature": 1, "top_p": 1, "top_k": 0, "repetition_penalty": 1}),
+        thinking_mode: "native".into(),
+        training_config: json!({}),
+        git_commit: "unknown".into(),
+        created_at: 0.0,
+        parent_window: None,
+    }
+}
+
+/// A FULL and two DELTAs behind it; returns the last one's weights hash.
+async fn publish(bucket: &Bucket) -> String {
+    let models: Vec<_> = (1..4).map(model).collect();
+    publish_full(bucket, models[0].path(), &terms(0), None).await.unwrap();
+    let mut hash = None;
+    for (window, pair) in [30, TARGET].into_iter().zip(models.windows(2)) {
+        let before = Predecessor { dir: pair[0].path().into(), window: window - 30, anchor_window: 0 };
+        let published = publish_delta(bucket, pair[1].path(), &before, SparseFormat::V31, &terms(window), None).await.unwrap();
+        hash = published.weights_hash;
+    }
+    hash.unwrap()
+}
+
+/// What the child does: a test of this program, so that no other program has to be built.
+#[tokio::test]
+#[ignore = "the other test runs it in a process of its own"]
+async fn fetch_in_a_process_of_its_own() {
+    fetch(&bucket(&std::env::var("ENDPOINT").unwrap()), Path::new(&std::env::var("KILL_BELOW").unwrap())).await;
+}
+
+fn library(folder: &Path) -> PathBuf {
+    let library = folder.join("killer.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/killed_fetch/preload.c");
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).arg("-ldl").status();
+    assert!(built.unwrap().success());
+    library
+}
+
+fn run_child(library: &Path, endpoint: &str, cache: &Path, kill_at: u32) -> ExitStatus {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--ignored", "--exact", "fetch_in_a_process_of_its_own"]).stdout(Stdio::null()).stderr(Stdio::null());
+    child.env("LD_PRELOAD", library).env("ENDPOINT", endpoint).env("KILL_BELOW", cache).env("KILL_AT", kill_at.to_string());
+    child.status().unwrap()
+}
+
+/// A cache with a damaged checkpoint under the target's name.
+fn damaged_cache() -> tempfile::TempDir {
+    let cache = tempfile::tempdir().unwrap();
+    let dir = checkpoint_dir(cache.path(), TARGET);
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("metadata.json"), json!({"file_manifest": {"config.json": "0".repeat(64)}}).to_string()).unwrap();
+    cache
+}
+
+/// What has a checkpoint's name is whole; the damaged one that lay there before may still be there.
+fn assert_whole(cache: &Path, kill_at: u32) {
+    for window in [0, 30, TARGET] {
+        let dir = checkpoint_dir(cache, window);
+        let damaged = window == TARGET && !dir.join("model.safetensors").exists();
+        if dir.exists() && !damaged {
+            assert!(verify_dir(&dir).unwrap().is_some(), "checkpoint {window} after a kill at change {kill_at}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_that_is_killed_anywhere_leaves_what_the_next_one_goes_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    let address = "127.0.0.1:0".parse().unwrap();
+    let server = LocalBucketServer::start(&folder.path().join("buckets"), address, "key", "secret", &["trainer"]).await.unwrap();
+    let bucket = bucket(&server.endpoint());
+    let hash = publish(&bucket).await;
+    let mut kills = 0;
+    // A cache lives through two kills before it is finished here, so that what a kill leaves is met by a kill too.
+    let mut cache = damaged_cache();
+    for kill_at in 1.. {
+        let (library, endpoint, place) = (library.clone(), server.endpoint(), cache.path().to_owned());
+        let status = tokio::task::spawn_blocking(move || run_child(&library, &endpoint, &place, kill_at)).await.unwrap();
+        assert_whole(cache.path(), kill_at);
+        if status.success() {
+            assert!(kill_at > 20, "a fetch changes the disk more often");
+            break;
+        }
+        assert_eq!(status.signal(), Some(9), "{status:?}");
+        kills += 1;
+        if kills % 2 == 0 {
+            let fetched = fetch(&bucket, cache.path()).await;
+            assert_eq!(weights_hash(&fetched.dir).unwrap(), hash, "after a kill at change {kill_at}");
+            clean(cache.path(), &[TARGET]).unwrap();
+            let mut left: Vec<_> = std::fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            left.sort();
+            assert_eq!(left, ["checkpoint-60", "delta-60"], "after a kill at change {kill_at}");
+            cache = damaged_cache();
+        }
+    }
+}
