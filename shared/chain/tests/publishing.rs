@@ -114,7 +114,7 @@ async fn a_chain_that_cannot_be_read_is_not_written_to() {
     let chain = TestNode::start(setup()).await;
     let node = connect(&chain, patience());
     eventually("the head", || async { node.head().await.is_ok() }).await;
-    chain.faults(|faults| drop(faults.unknown.insert("state_getStorage")));
+    chain.faults(|faults| _ = faults.unknown.insert("state_getStorage"));
     let refused = alice(&node, &credentials('a')).await.unwrap_err();
     assert!(matches!(refused, PublishError::Node(NodeError::Refused { method: "state_getStorage", .. })), "{refused}");
     assert_eq!(chain.requests(SUBMIT), 0);

@@ -52,7 +52,7 @@ async fn heads_come_by_subscription_by_polling_and_by_polling_beside_a_silent_su
     for fault in ["none", "no subscription", "silent"] {
         let chain = TestNode::start(setup()).await;
         chain.faults(|faults| match fault {
-            "no subscription" => drop(faults.unknown.insert("chain_subscribeNewHeads")),
+            "no subscription" => _ = faults.unknown.insert("chain_subscribeNewHeads"),
             "silent" => faults.silent_heads = true,
             _ => {}
         });
@@ -91,7 +91,7 @@ async fn a_read_survives_the_end_of_its_connection() {
     let chain = TestNode::start(setup()).await;
     let node = connect(&chain, patience());
     eventually("the head", || head_is(&node, 40)).await;
-    chain.faults(|faults| drop(faults.late.insert("chain_getHeader", Duration::from_millis(300))));
+    chain.faults(|faults| _ = faults.late.insert("chain_getHeader", Duration::from_millis(300)));
     let (read, ()) = tokio::join!(node.finalized(), async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         chain.drop_connections();
@@ -136,11 +136,11 @@ async fn answers_that_do_not_come_open_the_circuit() {
     let slow = Patience { request: Duration::from_millis(700), tries: 1, ..patience() };
     let node = connect(&chain, slow);
     eventually("the head", || head_is(&node, 40)).await;
-    chain.faults(|faults| drop(faults.late.insert("system_accountNextIndex", Duration::from_secs(30))));
+    chain.faults(|faults| _ = faults.late.insert("system_accountNextIndex", Duration::from_secs(30)));
     let late = node.next_nonce(key("//Alice").address()).await;
     assert!(matches!(late, Err(NodeError::Late { method: "system_accountNextIndex", .. })), "{late:?}");
     // Now nothing is answered at all; a new connection does not get so far as to be one.
-    chain.faults(|faults| faults.unanswered.extend(["system_accountNextIndex", "chain_getBlockHash"]));
+    chain.faults(|faults| faults.unanswered.extend(["system_accountNextIndex", "chain_getBlockHash", "chain_getHeader"]));
     let second = node.next_nonce(key("//Alice").address()).await;
     assert!(second.is_err());
     eventually("the open circuit", || async { matches!(node.head().await, Err(NodeError::Down(_))) }).await;

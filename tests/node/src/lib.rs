@@ -180,6 +180,12 @@ impl TestNode {
     }
 }
 
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        self.drop_connections();
+    }
+}
+
 async fn tick(shared: Arc<Shared>, clock: BlockClock) {
     loop {
         let due = ((clock::unix_seconds() - clock.genesis) / clock.seconds).floor().max(0.0) as u64;
