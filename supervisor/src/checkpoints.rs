@@ -43,6 +43,13 @@ impl Checkpoints {
         Self { bucket, cache: cache.join("checkpoints"), limits, dataset, current: None }
     }
 
+    /// From now on the checkpoints of another bucket, signed by `trainer`.
+    pub fn follow(&mut self, bucket: Bucket, trainer: String) {
+        self.bucket = bucket;
+        self.limits.trainer = Some(trainer);
+        self.current = None;
+    }
+
     /// The terms of the newest checkpoint that was ready before `window`, fetched and verified where it is not on disk yet.
     ///
     /// # Errors

@@ -67,6 +67,7 @@ impl Miner {
         self.closing.observe(groups * ROLLOUTS_PER_PROBLEM, seconds);
         let bytes = file.bytes.len() as u64;
         self.journal.record(&FileClosed { window, groups, bytes, seconds, spot_checks: findings.agreed });
+        self.still_has(window, &gathering.harvest.judge().block_hash).await?;
         self.board.window(|status| status.phase = "uploading".into());
         let key = object_key(self.workshop.hotkey.address(), window);
         let copy = self.keep_copy(window, &key, file.bytes.clone());

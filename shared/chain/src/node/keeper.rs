@@ -40,7 +40,7 @@ pub(crate) enum Link {
     /// There is one.
     Up(Arc<Live>),
     /// There is none, and why; calls fail at once.
-    Down(String),
+    Down(NodeError),
 }
 
 /// A connection to a node whose network and runtime are known.
@@ -66,19 +66,19 @@ pub(crate) async fn keep(endpoints: Endpoints, patience: Arc<Patience>, told: To
     for turn in 0_usize.. {
         let endpoint = keeper.endpoints.addresses[turn % keeper.endpoints.addresses.len()].clone();
         let begun = clock::monotonic();
-        let reason = match keeper.open(&endpoint).await {
+        let why = match keeper.open(&endpoint).await {
             Ok(live) => {
                 let live = Arc::new(live);
                 tracing::info!(endpoint, spec_version = live.runtime.borrow().spec_version, "Connected to a node of the chain.");
                 keeper.told.link.send_replace(Link::Up(live.clone()));
-                keeper.follow(&live).await
+                NodeError::Down(format!("{endpoint}: {}", keeper.follow(&live).await))
             }
-            Err(error) => error.to_string(),
+            Err(error) => error,
         };
         failures = if begun.elapsed() > keeper.patience.backoff.longest { 1 } else { failures.saturating_add(1) };
         let pause = keeper.patience.backoff.pause(failures, rand::random());
-        tracing::warn!(endpoint, reason, pause = pause.as_secs_f64(), "There is no connection to the chain; it is made anew.");
-        keeper.told.link.send_replace(Link::Down(format!("{endpoint}: {reason}")));
+        tracing::warn!(endpoint, %why, pause = pause.as_secs_f64(), "There is no connection to the chain; it is made anew.");
+        keeper.told.link.send_replace(Link::Down(why));
         tokio::time::sleep(pause).await;
     }
 }

@@ -326,7 +326,11 @@ impl Node {
         let opened = tokio::time::timeout(self.patience.connect, link.wait_for(|link| !matches!(link, Link::Opening))).await;
         match opened.map(|link| link.map(|link| link.clone())) {
             Ok(Ok(Link::Up(live))) => Ok(live),
-            Ok(Ok(Link::Down(reason))) => Err(NodeError::Down(reason)),
+            // A network or a runtime that this program cannot work with is told as such, trouble with the way there as that.
+            Ok(Ok(Link::Down(why))) if why.is_passing() => {
+                Err(NodeError::Down(why.to_string().replacen("no node answers: ", "", 1)))
+            }
+            Ok(Ok(Link::Down(why))) => Err(why),
             _ => Err(NodeError::Down(format!("no connection was made within {} s", self.patience.connect.as_secs()))),
         }
     }
