@@ -69,6 +69,13 @@ impl Checkpoints {
         Self { on_change: Box::new(on_change), ..self }
     }
 
+    /// From now on the checkpoints of another bucket, signed by `trainer`.
+    pub fn follow(&mut self, bucket: Bucket, trainer: String) {
+        self.bucket = bucket;
+        self.limits.trainer = Some(trainer);
+        self.current = None;
+    }
+
     /// The terms of the checkpoint to mine `window` with, fetched and verified where it is not on disk yet: the newest that was
     /// ready before. Where that is damaged so that every reader of the network refuses it, they all stay with the one before,
     /// and so does this one: see [`Checkpoints::take_passed_over`].

@@ -89,6 +89,9 @@ struct RunArguments {
     /// Print plain lines even on a terminal.
     #[arg(long)]
     plain: bool,
+    /// Without drand: the block hash alone makes a window's randomness. The same as `--set beacon.drand=false`.
+    #[arg(long)]
+    no_drand: bool,
 }
 
 /// Time for threads that still work when the command is done.
@@ -137,7 +140,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     // The environment is read here, once.
     let environment: BTreeMap<String, String> =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
-    let loaded = load(&cli.common, &environment);
+    let no_drand = matches!(&cli.command, Some(Command::Run(RunArguments { no_drand: true, .. })));
+    let loaded = load(&cli.common, &environment, no_drand);
     match cli.command.unwrap_or(Command::Run(RunArguments::default())) {
         Command::Run(arguments) => run(&loaded?.settings, &arguments).await,
         Command::Check => check(&loaded?.settings),
@@ -170,7 +174,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     }
 }
 
-fn load(common: &Common, environment: &BTreeMap<String, String>) -> Result<Loaded, Failure> {
+fn load(common: &Common, environment: &BTreeMap<String, String>, no_drand: bool) -> Result<Loaded, Failure> {
     let mut overrides = Vec::new();
     for text in &common.overrides {
         let (key, value) = text.split_once('=').unwrap_or((text, ""));
@@ -178,6 +182,9 @@ fn load(common: &Common, environment: &BTreeMap<String, String>) -> Result<Loade
     }
     if let Some(dataset) = &common.dataset {
         overrides.push(("environment.dataset".into(), dataset.clone()));
+    }
+    if no_drand {
+        overrides.push(("beacon.drand".into(), "false".into()));
     }
     let beside = PathBuf::from("host.toml");
     let sources = Sources {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::FusedFuture;
+use grail_chain::node::Endpoints;
+use grail_chain::relays::Relays;
 use grail_process::orphans::{Orphan, become_subreaper};
 use grail_process::{Spawner, clock};
 use grail_protocol::keys::{Hotkey, KeyScheme};
@@ -15,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::buckets::{Buckets, preflight};
-use crate::chain::{self, Chain, ChainError, LocalChain};
+use crate::chain::{Chain, Joined, LocalChain, NetworkChain, join};
 use crate::checkpoints::{Checkpoints, check_dataset};
 use crate::children::{ChildEvent, ChildPrograms, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings};
 use crate::completions::Completions;
@@ -31,7 +33,7 @@ use crate::state::{Before, StateFolder};
 use crate::status::{self, Board};
 use crate::view::{self, View};
 use crate::wallet;
-use crate::window::Miner;
+use crate::window::{Miner, Subnet};
 
 /// UID 0 of the local chain.
 const LOCAL_TRAINER: &str = "//Trainer";
@@ -59,10 +61,10 @@ struct Prepared {
     programs: Programs,
     hotkey: Arc<Hotkey>,
     dataset: PathBuf,
-    buckets: Buckets,
+    buckets: Arc<Buckets>,
     chain: Arc<dyn Chain>,
-    trainer: String,
-    trainer_bucket: grail_store::bucket::Bucket,
+    joined: Joined,
+    relays: Option<Relays>,
 }
 
 /// Mines until told to stop.
@@ -120,6 +122,8 @@ async fn work(
     let sweeper = AbortOnDropHandle::new(tokio::spawn(sweep_orphans(spawner.clone(), board.clone())));
     let (terminate, interrupt) = signals()?;
     let mut miner = miner(settings, &prepared, spawner.clone(), board, journal)?;
+    // Goes on beside the mining.
+    let _publishing = prepared.joined.publishing;
     let outcome = attend(settings, &mut miner, windows, Signals { terminate, interrupt }).await;
     drop(sweeper);
     end_orphans(&spawner, board).await;
@@ -310,12 +314,22 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         board: board.clone(),
         max_model_length: settings.generation.max_model_length,
     };
-    let trainer = settings.trainer.clone().unwrap_or_else(|| prepared.trainer.clone());
+    let trainer = settings.trainer.clone().unwrap_or_else(|| prepared.joined.trainer.clone());
+    let trainer_bucket = prepared.buckets.published(&prepared.joined.trainer_bucket)?;
+    let subnet = Subnet {
+        netuid: settings.netuid,
+        trainer: prepared.joined.trainer.clone(),
+        trainer_bucket: prepared.joined.trainer_bucket.clone(),
+        signer: settings.trainer.clone(),
+        buckets: prepared.buckets.clone(),
+    };
     let workshop = Arc::new(workshop);
     let changing = workshop.clone();
-    let checkpoints = Checkpoints::new(prepared.trainer_bucket.clone(), &settings.cache, trainer, prepared.dataset.clone());
+    let checkpoints = Checkpoints::new(trainer_bucket, &settings.cache, trainer, prepared.dataset.clone());
     Ok(Miner {
         chain: prepared.chain.clone(),
+        subnet,
+        relays: prepared.relays.clone(),
         workshop,
         bucket: prepared.buckets.own.clone(),
         checkpoints: checkpoints.telling(move |change| changing.proofs.apply(change)),
@@ -357,9 +371,6 @@ pub fn plan(settings: &Settings) -> Result<Plan, Failure> {
     if settings.generation.backend != "embedded" {
         absent("generation.backend", &settings.generation.backend, "use \"embedded\"");
     }
-    if let settings::Chain::Network { name, .. } = &settings.chain {
-        absent("chain.network", name, "use \"local\"");
-    }
     match plan {
         Some(plan) if errors.is_empty() => Ok(plan),
         _ => Err(ConfigErrors(errors).into()),
@@ -377,16 +388,19 @@ async fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, Failure> {
     let programs = Programs::find(settings.programs.as_deref(), &[ChildPrograms::ProofWorker, ChildPrograms::GenLauncher])?;
     let dataset = check_dataset(settings.dataset.as_deref())?;
     let attempt = Duration::from_secs_f64(settings.upload_timeout);
-    let buckets = Buckets::open(&settings.storage, attempt, true).await?;
+    let buckets = Arc::new(Buckets::open(&settings.storage, attempt, true).await?);
     preflight(&buckets.own).await?;
+    let relays = match settings.beacon.as_slice() {
+        [] => None,
+        relays => Some(Relays::new(relays.to_vec()).map_err(|error| Failure::Unavailable(error.to_string()))?),
+    };
     let chain = open_chain(settings, &hotkey, &buckets)?;
-    register(chain.as_ref(), &hotkey, &buckets).await?;
-    let (trainer, commitment) = chain::trainer(chain.as_ref()).await?;
-    let trainer_bucket = buckets.published(&commitment)?;
-    Ok(Prepared { state, plan, programs, hotkey, dataset, buckets, chain, trainer, trainer_bucket })
+    let joined = join(&chain, &hotkey, &buckets.commitment, settings.netuid).await?;
+    Ok(Prepared { state, plan, programs, hotkey, dataset, buckets, chain, joined, relays })
 }
 
-/// The chain of the settings; a local one is founded with the trainer as UID 0 and this hotkey as UID 1.
+/// The chain of the settings; a local one is founded with the trainer as UID 0 and this hotkey as UID 1. A network's connects in
+/// the background.
 ///
 /// # Errors
 /// When the local chain's file cannot be used.
@@ -407,7 +421,11 @@ pub fn open_chain(settings: &Settings, hotkey: &Hotkey, buckets: &Buckets) -> Re
             ])?;
             Ok(Arc::new(chain))
         }
-        settings::Chain::Network { name, .. } => Err(Failure::Internal(format!("the chain {name} was not refused by the plan"))),
+        settings::Chain::Network { name, endpoints, genesis, block_seconds } => {
+            tracing::info!(network = name, ?endpoints, netuid = settings.netuid, "The chain is behind these nodes.");
+            let endpoints = Endpoints { addresses: endpoints.clone(), genesis: *genesis };
+            Ok(Arc::new(NetworkChain::connect(endpoints, settings.netuid, *block_seconds)))
+        }
     }
 }
 
@@ -417,12 +435,4 @@ pub fn open_chain(settings: &Settings, hotkey: &Hotkey, buckets: &Buckets) -> Re
 /// Never in practice: the development URI is fixed.
 pub fn local_trainer() -> Result<Hotkey, Failure> {
     Hotkey::from_uri(LOCAL_TRAINER).map_err(|error| Failure::internal("derive the local trainer's key", error))
-}
-
-async fn register(chain: &dyn Chain, hotkey: &Hotkey, buckets: &Buckets) -> Result<(), Failure> {
-    let address = hotkey.address();
-    if !chain.hotkeys().await?.iter().any(|member| member == address) {
-        return Err(ChainError::NotRegistered { hotkey: address.to_owned(), netuid: 81 }.into());
-    }
-    Ok(chain.commit_bucket(address, &buckets.commitment).await?)
 }

@@ -3,6 +3,7 @@
 //! Reads the folder in `GRAIL_VECTORS` (default `tests/vectors`). A file that is absent is skipped loudly; a file that no
 //! check claims is reported as such, so that nothing is passed over in silence.
 
+mod chain;
 mod checkpoints;
 mod environments;
 mod model;
@@ -19,5 +20,6 @@ fn main() -> std::process::ExitCode {
     store::run(&mut report);
     checkpoints::run(&mut report);
     protocol::run(&mut report);
+    chain::run(&mut report);
     report.finish()
 }

@@ -37,7 +37,7 @@ pub enum CommitmentError {
         part: &'static str,
     },
     /// Not 128 characters.
-    #[error("a bucket commitment has 128 ASCII characters, this one has {0} bytes")]
+    #[error("a bucket commitment has 128 characters, this one has {0}")]
     Length(usize),
 }
 
@@ -53,22 +53,30 @@ impl BucketCommitment {
         Ok(account + &key_id + &secret)
     }
 
-    /// Reads the text of the chain.
+    /// Reads the text of the chain as validators do: 32, 32 and 64 characters, blanks around them stripped.
     ///
     /// # Errors
-    /// When it is not 128 ASCII characters.
+    /// When it is not 128 characters.
     pub fn decode(text: &str) -> Result<Self, CommitmentError> {
-        if text.len() != ACCOUNT + KEY_ID + SECRET || !text.is_ascii() {
-            return Err(CommitmentError::Length(text.len()));
+        let characters: Vec<char> = text.chars().collect();
+        if characters.len() != ACCOUNT + KEY_ID + SECRET {
+            return Err(CommitmentError::Length(characters.len()));
         }
-        let (account, rest) = text.split_at(ACCOUNT);
-        let (key_id, secret) = rest.split_at(KEY_ID);
+        let part = |from: usize, length: usize| -> String {
+            let text: String = characters[from..from + length].iter().collect();
+            text.trim_matches(is_python_blank).to_owned()
+        };
         Ok(Self {
-            account_id: account.trim().into(),
-            access_key_id: key_id.trim().into(),
-            secret_access_key: Secret::new(secret.trim()),
+            account_id: part(0, ACCOUNT),
+            access_key_id: part(ACCOUNT, KEY_ID),
+            secret_access_key: Secret::new(part(ACCOUNT + KEY_ID, SECRET)),
         })
     }
+}
+
+/// What Python's `str.strip` takes away.
+fn is_python_blank(character: char) -> bool {
+    character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
 }
 
 fn padded(part: &'static str, text: &str, limit: usize) -> Result<String, CommitmentError> {

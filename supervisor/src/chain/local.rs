@@ -8,10 +8,26 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, ready};
 use grail_process::clock;
+use grail_protocol::constants::TRAINER_UID;
+use grail_protocol::keys::Hotkey;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{BucketCommitment, Chain, ChainError};
+use super::{BucketCommitment, Chain, ChainError, Standing};
+
+impl State {
+    fn standing(&self, hotkey: &str) -> Result<Standing, ChainError> {
+        let bucket = |address: &str| self.commitments.get(address).map(|text| BucketCommitment::decode(text)).transpose();
+        let trainer = self.hotkeys.get(usize::from(TRAINER_UID)).cloned();
+        Ok(Standing {
+            subnet_exists: true,
+            uid: self.hotkeys.iter().position(|member| member == hotkey).and_then(|uid| u16::try_from(uid).ok()),
+            trainer_bucket: trainer.as_deref().map(bucket).transpose()?.flatten(),
+            trainer,
+            own_bucket: bucket(hotkey)?,
+        })
+    }
+}
 
 /// A chain whose blocks are the ticks of the host's clock.
 #[derive(Debug)]
@@ -116,20 +132,12 @@ impl Chain for LocalChain {
         self.block_seconds
     }
 
-    fn hotkeys(&self) -> BoxFuture<'_, Result<Vec<String>, ChainError>> {
-        ready(self.read().map(|state| state.hotkeys)).boxed()
+    fn standing<'a>(&'a self, hotkey: &'a str) -> BoxFuture<'a, Result<Standing, ChainError>> {
+        ready(self.read().and_then(|state| state.standing(hotkey))).boxed()
     }
 
-    fn bucket_of<'a>(&'a self, hotkey: &'a str) -> BoxFuture<'a, Result<Option<BucketCommitment>, ChainError>> {
-        let decode = |state: State| {
-            let text = state.commitments.get(hotkey);
-            text.map(|text| BucketCommitment::decode(text)).transpose().map_err(ChainError::from)
-        };
-        ready(self.read().and_then(decode)).boxed()
-    }
-
-    fn commit_bucket<'a>(&'a self, hotkey: &'a str, bucket: &'a BucketCommitment) -> BoxFuture<'a, Result<(), ChainError>> {
-        ready(self.commit(hotkey, bucket)).boxed()
+    fn commit_bucket<'a>(&'a self, hotkey: &'a Hotkey, bucket: &'a BucketCommitment) -> BoxFuture<'a, Result<(), ChainError>> {
+        ready(self.commit(hotkey.address(), bucket)).boxed()
     }
 }
 
@@ -157,14 +165,16 @@ mod tests {
     async fn members_and_buckets_are_kept_in_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let chain = LocalChain::new(0.0, 1.0, folder.path().join("deep/chain.json"));
-        chain.found(&[("trainer".into(), bucket("t")), ("miner".into(), bucket("m"))]).unwrap();
+        let miner = Hotkey::from_uri("//Alice").unwrap();
+        chain.found(&[("trainer".into(), bucket("t")), (miner.address().into(), bucket("m"))]).unwrap();
         chain.found(&[]).unwrap();
-        assert_eq!(chain.hotkeys().await.unwrap(), ["trainer", "miner"]);
-        assert_eq!(super::super::trainer(&chain).await.unwrap(), ("trainer".into(), bucket("t")));
-        chain.commit_bucket("miner", &bucket("n")).await.unwrap();
-        assert_eq!(chain.bucket_of("miner").await.unwrap(), Some(bucket("n")));
-        assert_eq!(chain.bucket_of("stranger").await.unwrap(), None);
+        assert_eq!(chain.standing(miner.address()).await.unwrap().trainer().unwrap(), ("trainer".into(), bucket("t")));
+        chain.commit_bucket(&miner, &bucket("n")).await.unwrap();
+        let standing = chain.standing(miner.address()).await.unwrap();
+        assert_eq!((standing.uid, standing.own_bucket), (Some(1), Some(bucket("n"))));
+        let stranger = chain.standing("stranger").await.unwrap();
+        assert_eq!((stranger.uid, stranger.own_bucket), (None, None));
         std::fs::write(folder.path().join("deep/chain.json"), "{}").unwrap();
-        assert!(chain.hotkeys().await.unwrap_err().to_string().contains("remove it to begin anew"));
+        assert!(chain.standing("miner").await.unwrap_err().to_string().contains("remove it to begin anew"));
     }
 }

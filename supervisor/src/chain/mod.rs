@@ -1,12 +1,19 @@
 //! The chain as the supervisor sees it: blocks, hashes, who is registered, and whose bucket is where.
 
 mod commitment;
+mod joining;
 mod local;
+mod network;
 
 use futures::future::BoxFuture;
+use grail_chain::node::NodeError;
+use grail_chain::publish::PublishError;
+use grail_protocol::keys::Hotkey;
 
 pub use commitment::{BucketCommitment, CommitmentError};
+pub use joining::{Joined, join};
 pub use local::LocalChain;
+pub use network::NetworkChain;
 
 /// Why the chain could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -32,20 +39,72 @@ pub enum ChainError {
     NoTrainerBucket,
     /// The hotkey may not mine.
     #[error(
-        "the hotkey {hotkey} is not registered on subnet {netuid}; register it with: btcli subnet register --netuid {netuid}"
+        "the hotkey {hotkey} is not registered on subnet {netuid}; register it with: btcli subnet register --netuid {netuid} \
+         --wallet.name COLD --wallet.hotkey HOT (the names in wallet.cold and wallet.hot)"
     )]
     NotRegistered {
         /// The hotkey's address.
         hotkey: String,
         /// The subnet.
-        netuid: u32,
+        netuid: u16,
+    },
+    /// The chain has no such subnet.
+    #[error(
+        "the chain has no subnet {netuid}; correct chain.netuid (NETUID), which is 81 for GRAIL, or chain.network (BT_NETWORK)"
+    )]
+    NoSubnet {
+        /// The subnet.
+        netuid: u16,
     },
     /// A commitment that does not have the published form.
     #[error(transparent)]
     Commitment(#[from] CommitmentError),
+    /// A node gave no usable answer.
+    #[error("the chain gives no answer: {0}")]
+    Node(#[from] NodeError),
+    /// The bucket is not known to be published.
+    #[error("the bucket's read credentials cannot be published on chain: {0}")]
+    Publish(#[from] PublishError),
 }
 
-/// What the supervisor needs of a chain. The local one is a clock; a network's is a node behind a WebSocket.
+impl ChainError {
+    /// Whether the same may succeed later without a change by the operator.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::NotYet { .. } | Self::NoTrainerBucket => true,
+            Self::Node(error) => error.is_passing(),
+            Self::Publish(error) => error.is_passing(),
+            Self::File { .. } | Self::NotRegistered { .. } | Self::NoSubnet { .. } | Self::Commitment(_) => false,
+        }
+    }
+}
+
+/// The subnet as one hotkey sees it, all of it at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether the chain has the subnet.
+    pub subnet_exists: bool,
+    /// The hotkey's UID; `None` = not registered.
+    pub uid: Option<u16>,
+    /// Address of UID 0.
+    pub trainer: Option<String>,
+    /// What UID 0 has published.
+    pub trainer_bucket: Option<BucketCommitment>,
+    /// What the hotkey has published.
+    pub own_bucket: Option<BucketCommitment>,
+}
+
+impl Standing {
+    /// UID 0's address and bucket.
+    ///
+    /// # Errors
+    /// When there is no UID 0 or it has published nothing that validators could read.
+    pub fn trainer(&self) -> Result<(String, BucketCommitment), ChainError> {
+        self.trainer.clone().zip(self.trainer_bucket.clone()).ok_or(ChainError::NoTrainerBucket)
+    }
+}
+
+/// What the supervisor needs of a chain. The local one is a clock; a network's is a node behind a WebSocket ([`NetworkChain`]).
 pub trait Chain: Send + Sync {
     /// Number of the newest block.
     fn head(&self) -> BoxFuture<'_, Result<u64, ChainError>>;
@@ -55,21 +114,8 @@ pub trait Chain: Send + Sync {
     fn block_time(&self, block: u64) -> BoxFuture<'_, Result<f64, ChainError>>;
     /// Nominal seconds of one block.
     fn nominal_block_seconds(&self) -> f64;
-    /// Hotkeys of the subnet in UID order.
-    fn hotkeys(&self) -> BoxFuture<'_, Result<Vec<String>, ChainError>>;
-    /// The bucket that a hotkey has committed, if any.
-    fn bucket_of<'a>(&'a self, hotkey: &'a str) -> BoxFuture<'a, Result<Option<BucketCommitment>, ChainError>>;
+    /// The subnet as a hotkey (an address) sees it.
+    fn standing<'a>(&'a self, hotkey: &'a str) -> BoxFuture<'a, Result<Standing, ChainError>>;
     /// Publishes the bucket of a hotkey; nothing is written when the chain already holds the same.
-    fn commit_bucket<'a>(&'a self, hotkey: &'a str, bucket: &'a BucketCommitment) -> BoxFuture<'a, Result<(), ChainError>>;
-}
-
-/// The trainer: UID 0's hotkey and the bucket it has committed.
-///
-/// # Errors
-/// When the metagraph is empty or UID 0 has committed no bucket.
-pub async fn trainer(chain: &dyn Chain) -> Result<(String, BucketCommitment), ChainError> {
-    let hotkeys = chain.hotkeys().await?;
-    let trainer = hotkeys.get(usize::from(grail_protocol::constants::TRAINER_UID)).ok_or(ChainError::NoTrainerBucket)?;
-    let bucket = chain.bucket_of(trainer).await?.ok_or(ChainError::NoTrainerBucket)?;
-    Ok((trainer.clone(), bucket))
+    fn commit_bucket<'a>(&'a self, hotkey: &'a Hotkey, bucket: &'a BucketCommitment) -> BoxFuture<'a, Result<(), ChainError>>;
 }

@@ -1,6 +1,7 @@
 //! Settings: read once, judged whole, before anything is started. All mistakes are reported at once.
 
 mod explain;
+mod joining;
 mod source;
 mod table;
 
@@ -66,6 +67,10 @@ pub struct Settings {
     pub wallet: Wallet,
     /// Which chain.
     pub chain: Chain,
+    /// Subnet.
+    pub netuid: u16,
+    /// Relays of drand, asked in order; none = the block hash alone makes the randomness.
+    pub beacon: Vec<String>,
     /// Which bucket.
     pub storage: Storage,
     /// Folder of cached checkpoints.
@@ -119,12 +124,16 @@ pub enum Chain {
         /// Metagraph and commitments.
         file: PathBuf,
     },
-    /// A real network; not part of this version.
+    /// A network behind nodes.
     Network {
-        /// `finney` or `test`.
+        /// `finney` or `test`, or `custom` for an endpoint of the operator's.
         name: String,
-        /// A node's address, if one was given.
-        endpoint: Option<String>,
+        /// Nodes, taken in turn.
+        endpoints: Vec<String>,
+        /// Hash of the network's block 0, where the network is a known one.
+        genesis: Option<[u8; 32]>,
+        /// Nominal seconds of one block.
+        block_seconds: f64,
     },
 }
 
@@ -265,7 +274,9 @@ impl Reader<'_> {
         Settings {
             wallet: self.wallet(local_chain),
             chain: self.chain(local_chain, &state),
-            storage: self.storage(),
+            netuid: u16::try_from(self.whole("chain.netuid", 0, u32::from(u16::MAX))).unwrap_or_default(),
+            beacon: self.beacon(local_chain),
+            storage: self.storage(local_chain),
             cache: self.path("checkpoints.cache").unwrap_or_default(),
             trainer: self.optional("checkpoints.trainer"),
             dataset: self.path("environment.dataset"),
@@ -304,40 +315,6 @@ impl Reader<'_> {
         let folder = self.path("wallet.path").unwrap_or_default();
         let (cold, hot) = (self.file_name("wallet.cold"), self.file_name("wallet.hot"));
         Wallet::File(folder.join(cold).join("hotkeys").join(hot))
-    }
-
-    fn chain(&mut self, local: bool, state: &Path) -> Chain {
-        if local {
-            let genesis = self.number("chain.genesis", 0.0, 1e11);
-            let block_seconds = self.number("chain.block_seconds", 0.1, 3600.0);
-            let file = self.path("chain.file").unwrap_or_else(|| state.join("chain.json"));
-            return Chain::Local { genesis, block_seconds, file };
-        }
-        let name = self.choice("chain.network", &["finney", "test", "local"]);
-        Chain::Network { name, endpoint: self.optional("chain.endpoint") }
-    }
-
-    fn storage(&mut self) -> Storage {
-        if let Some(folder) = self.path("storage.local_folder") {
-            return Storage::Local { folder, address: self.loopback("storage.local_address") };
-        }
-        let account_id = self.required("storage.account_id");
-        let pair = |reader: &mut Self, kind: &str| KeyPair {
-            access_key_id: Secret::new(reader.required(&format!("storage.{kind}_access_key_id"))),
-            secret_access_key: Secret::new(reader.required(&format!("storage.{kind}_secret_access_key"))),
-        };
-        let (read, write) = (pair(self, "read"), pair(self, "write"));
-        if read == write && !read.access_key_id.reveal().is_empty() {
-            self.refuse("storage.read_access_key_id", "is the write key: it would be published on chain; make a read-only key");
-        }
-        Storage::Remote {
-            endpoint: self.optional("storage.endpoint"),
-            region: self.text("storage.region"),
-            bucket: self.required("storage.bucket"),
-            account_id,
-            read,
-            write,
-        }
     }
 
     fn generation(&mut self) -> Generation {

@@ -160,3 +160,85 @@ fn numerics_are_judged_with_everything_else() {
     let error = numerics("precision_tuning = 2\nforce_eager_attention = false", &[]).unwrap_err();
     assert!(error.contains("contradicts proof.precision_tuning = 2"), "{error}");
 }
+
+/// What an operator sets for the network, with lengths as R2 gives them.
+fn joining(changes: &[(&str, &str)]) -> Result<Loaded, String> {
+    let (account, key) = ("a".repeat(32), "b".repeat(32));
+    let (write_key, secret, write_secret) = ("c".repeat(32), "d".repeat(64), "e".repeat(64));
+    let mut variables = vec![
+        ("R2_ACCOUNT_ID", account.as_str()),
+        ("R2_BUCKET_ID", account.as_str()),
+        ("R2_READ_ACCESS_KEY_ID", key.as_str()),
+        ("R2_READ_SECRET_ACCESS_KEY", secret.as_str()),
+        ("R2_WRITE_ACCESS_KEY_ID", write_key.as_str()),
+        ("R2_WRITE_SECRET_ACCESS_KEY", write_secret.as_str()),
+    ];
+    variables.retain(|(name, _)| changes.iter().all(|(changed, _)| changed != name));
+    variables.extend(changes);
+    load_text("", &variables)
+}
+
+#[test]
+fn networks_are_known_by_name_and_endpoints_win() {
+    let chain = |changes: &[(&str, &str)]| joining(changes).map(|loaded| loaded.settings.chain);
+    for (name, host, genesis) in [("finney", "entrypoint-finney", "2f0555cc"), ("test", "test.finney", "8f9cf856")] {
+        let Chain::Network { endpoints, genesis: Some(hash), .. } = chain(&[("BT_NETWORK", name)]).unwrap() else {
+            panic!("{name} is a network with a known block 0");
+        };
+        assert!(endpoints[0].contains(host) && hex::encode(hash).starts_with(genesis));
+    }
+    let own = "ws://10.0.0.1:9944, wss://node.example:443";
+    for network in ["finney", "local", "custom"] {
+        let Chain::Network { endpoints, genesis: None, .. } =
+            chain(&[("BT_NETWORK", network), ("BT_CHAIN_ENDPOINT", own)]).unwrap()
+        else {
+            panic!("{network}: the endpoint wins, and its network is learnt from it");
+        };
+        assert_eq!(endpoints, ["ws://10.0.0.1:9944", "wss://node.example:443"]);
+    }
+    assert!(chain(&[("BT_NETWORK", "custom")]).unwrap_err().contains("needs the address of a node"));
+    assert!(chain(&[("BT_CHAIN_ENDPOINT", "https://node.example")]).unwrap_err().contains("ws:// or wss://"));
+    assert_eq!(joining(&[]).unwrap().settings.netuid, 81);
+    assert_eq!(joining(&[("BT_NETUID", "429")]).unwrap().settings.netuid, 429);
+    assert!(joining(&[("NETUID", "65536")]).unwrap_err().contains("outside 0 to 65535"));
+}
+
+#[test]
+fn a_beacon_is_asked_on_networks_unless_told_otherwise() {
+    assert_eq!(joining(&[]).unwrap().settings.beacon.len(), 3);
+    assert!(load_text("[beacon]\ndrand = false\n", &[]).is_err_and(|error| !error.contains("beacon")));
+    assert!(load_text(LOCAL, &[]).unwrap().settings.beacon.is_empty(), "the local chain needs no network");
+    let relays = load_text(&format!("{LOCAL}[beacon]\nrelays = 'http://127.0.0.1:1'\n"), &[]).unwrap().settings.beacon;
+    assert_eq!(relays, ["http://127.0.0.1:1"]);
+}
+
+#[test]
+fn credentials_that_would_cost_money_are_refused_before_anything_else() {
+    let write = "c".repeat(32);
+    let short = "d".repeat(63);
+    for (changes, part) in [
+        (vec![("R2_READ_ACCESS_KEY_ID", write.as_str())], "would be published on chain"),
+        (vec![("R2_READ_SECRET_ACCESS_KEY", &"e".repeat(64))], "would be published on chain"),
+        (vec![("R2_READ_ACCESS_KEY_ID", "")], "storage.read_access_key_id is not set"),
+        (vec![("R2_READ_SECRET_ACCESS_KEY", short.as_str())], "has 63 characters where exactly 64"),
+        (vec![("R2_WRITE_ACCESS_KEY_ID", "hush")], "has 4 characters where exactly 32"),
+        (vec![("R2_REGION", "ENAM")], "is the place that R2 shows"),
+        (vec![("R2_BUCKET_ID", "grail")], "validators look for a bucket named like the account"),
+    ] {
+        let error = joining(&changes).unwrap_err();
+        assert!(error.contains(part), "{part:?} is missing in\n{error}");
+        assert!(!error.contains("hush") && !error.contains(&short) && !error.contains(&write), "{error}");
+    }
+    // Another provider's keys are shorter; what is too long for the chain is refused everywhere.
+    let amazon = [("R2_ENDPOINT_URL", "https://s3.example"), ("R2_READ_ACCESS_KEY_ID", "AKIA0000000000000000")];
+    assert!(joining(&amazon).is_ok());
+    let long = "f".repeat(65);
+    let error = joining(&[("R2_ENDPOINT_URL", "https://s3.example"), ("R2_READ_SECRET_ACCESS_KEY", &long)]).unwrap_err();
+    assert!(error.contains("has 65 characters where at most 64"), "{error}");
+}
+
+#[test]
+fn a_folder_of_this_host_serves_no_network() {
+    let error = load_text("[storage]\nlocal_folder = 'b'\n", &[]).unwrap_err();
+    assert!(error.contains("cannot be read by validators"), "{error}");
+}

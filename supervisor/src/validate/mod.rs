@@ -30,7 +30,7 @@ use grail_store::window_file::{WindowFile, WindowFileError, read_window};
 use serde_json::Value;
 
 use crate::buckets::Buckets;
-use crate::chain::{self, Chain};
+use crate::chain::Chain;
 use crate::checkpoints::{Checkpoints, Unready, check_dataset};
 use crate::children::{ChildPrograms, Programs, ProofPool, Proved, WorkerNumerics, WorkerSettings};
 use crate::exit::Failure;
@@ -118,13 +118,13 @@ impl Validator {
         let attempt = Duration::from_secs_f64(settings.upload_timeout);
         let buckets = Buckets::open(&settings.storage, attempt, false).await?;
         let chain = open_chain(settings, &hotkey, &buckets)?;
-        let members = chain.hotkeys().await?;
-        let uid = members.iter().position(|member| member == hotkey.address()).ok_or_else(|| {
+        let standing = chain.standing(hotkey.address()).await?;
+        let uid = standing.uid.ok_or_else(|| {
             Failure::Data(format!("the hotkey {} is not in the metagraph, so no validator looks at it", hotkey.address()))
         })?;
-        let (trainer, trainer_bucket) = chain::trainer(chain.as_ref()).await?;
-        let published = chain.bucket_of(hotkey.address()).await?;
-        let published = published
+        let (trainer, trainer_bucket) = standing.trainer()?;
+        let published = standing
+            .own_bucket
             .ok_or_else(|| Failure::Data("this hotkey has committed no bucket: validators skip it; run the miner once".into()))?;
         let sockets = tempfile::Builder::new()
             .prefix("grail-validate-")
@@ -155,7 +155,7 @@ impl Validator {
             chain,
             hotkey,
             all,
-            uid,
+            uid: usize::from(uid),
             _buckets: buckets,
             _sockets: sockets,
         })

@@ -71,6 +71,7 @@ impl Miner {
         self.schedule.closed(groups * ROLLOUTS_PER_PROBLEM, seconds);
         let bytes = file.bytes.len() as u64;
         self.journal.record(&FileClosed { window, groups, bytes, seconds, spot_checks: findings.agreed });
+        self.still_has(window, &gathering.harvest.judge().block_hash).await?;
         self.board.window(|status| status.phase = "uploading".into());
         let copy = self.keep_copy(window, &key, file.bytes.clone());
         let sent = self.send(opened, &gathering.harvest, &key, &file, groups, earlier.as_ref()).await;

@@ -11,18 +11,18 @@
 
 mod clockwork;
 mod closing;
+mod facts;
 mod harvest;
 mod shift;
+mod subnet;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use grail_chain::relays::Relays;
 use grail_process::clock;
 use grail_protocol::constants::{DEADLINE_SLACK_SECONDS, ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
-use grail_protocol::derivation::miner_randomness;
-use grail_protocol::hexadecimal::without_prefix;
-use grail_protocol::sketch::coefficients;
 use grail_protocol::window::window_start;
 use grail_store::bucket::Bucket;
 use tokio::task::JoinHandle;
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::chain::{Chain, ChainError};
 use crate::checkpoints::{Checkpoints, Unready};
 use crate::gate::Judge;
-use crate::groups::{Terms, WindowFacts, Workshop};
+use crate::groups::{Terms, Workshop};
 use crate::journal::{Journal, MiningBegan, SpoolExpired, SpoolRefused, WindowEnded, WindowOpened};
 use crate::schedule::Schedule;
 use crate::settings;
@@ -42,6 +42,7 @@ pub use clockwork::{Clockwork, ClosingTime};
 use closing::Closed;
 pub use harvest::{Harvest, Kept};
 use shift::{Findings, Site};
+pub use subnet::Subnet;
 
 pub use shift::ROLLOUT_TARGET;
 
@@ -56,6 +57,10 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 pub struct Miner {
     /// The chain.
     pub chain: Arc<dyn Chain>,
+    /// Who the trainer is, and where.
+    pub subnet: Subnet,
+    /// drand, unless it is not used.
+    pub relays: Option<Relays>,
     /// Key, server, workers.
     pub workshop: Arc<Workshop>,
     /// Our bucket.
@@ -271,6 +276,7 @@ impl Miner {
         checkpoint: &mut Option<u64>,
     ) -> Result<Findings, NoFile> {
         let Opened { clockwork, left, .. } = opened;
+        self.follow_subnet().await?;
         self.board.window(|status| status.phase = "looking for the checkpoint".into());
         let terms = self.checkpoints.terms_for(clockwork.window).await.map_err(|unready| match unready {
             Unready::None => NoFile::Skipped(
@@ -286,7 +292,7 @@ impl Miner {
             status.revision = Some(terms.revision.to_string());
             status.phase = "loading the checkpoint".into();
         });
-        let facts = self.facts(clockwork.window, stop).await?;
+        let facts = self.facts(clockwork, stop).await?;
         let sheet = WindowSheet {
             block_hash: facts.block_hash.clone(),
             checkpoint_window: terms.revision.window,
@@ -352,15 +358,6 @@ impl Miner {
             why = self.workshop.generator.refusing(&terms.revision) => Err(NoFile::Skipped(format!("the generation server refused the checkpoint: {why}"))),
             () = stop.cancelled() => Err(NoFile::Skipped("the supervisor is stopping".into())),
         }
-    }
-
-    async fn facts(&self, window: u64, stop: &CancellationToken) -> Result<WindowFacts, NoFile> {
-        let block_hash = self.ask(stop, || self.chain.block_hash(window)).await.map_err(skip)?;
-        // The local chain has no beacon. Without one the reference writes the hash with its 0x, which every validator's
-        // schema refuses; without the prefix all bytes that are derived from it are the same.
-        let randomness = without_prefix(&miner_randomness(&block_hash, None)).to_owned();
-        let coefficients = coefficients(&randomness).map_err(skip)?;
-        Ok(WindowFacts { window, block_hash, randomness, use_drand: false, coefficients })
     }
 
     /// Asks the chain until it answers, for as long as a window can wait.
