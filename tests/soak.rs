@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use grail_fakes::{BucketCue, BucketLie, LyingBucket, Script, ServerCue, ServerLie, WorkerCue, WorkerLie};
+use grail_supervisor::journal;
 use grail_tests::{Cast, Host, Running, now, oracle, points};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -44,6 +45,8 @@ fn main() -> ExitCode {
 
 fn soak(seed: u64, windows: u64) -> ExitCode {
     let mut random = StdRng::seed_from_u64(seed);
+    // Built before the host's clock starts.
+    points::supervisor();
     let host = Host::new(BLOCK_SECONDS, LEAD).cast(Cast::Fakes, &script(&mut random)).with_failpoints();
     let bucket = LyingBucket::start(&host.path().join("buckets"), Vec::new()).unwrap();
     let host = host.with_bucket(&bucket).set("upload.timeout_seconds", "2");
@@ -198,6 +201,7 @@ fn report(host: &Host, bucket: &LyingBucket, faults: &BTreeMap<String, u32>, win
     for (cause, count) in dropped(&log) {
         println!("  {count:4}  {cause}");
     }
+    times(host);
     let begun = Instant::now();
     // The validator's workers are fakes as well, and must not lie.
     host.rewrite(&Script::default());
@@ -223,6 +227,35 @@ fn report(host: &Host, bucket: &LyingBucket, faults: &BTreeMap<String, u32>, win
             ExitCode::FAILURE
         }
     }
+}
+
+/// How long it took until a dead worker's successor was ready and a supervisor mined again, from the journal.
+fn times(host: &Host) {
+    let entries = journal::read(&host.path().join("state/journal")).map(|reading| reading.entries).unwrap_or_default();
+    let mut started = None;
+    let mut died: BTreeMap<String, f64> = BTreeMap::new();
+    let (mut mining, mut ready) = (Vec::new(), Vec::new());
+    for entry in entries {
+        let child = || entry.data["child"].as_str().unwrap_or_default().to_owned();
+        match (entry.kind.as_str(), entry.data["event"].as_str()) {
+            ("supervisor_started", _) => {
+                died.clear();
+                started = Some(entry.time);
+            }
+            ("mining_began", _) => mining.extend(started.take().map(|began| entry.time - began)),
+            ("child", Some("died")) => drop(died.insert(child(), entry.time)),
+            ("child", Some("holds")) => ready.extend(died.remove(&child()).map(|death| entry.time - death)),
+            _ => {}
+        }
+    }
+    let line = |what: &str, mut seconds: Vec<f64>| {
+        seconds.sort_by(f64::total_cmp);
+        if let (Some(longest), Some(median)) = (seconds.last(), seconds.get(seconds.len() / 2)) {
+            println!("{what}: median {median:.2} s, longest {longest:.2} s, of {}.", seconds.len());
+        }
+    };
+    line("From a supervisor's start to mining again", mining);
+    line("From a child's death to its successor holding the weights, back-off and 0.2 s of pretended load included", ready);
 }
 
 /// Drops by cause, from the log.

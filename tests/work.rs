@@ -132,6 +132,8 @@ fn what_a_killed_supervisor_left_is_uploaded_although_no_child_comes_up_any_more
 #[test]
 fn a_file_that_was_being_sent_when_its_supervisor_died_is_found_in_the_bucket() {
     let _turn = one_at_a_time();
+    // Built before the host's clock starts.
+    points::supervisor();
     let script = Script { completion_seconds: 0.1, ..Script::default() };
     let host = Host::new(0.6, 4.0).cast(Cast::Fakes, &script).with_failpoints();
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
