@@ -8,7 +8,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::checkpoint::{Checkpoint, WeightsError};
 use crate::config::{ConfigError, ModelConfig};
-use crate::delta::{Delta, DeltaError};
+use crate::delta::{Delta, DeltaError, TensorDelta};
 use crate::delta_file::DeltaFile;
 use crate::native;
 use crate::network::Network;
@@ -132,6 +132,14 @@ pub enum ApplyError {
     /// Nothing was written; the old weights go on serving.
     #[error("the delta is refused: {0}")]
     Refused(#[from] DeltaError),
+    /// What came of it was not what was announced. The old weights were put back and go on serving.
+    #[error("the changes lead to weights {got}, {want} was announced; what was there before is put back")]
+    OtherHash {
+        /// XXH3-128 of what they lead to.
+        got: String,
+        /// What was announced.
+        want: String,
+    },
     /// A file of changes cannot be used. Nothing was written; the old weights go on serving.
     #[error("the changes are refused: {0}")]
     File(WeightsError),
@@ -236,34 +244,56 @@ impl Model {
     }
 
     /// Writes files of changes into the resident tensors, in this order, bit for bit, and hashes everything that is resident
-    /// then. All files are judged whole before the first write. One tensor's changes are in memory at a time.
+    /// then. All files are judged whole before the first write. If the hash is not `want`, what was there before is put back.
+    /// Positions of one tensor and the old values of all changes are in memory.
     ///
     /// # Errors
-    /// [`ApplyError::Refused`] and [`ApplyError::File`] leave the old weights serving; after [`ApplyError::Unfit`] the model must
-    /// be dropped.
-    pub fn apply_files(&mut self, paths: &[PathBuf]) -> Result<(), ApplyError> {
+    /// [`ApplyError::Refused`], [`ApplyError::File`] and [`ApplyError::OtherHash`] leave the old weights serving; after
+    /// [`ApplyError::Unfit`] the model must be dropped.
+    pub fn apply_files(&mut self, paths: &[PathBuf], want: &str) -> Result<(), ApplyError> {
         let _guard = tch::no_grad_guard();
         self.weights.takes_changes()?;
-        let files: Vec<DeltaFile> =
-            paths.iter().map(|path| DeltaFile::open(path)).collect::<Result<_, _>>().map_err(ApplyError::File)?;
+        let opened: Result<Vec<DeltaFile>, _> = paths.iter().map(|path| DeltaFile::open(path)).collect();
+        let files = opened.map_err(ApplyError::File)?;
         for file in &files {
             for name in file.names() {
                 self.weights.check_change(&file.read(name).map_err(ApplyError::File)?)?;
             }
             file.unchanged().map_err(ApplyError::File)?;
         }
-        let mut write = || {
-            for file in &files {
-                for name in file.names() {
-                    let change = file.read(name)?;
-                    // What was judged is what is written.
-                    file.unchanged()?;
-                    self.weights.write(&change)?;
-                }
+        let before = self.exchange(&files).map_err(ApplyError::Unfit)?;
+        let got = self.weights.hash().to_owned();
+        if got == want {
+            return Ok(());
+        }
+        self.put_back(&files, before).map_err(ApplyError::Unfit)?;
+        Err(ApplyError::OtherHash { got, want: want.to_owned() })
+    }
+
+    /// Writes judged files; returns what was there before, in the order of writing.
+    fn exchange(&mut self, files: &[DeltaFile]) -> Result<Vec<Vec<u8>>, CopyError> {
+        let mut before = Vec::new();
+        for file in files {
+            for name in file.names() {
+                let change = file.read(name)?;
+                // What was judged is what is written.
+                file.unchanged()?;
+                before.push(self.weights.exchange(&change)?);
             }
-            self.weights.hash_again()
-        };
-        write().map_err(ApplyError::Unfit)
+        }
+        self.weights.hash_again()?;
+        Ok(before)
+    }
+
+    /// Takes the writing of `files` back, the last first.
+    fn put_back(&mut self, files: &[DeltaFile], mut before: Vec<Vec<u8>>) -> Result<(), CopyError> {
+        let written: Vec<(&DeltaFile, &str)> = files.iter().flat_map(|file| file.names().map(move |name| (file, name))).collect();
+        for (file, name) in written.into_iter().rev() {
+            let change = TensorDelta { values: before.pop().unwrap_or_default(), ..file.read(name)? };
+            file.unchanged()?;
+            self.weights.write(&change)?;
+        }
+        self.weights.hash_again()
     }
 
     /// The configuration of the checkpoint that is loaded.

@@ -207,7 +207,7 @@ async fn a_chain_is_rebuilt_cold_and_warm_and_the_changes_are_told_before_the_di
         }
         let told = std::sync::Mutex::new(Vec::new());
         let observer = |event| {
-            if let FetchEvent::Verified(changes) = event {
+            if let FetchEvent::Changes(changes) = event {
                 assert!(!checkpoint_dir(cache.path(), 90).exists());
                 assert!(changes.files.iter().all(|file| file.exists()));
                 told.lock().unwrap().push(changes);

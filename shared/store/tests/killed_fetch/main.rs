@@ -132,8 +132,7 @@ async fn a_fetch_that_is_killed_anywhere_leaves_what_the_next_one_goes_on_with()
     let mut cache = damaged_cache();
     for kill_at in 1.. {
         let (library, endpoint, place) = (library.clone(), server.endpoint(), cache.path().to_owned());
-        let status =
-            tokio::task::spawn_blocking(move || run_child(&library, &endpoint, &place, kill_at)).await.unwrap();
+        let status = tokio::task::spawn_blocking(move || run_child(&library, &endpoint, &place, kill_at)).await.unwrap();
         assert_whole(cache.path(), kill_at);
         if status.success() {
             assert!(kill_at > 20, "a fetch changes the disk more often");
