@@ -76,10 +76,8 @@ fn write(directory: &Path, changed: bool) -> usize {
         if changed && (state >> 32).is_multiple_of(STEP) { value ^ 1 } else { value }
     };
     let shapes = shapes();
-    let data: Vec<Vec<u8>> = shapes
-        .iter()
-        .map(|(_, shape)| (0..shape.iter().product()).flat_map(|_| element().to_le_bytes()).collect())
-        .collect();
+    let data: Vec<Vec<u8>> =
+        shapes.iter().map(|(_, shape)| (0..shape.iter().product()).flat_map(|_| element().to_le_bytes()).collect()).collect();
     let views = shapes
         .iter()
         .zip(&data)
@@ -118,18 +116,24 @@ fn read_so_far() -> f64 {
 }
 
 /// One roll from checkpoint 0, which is resident and cached, to checkpoint 30: the worker's part beside the supervisor's, as on a
-/// host. Seconds from the start to: changes on the disk, weights resident and confirmed, directory complete; peak memory and
-/// bytes read, MB.
-async fn roll(bucket: &Bucket, cache: &Path, model: Model) -> (Model, [(&'static str, f64); 5]) {
+/// host. Seconds to download, and from then on to: changes on the disk, weights resident and confirmed, directory complete; peak
+/// memory and bytes read, MB.
+async fn roll(bucket: &Bucket, cache: &Path, model: Model) -> (Model, [(&'static str, f64); 6]) {
     let limits = FetchLimits::default();
     // Resets the peak.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let (memory, read) = (status("VmRSS"), read_so_far());
-    let began = Instant::now();
+    let started = Instant::now();
+    // The body has arrived; what comes before is the network's and the bucket's time.
+    let arrived = Mutex::new(started);
     let resident = Mutex::new(Some(model));
     let worker = Mutex::new(None);
     let observer = |event| {
+        if let FetchEvent::Received { .. } = event {
+            *arrived.lock().unwrap() = Instant::now();
+        }
         if let FetchEvent::Changes(changes) = event {
+            let began = *arrived.lock().unwrap();
             let told = began.elapsed().as_secs_f64();
             let mut model = resident.lock().unwrap().take().unwrap();
             let apply = move || {
@@ -140,9 +144,11 @@ async fn roll(bucket: &Bucket, cache: &Path, model: Model) -> (Model, [(&'static
         }
     };
     Fetcher { bucket, cache_root: cache, limits: &limits, observer: &observer }.fetch(30).await.unwrap();
-    let whole = began.elapsed().as_secs_f64();
+    let arrived = arrived.into_inner().unwrap();
+    let whole = arrived.elapsed().as_secs_f64();
     let (told, held, model) = worker.into_inner().unwrap().unwrap().join().unwrap();
     let figures = [
+        ("downloaded", (arrived - started).as_secs_f64()),
         ("decoded", told),
         ("resident", held),
         ("directory", whole),
@@ -188,7 +194,9 @@ async fn main() {
     for _ in 0..rounds {
         let (held, figures) = roll(&bucket, &cache, model).await;
         assert_eq!(held.weights_hash(), want);
-        ours.push(figures.into_iter().map(|(name, figure)| (name.to_owned(), json!(figure))).collect::<serde_json::Map<_, _>>().into());
+        ours.push(
+            figures.into_iter().map(|(name, figure)| (name.to_owned(), json!(figure))).collect::<serde_json::Map<_, _>>().into(),
+        );
         model = held;
         model.reload(&base).unwrap();
         std::fs::remove_dir_all(checkpoint_dir(&cache, 30)).unwrap();

@@ -159,8 +159,20 @@ impl TensorDelta {
 
     /// The values that are at the positions of a tensor's bytes now.
     pub(crate) fn values_in_bytes(&self, bytes: &[u8]) -> Vec<u8> {
-        let width = self.kind.elt_size_in_bytes();
-        self.positions.iter().flat_map(|&position| bytes[position as usize * width..][..width].iter().copied()).collect()
+        let mut values = vec![0; self.values.len()];
+        if self.kind == Kind::Float {
+            self.gather::<4>(bytes, &mut values)
+        } else {
+            self.gather::<2>(bytes, &mut values)
+        }
+        values
+    }
+
+    fn gather<const WIDTH: usize>(&self, bytes: &[u8], values: &mut [u8]) {
+        let elements = bytes.as_chunks::<WIDTH>().0;
+        for (&position, value) in self.positions.iter().zip(values.as_chunks_mut::<WIDTH>().0) {
+            *value = elements[position as usize];
+        }
     }
 
     /// Writes judged entries into the bytes of a tensor of their type.

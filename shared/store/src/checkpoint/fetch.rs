@@ -99,22 +99,23 @@ impl Fetcher<'_> {
             Some(base) => self.cached(base).await?.is_some(),
             None => false,
         };
+        // In the cache too, so that it tells the same after a restart.
+        let full = full.map(|full| match &terms {
+            Some(terms) => full.with_terms_of(terms),
+            None => full,
+        });
         let mut kinds = [(Published::Full, full), (Published::Delta, delta)];
         if delta_first {
             kinds.reverse();
         }
         let [first, second] = kinds;
-        let mut fetched = match self.one(window, first).await {
-            Ok(fetched) => fetched,
+        match self.one(window, first).await {
+            Ok(fetched) => Ok(fetched),
             Err(why) => {
                 (self.observer)(FetchEvent::OtherKind { window, why: why.to_string() });
-                self.one(window, second).await?
+                self.one(window, second).await
             }
-        };
-        if let Some(terms) = &terms {
-            fetched.metadata = fetched.metadata.with_terms_of(terms);
         }
-        Ok(fetched)
     }
 
     async fn one(&self, window: u64, (published, document): (Published, Document)) -> Result<CachedCheckpoint, CheckpointError> {

@@ -261,6 +261,11 @@ async fn of_two_kinds_the_one_that_can_be_used_is_used_with_the_terms_of_the_del
         let fetched = fetch_with(&bucket, 30, cache.path(), &limits).await.unwrap();
         assert_eq!(Some(weights_hash(&fetched.dir).unwrap()), full.weights_hash);
         assert_eq!(fetched.metadata.env_id.as_deref(), Some("gsm8k"), "{damage:?}");
+        assert_eq!(
+            fetch_with(&bucket, 30, cache.path(), &limits).await.unwrap().metadata,
+            fetched.metadata,
+            "from the cache too"
+        );
         if let (Some(key), Some(bytes)) = (&damage, saved) {
             bucket.put(key, bytes, &RetryPolicy::default()).await.unwrap();
         }

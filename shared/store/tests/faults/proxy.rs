@@ -102,7 +102,12 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Resp
 
 fn has_checksum(headers: &HeaderMap) -> bool {
     let encoded = headers.get("content-encoding").is_some_and(|value| value.to_str().unwrap().contains("aws-chunked"));
-    encoded || headers.keys().any(|name| name.as_str().starts_with("x-amz-checksum") || name.as_str().starts_with("x-amz-sdk-checksum") || name == "x-amz-trailer")
+    encoded
+        || headers.keys().any(|name| {
+            name.as_str().starts_with("x-amz-checksum")
+                || name.as_str().starts_with("x-amz-sdk-checksum")
+                || name == "x-amz-trailer"
+        })
 }
 
 fn refusal(status: StatusCode, code: &str) -> Response<Body> {
