@@ -103,7 +103,7 @@ impl Worker {
         let started = clock::monotonic();
         let revision = command.revision.clone();
         let applied = match &mut self.resident {
-            Some(resident) if resident.revision == command.from => match resident.model.apply_files(&command.files) {
+            Some(resident) if resident.revision == command.from => match resident.apply(command) {
                 Err(source @ ApplyError::Unfit(_)) => return Err(Broken::Unfit { revision, source: Box::new(source) }),
                 Err(error) => Err(error.to_string()),
                 Ok(()) => {
@@ -203,6 +203,10 @@ impl Worker {
 }
 
 impl Resident {
+    fn apply(&mut self, command: &ApplyCommand) -> Result<(), ApplyError> {
+        self.model.apply_files(&command.files, &command.revision.weights_hash)
+    }
+
     fn describe(&self, seconds: f64) -> Reloaded {
         let config = self.model.config();
         let packed = self.prover.mode() != Mode::Exact;

@@ -190,26 +190,30 @@ fn changes_from_a_file_lead_to_the_same_weights_as_the_whole_checkpoint() {
     let mut peer = Peer::loaded(&[]);
     let sketches = peer.sketches();
     let folder = tempfile::tempdir().unwrap();
-    let apply = |peer: &mut Peer, from, file| {
-        let command = ApplyCommand { from: revision(from), revision: revision(60), files: vec![file] };
-        match peer.ask(&ToWorker::Apply(command)) {
+    let (header, tensors) = weights();
+    let whole = checkpoint(&header, &[&tensors[..tensors.len() - 4], &0.25_f32.to_le_bytes()].concat(), ("", ""));
+    let want = Checkpoint::open(whole.path()).unwrap().weights_hash().unwrap();
+    let apply = |peer: &mut Peer, from, hash: &str, file| {
+        let to = Revision { window: 60, weights_hash: hash.into() };
+        match peer.ask(&ToWorker::Apply(ApplyCommand { from: revision(from), revision: to, files: vec![file] })) {
             FromWorker::Reloaded(reloaded) => Ok(reloaded.weights_hash),
             FromWorker::ReloadRefused { reason, .. } => Err(reason),
             other => panic!("want an answer to a change, got {other:?}"),
         }
     };
     let good = changes(folder.path(), 0.25);
-    let reason = apply(&mut peer, 0, good.clone()).unwrap_err();
-    assert!(reason.contains("30-") && reason.contains("is resident"), "{reason}");
-    let reason = apply(&mut peer, 30, changes(folder.path(), f32::NAN)).unwrap_err();
-    assert!(reason.contains("NaN"), "{reason}");
-    let reason = apply(&mut peer, 30, folder.path().join("absent")).unwrap_err();
-    assert!(reason.contains("cannot be read"), "{reason}");
-    assert_eq!(peer.sketches(), sketches, "what was resident goes on serving");
-    let hash = apply(&mut peer, 30, good).unwrap();
-    let (header, tensors) = weights();
-    let whole = checkpoint(&header, &[&tensors[..tensors.len() - 4], &0.25_f32.to_le_bytes()].concat(), ("", ""));
-    assert_eq!(hash, Checkpoint::open(whole.path()).unwrap().weights_hash().unwrap());
+    let cases = [
+        (0, want.as_str(), good.clone(), "is resident"),
+        (30, &want, changes(folder.path(), f32::NAN), "NaN"),
+        (30, &want, folder.path().join("absent"), "cannot be read"),
+        (30, &want, changes(folder.path(), 0.5), "put back"),
+    ];
+    for (from, hash, file, word) in cases {
+        let reason = apply(&mut peer, from, hash, file).unwrap_err();
+        assert!(reason.contains(word), "want {word:?}, got {reason}");
+        assert_eq!(peer.sketches(), sketches, "what was resident goes on serving after {word:?}");
+    }
+    assert_eq!(apply(&mut peer, 30, &want, good).unwrap(), want);
 }
 
 /// Compiles the library that stands in for a bad disk.

@@ -11,7 +11,7 @@ use grail_link::message::{ApplyCommand, ReloadCommand, Revision};
 use grail_protocol::generation_params::GenerationParams;
 use grail_store::bucket::Bucket;
 use grail_store::checkpoint::{
-    CachedCheckpoint, CheckpointError, FetchEvent, FetchLimits, Fetcher, VerifiedChanges, clean, discover, weights_hash,
+    CachedCheckpoint, CheckpointChanges, CheckpointError, FetchEvent, FetchLimits, Fetcher, clean, discover, weights_hash,
 };
 
 use crate::exit::Failure;
@@ -46,7 +46,7 @@ pub struct Checkpoints {
     on_change: Box<OnChange>,
 }
 
-/// Told how to get from the last checkpoint to the next, as soon as that is verified.
+/// Told how to get from the last checkpoint to the next, as soon as that is known.
 type OnChange = dyn Fn(ApplyCommand) + Send + Sync;
 
 impl Checkpoints {
@@ -116,7 +116,7 @@ impl Checkpoints {
         tracing::info!(checkpoint, "A new checkpoint is fetched and verified.");
         let progress = Progress::default();
         let observer = |event| {
-            if let FetchEvent::Verified(changes) = &event
+            if let FetchEvent::Changes(changes) = &event
                 && let Some(command) = self.change(changes)
             {
                 (self.on_change)(command);
@@ -128,9 +128,9 @@ impl Checkpoints {
     }
 
     /// The change as a command, if it starts from what was told last.
-    fn change(&self, changes: &VerifiedChanges) -> Option<ApplyCommand> {
+    fn change(&self, changes: &CheckpointChanges) -> Option<ApplyCommand> {
         let from = self.reload_command()?.revision;
-        let revision = Revision { window: changes.window, weights_hash: changes.weights_hash.to_ascii_lowercase() };
+        let revision = Revision { window: changes.window, weights_hash: changes.weights_hash.clone() };
         (from.window == changes.base_window).then(|| ApplyCommand { from, revision, files: changes.files.clone() })
     }
 
@@ -203,11 +203,11 @@ impl Progress {
             FetchEvent::Decoded { window, entries } => {
                 tracing::info!(link = window, entries, "A link of the checkpoint's chain is decoded.");
             }
-            FetchEvent::Verified(changes) => {
+            FetchEvent::Changes(changes) => {
                 tracing::info!(
                     checkpoint = changes.window,
                     base = changes.base_window,
-                    "The rebuilt weights have the published hash."
+                    "What changed is on the disk; workers that hold the base take it in place."
                 );
             }
             FetchEvent::OtherKind { window, why } => {

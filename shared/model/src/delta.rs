@@ -1,6 +1,6 @@
 //! A sparse change of the weights: new values at listed places, written into the resident tensors (GRAIL checkpoints 5, 6).
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use safetensors::Dtype;
 
@@ -141,6 +141,40 @@ impl TensorDelta {
         Ok(())
     }
 
+    /// The values that are at the positions now, in the type that the tensor is stored in.
+    pub(crate) fn values_in(&self, tensor: &mut Tensor) -> Result<Vec<u8>, TchError> {
+        if is_plain(tensor) && tensor.kind() == self.kind {
+            return Ok(self.values_in_bytes(bytes_mut(tensor)));
+        }
+        let flat = tensor.f_view(-1)?;
+        let mut values = Vec::with_capacity(self.values.len());
+        for positions in self.positions.chunks(AT_ONCE) {
+            let positions: Vec<i64> = positions.iter().map(|&position| position.cast_signed()).collect();
+            let positions = Tensor::f_from_slice(&positions)?.f_to(tensor.device())?;
+            let mut found = flat.f_index_select(0, &positions)?.f_to_kind(self.kind)?.f_to(Device::Cpu)?;
+            values.extend_from_slice(bytes_mut(&mut found));
+        }
+        Ok(values)
+    }
+
+    /// The values that are at the positions of a tensor's bytes now.
+    pub(crate) fn values_in_bytes(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut values = vec![0; self.values.len()];
+        if self.kind == Kind::Float {
+            self.gather::<4>(bytes, &mut values)
+        } else {
+            self.gather::<2>(bytes, &mut values)
+        }
+        values
+    }
+
+    fn gather<const WIDTH: usize>(&self, bytes: &[u8], values: &mut [u8]) {
+        let elements = bytes.as_chunks::<WIDTH>().0;
+        for (&position, value) in self.positions.iter().zip(values.as_chunks_mut::<WIDTH>().0) {
+            *value = elements[position as usize];
+        }
+    }
+
     /// Writes judged entries into the bytes of a tensor of their type.
     pub(crate) fn write_to_bytes(&self, bytes: &mut [u8]) {
         if self.kind == Kind::Float { self.scatter::<4>(bytes) } else { self.scatter::<2>(bytes) }
@@ -160,7 +194,6 @@ mod tests {
     use crate::fixtures;
     use crate::model::{ApplyError, LoadOptions, Model, Precision};
     use proptest::prelude::*;
-    use tch::Device;
 
     fn load(directory: &std::path::Path, precision: Precision) -> Model {
         Model::load(directory, LoadOptions { device: Device::Cpu, precision }).unwrap()

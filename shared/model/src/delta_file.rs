@@ -120,7 +120,7 @@ mod tests {
                 write(&folder.path().join("1"), &[(norm, &[0, 31], &[0x3f80, 0x8000]), (head, &[7], &[0x4000])]),
                 write(&folder.path().join("2"), &[(norm, &[31], &[0x0001])]),
             ];
-            model.apply_files(&files).unwrap();
+            let before = model.weights_hash().to_owned();
             let mut put = |name: &str, at: usize, value: u16| {
                 tensors.get_mut(name).unwrap().2[2 * at..][..2].copy_from_slice(&value.to_le_bytes());
             };
@@ -129,7 +129,12 @@ mod tests {
             }
             fixtures::weights(whole.path(), &fixtures::config(), 3, Dtype::BF16);
             fixtures::write(&whole.path().join("model.safetensors"), &tensors);
-            assert_eq!(model.weights_hash(), load(whole.path(), precision).weights_hash());
+            let want = load(whole.path(), precision).weights_hash().to_owned();
+            let error = model.apply_files(&files, &before).unwrap_err();
+            assert!(matches!(&error, ApplyError::OtherHash { got, .. } if *got == want), "{error}");
+            assert_eq!(model.weights_hash(), before, "what was there is put back");
+            model.apply_files(&files, &want).unwrap();
+            assert_eq!(model.weights_hash(), want);
         }
     }
 
@@ -143,18 +148,18 @@ mod tests {
         let good = write(&folder.path().join("good"), &[("model.norm.weight", &[1], &[0x3f80])]);
         let bad = folder.path().join("bad");
         write(&bad, &[("model.norm.weight", &[32], &[0x3f80])]);
-        let error = model.apply_files(&[good.clone(), bad.clone()]).unwrap_err();
+        let error = model.apply_files(&[good.clone(), bad.clone()], &hash).unwrap_err();
         assert!(matches!(error, ApplyError::Refused(_)), "{error}");
         write(&bad, &[("model.other.weight", &[1], &[0x3f80])]);
-        let error = model.apply_files(&[good.clone(), bad.clone()]).unwrap_err();
+        let error = model.apply_files(&[good.clone(), bad.clone()], &hash).unwrap_err();
         assert!(matches!(error, ApplyError::Refused(_)), "{error}");
         std::fs::write(&bad, "no safetensors").unwrap();
         for bad in [bad, folder.path().join("absent")] {
-            let error = model.apply_files(&[good.clone(), bad]).unwrap_err();
+            let error = model.apply_files(&[good.clone(), bad], &hash).unwrap_err();
             assert!(matches!(error, ApplyError::File(_)), "{error}");
         }
         // Read the tensors again, not the hash that is remembered.
-        model.apply_files(&[]).unwrap();
+        model.apply_files(&[], &hash).unwrap();
         assert_eq!(model.weights_hash(), hash);
     }
 }

@@ -9,12 +9,13 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::checkpoint::{Checkpoint, WeightsError};
 use crate::config::{ConfigError, ModelConfig};
 use crate::delta::{Delta, DeltaError};
-use crate::delta_file::DeltaFile;
 use crate::native;
 use crate::network::Network;
 use crate::numerics::Attention;
 use crate::transfer::CopyError;
 use crate::weights::{self, Weights};
+
+mod apply_files;
 
 /// The type a model computes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -132,6 +133,14 @@ pub enum ApplyError {
     /// Nothing was written; the old weights go on serving.
     #[error("the delta is refused: {0}")]
     Refused(#[from] DeltaError),
+    /// What came of it was not what was announced. The old weights were put back and go on serving.
+    #[error("the changes lead to weights {got}, {want} was announced; what was there before is put back")]
+    OtherHash {
+        /// XXH3-128 of what they lead to.
+        got: String,
+        /// What was announced.
+        want: String,
+    },
     /// A file of changes cannot be used. Nothing was written; the old weights go on serving.
     #[error("the changes are refused: {0}")]
     File(WeightsError),
@@ -233,37 +242,6 @@ impl Model {
         let _guard = tch::no_grad_guard();
         self.weights.check_delta(delta)?;
         self.weights.apply(delta).map_err(ApplyError::Unfit)
-    }
-
-    /// Writes files of changes into the resident tensors, in this order, bit for bit, and hashes everything that is resident
-    /// then. All files are judged whole before the first write. One tensor's changes are in memory at a time.
-    ///
-    /// # Errors
-    /// [`ApplyError::Refused`] and [`ApplyError::File`] leave the old weights serving; after [`ApplyError::Unfit`] the model must
-    /// be dropped.
-    pub fn apply_files(&mut self, paths: &[PathBuf]) -> Result<(), ApplyError> {
-        let _guard = tch::no_grad_guard();
-        self.weights.takes_changes()?;
-        let files: Vec<DeltaFile> =
-            paths.iter().map(|path| DeltaFile::open(path)).collect::<Result<_, _>>().map_err(ApplyError::File)?;
-        for file in &files {
-            for name in file.names() {
-                self.weights.check_change(&file.read(name).map_err(ApplyError::File)?)?;
-            }
-            file.unchanged().map_err(ApplyError::File)?;
-        }
-        let mut write = || {
-            for file in &files {
-                for name in file.names() {
-                    let change = file.read(name)?;
-                    // What was judged is what is written.
-                    file.unchanged()?;
-                    self.weights.write(&change)?;
-                }
-            }
-            self.weights.hash_again()
-        };
-        write().map_err(ApplyError::Unfit)
     }
 
     /// The configuration of the checkpoint that is loaded.

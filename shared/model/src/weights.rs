@@ -197,6 +197,17 @@ impl Weights {
         Ok(())
     }
 
+    /// As [`Weights::write`]; returns what was there before.
+    pub(crate) fn exchange(&mut self, change: &TensorDelta) -> Result<Vec<u8>, CopyError> {
+        let before = match (self.tensors.get_mut(&change.name), self.unused.get(&change.name)) {
+            (Some(resident), _) => change.values_in(&mut resident.tensor)?,
+            (None, Some(bytes)) => change.values_in_bytes(bytes),
+            (None, None) => Vec::new(),
+        };
+        self.write(change)?;
+        Ok(before)
+    }
+
     /// Reads everything back that is resident, and hashes it.
     pub(crate) fn hash_again(&mut self) -> Result<(), CopyError> {
         let mut staging = Staging::new(self.device())?;

@@ -65,11 +65,15 @@ pub(super) fn decode(
     file.write_all(&header).map_err(local(target))?;
     while let Some(tensor) = body.next_tensor()? {
         if base.contains_key(&tensor.name) {
-            let positions: Vec<u8> = tensor.positions.iter().flat_map(|position| position.to_le_bytes()).collect();
+            let mut positions = vec![0; tensor.positions.len() * 4];
+            for (bytes, position) in positions.as_chunks_mut().0.iter_mut().zip(&tensor.positions) {
+                *bytes = position.to_le_bytes();
+            }
             file.write_all(&positions).and_then(|()| file.write_all(&tensor.values)).map_err(local(target))?;
         }
     }
-    file.flush().and_then(|()| file.get_ref().sync_all()).map_err(local(target))?;
+    // Not synced: it is for this run only, a later one starts from the whole checkpoint.
+    file.flush().map_err(local(target))?;
     Ok(entries)
 }
 

@@ -28,9 +28,9 @@ pub enum FetchEvent {
         /// Changed elements.
         entries: u64,
     },
-    /// The rebuilt weights have the published hash. Whoever holds the base can apply the changes from now on; the directory
-    /// follows.
-    Verified(VerifiedChanges),
+    /// What changed is on the disk. Whoever holds the base can go on from it to the new weights, and has to compare their hash:
+    /// the whole is rebuilt and verified only now.
+    Changes(CheckpointChanges),
     /// The published FULL or DELTA cannot be used, the other one is tried.
     OtherKind {
         /// Checkpoint.
@@ -42,10 +42,10 @@ pub enum FetchEvent {
 
 /// The way from one checkpoint to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VerifiedChanges {
+pub struct CheckpointChanges {
     /// Checkpoint that they lead to.
     pub window: u64,
-    /// Its weights hash.
+    /// Its published weights hash, lower-case hex.
     pub weights_hash: String,
     /// Checkpoint that they start from.
     pub base_window: u64,

@@ -1,28 +1,21 @@
 //! From the bucket to a verified directory (grail-checkpoints 4 and 8).
 
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
 
-use super::cache::{Kind, METADATA, Partial, checkpoint_dir, is_weights, verify_dir, verify_dir_without_weights};
+use super::assemble::{Assembly, DELTA_BODY, DELTA_METADATA, Link, broken_at, check_hash, write_metadata};
+use super::cache::{Kind, Partial, checkpoint_dir, verify_dir, verify_dir_without_weights};
 use super::chain::{self, Base, Chain, Sources};
-use super::changes::{self, Changes, LinkError};
 use super::documents::{Documents, fetch_metadata};
 use super::error::local;
-use super::event::{FetchEvent, Observer, VerifiedChanges};
-use super::objects::{Objects, Published, check_room};
-use super::rebuild::rebuild;
-use super::sparse::{SparseError, SparseFormat};
-use super::weights::{file_sha256, tensor_places, weights_hash};
-use super::{CheckpointError, Manifest, Metadata, keys};
+use super::event::{CheckpointChanges, FetchEvent, Observer};
+use super::objects::{Objects, Published};
+use super::weights::weights_hash;
+use super::{CheckpointError, Metadata, keys};
 use crate::bucket::Bucket;
 
-const WEIGHTS: &str = "model.safetensors";
-const DELTA_METADATA: &str = "delta_metadata.json";
-const DELTA_BODY: &str = "delta_sparse.bin.zst";
 /// Links that are downloaded at the same time.
 const LINKS_AT_ONCE: usize = 4;
 
@@ -106,22 +99,23 @@ impl Fetcher<'_> {
             Some(base) => self.cached(base).await?.is_some(),
             None => false,
         };
+        // In the cache too, so that it tells the same after a restart.
+        let full = full.map(|full| match &terms {
+            Some(terms) => full.with_terms_of(terms),
+            None => full,
+        });
         let mut kinds = [(Published::Full, full), (Published::Delta, delta)];
         if delta_first {
             kinds.reverse();
         }
         let [first, second] = kinds;
-        let mut fetched = match self.one(window, first).await {
-            Ok(fetched) => fetched,
+        match self.one(window, first).await {
+            Ok(fetched) => Ok(fetched),
             Err(why) => {
                 (self.observer)(FetchEvent::OtherKind { window, why: why.to_string() });
-                self.one(window, second).await?
+                self.one(window, second).await
             }
-        };
-        if let Some(terms) = &terms {
-            fetched.metadata = fetched.metadata.with_terms_of(terms);
         }
-        Ok(fetched)
     }
 
     async fn one(&self, window: u64, (published, document): (Published, Document)) -> Result<CachedCheckpoint, CheckpointError> {
@@ -182,21 +176,28 @@ impl Fetcher<'_> {
             Ok(base) => base,
             Err(error) => return Err(give_up(links, error)),
         };
-        let work = Work {
+        let assembly = Assembly {
             window,
             metadata: metadata.clone(),
             base,
             base_dir: checkpoint_dir(self.cache_root, base_window),
-            changes: Partial::create(self.cache_root, Kind::Delta, window)?,
-            target: Partial::create(self.cache_root, Kind::Checkpoint, window)?,
             limit: self.limits.total_bytes,
         };
-        let place = work.base_dir.clone();
-        let (decoded, files, target) = blocking(&place, move || work.rebuild(links)).await?;
-        decoded.into_iter().for_each(|(window, entries)| (self.observer)(FetchEvent::Decoded { window, entries }));
-        let weights_hash = metadata.hash().unwrap_or_default().to_owned();
-        (self.observer)(FetchEvent::Verified(VerifiedChanges { window, weights_hash, base_window, files }));
-        let (dir, metadata) = blocking(&place, move || target.install()).await?;
+        let told: Vec<u64> = links.iter().map(|link| link.window).collect();
+        let (place, delta_dir) = (assembly.base_dir.clone(), Partial::create(self.cache_root, Kind::Delta, window)?);
+        let (assembly, decoded) = blocking(&place, move || {
+            let decoded = assembly.decode(links, delta_dir)?;
+            Ok((assembly, decoded))
+        })
+        .await?;
+        for (link, (_, entries)) in told.into_iter().zip(&decoded) {
+            (self.observer)(FetchEvent::Decoded { window: link, entries: *entries });
+        }
+        let files: Vec<PathBuf> = decoded.into_iter().map(|(file, _)| file).collect();
+        let weights_hash = metadata.hash().unwrap_or_default().to_ascii_lowercase();
+        (self.observer)(FetchEvent::Changes(CheckpointChanges { window, weights_hash, base_window, files: files.clone() }));
+        let target = Partial::create(self.cache_root, Kind::Checkpoint, window)?;
+        let (dir, metadata) = blocking(&place, move || assembly.build(&files, target)).await?;
         Ok(CachedCheckpoint { dir, window, metadata })
     }
 
@@ -212,10 +213,9 @@ impl Fetcher<'_> {
 
     /// Downloads one link and judges as much of it as can be judged without its base.
     async fn link(&self, window: u64, link: u64, metadata: &Metadata) -> Result<Link, CheckpointError> {
-        let broken = |why: String| CheckpointError::BrokenLink { window, link, why };
         for name in [DELTA_METADATA, DELTA_BODY] {
             if !metadata.file_manifest.files().any(|(listed, _)| listed == name) {
-                return Err(broken(format!("has no {name} in its manifest")));
+                return Err(broken_at(window, link)(format!("has no {name} in its manifest")));
             }
         }
         let objects = Objects::locate(self.bucket, link, Published::Delta, &metadata.file_manifest).await?;
@@ -224,18 +224,7 @@ impl Fetcher<'_> {
             return Err(partial.give_up(error));
         }
         let (place, limit) = (partial.path().to_owned(), self.limits.total_bytes);
-        blocking(&place, move || {
-            let format = changes::format_of(&partial.path().join(DELTA_METADATA));
-            let judged = format.and_then(|format| format.map_err(broken_at(window, link))).and_then(|format| {
-                let opened = changes::open_body(&partial.path().join(DELTA_BODY), format, limit);
-                opened.map(|_| format).map_err(|error| refused(window, link, error))
-            });
-            match judged {
-                Ok(format) => Ok(Link { window: link, format, partial }),
-                Err(error) => Err(partial.give_up(error)),
-            }
-        })
-        .await
+        blocking(&place, move || Link::judge(window, link, partial, limit)).await
     }
 
     async fn verified(&self, dir: &Path) -> Result<Option<Metadata>, CheckpointError> {
@@ -283,13 +272,6 @@ impl Sources for Fetcher<'_> {
     }
 }
 
-/// A link that is on the disk.
-struct Link {
-    window: u64,
-    format: SparseFormat,
-    partial: Partial,
-}
-
 /// Every link, or the first error.
 fn all(links: Vec<Result<Link, CheckpointError>>) -> Result<Vec<Link>, CheckpointError> {
     let (mut whole, mut failed) = (Vec::new(), None);
@@ -309,98 +291,6 @@ fn give_up(links: Vec<Link>, error: CheckpointError) -> CheckpointError {
     links.into_iter().fold(error, |error, link| link.partial.give_up(error))
 }
 
-/// What a rebuilding needs.
-struct Work {
-    window: u64,
-    metadata: Metadata,
-    base: Metadata,
-    base_dir: PathBuf,
-    changes: Partial,
-    target: Partial,
-    limit: u64,
-}
-
-/// The number of changed elements of each link, the changes files where they stay, and what is left to do.
-type Rebuilt = (Vec<(u64, u64)>, Vec<PathBuf>, Unfinished);
-
-impl Work {
-    /// Decodes the links, rebuilds the weights and compares their hash.
-    fn rebuild(self, links: Vec<Link>) -> Result<Rebuilt, CheckpointError> {
-        let weights = self.weights(&links);
-        links.into_iter().for_each(|link| link.partial.discard());
-        let weights = match weights {
-            Ok(weights) => weights,
-            Err(error) => {
-                self.target.discard();
-                self.changes.discard();
-                return Err(error);
-            }
-        };
-        let (entries, names) = weights;
-        let dir = self.changes.install()?;
-        let files = names.iter().map(|name| dir.join(name)).collect();
-        let Self { window, metadata, base, base_dir, target, .. } = self;
-        Ok((entries, files, Unfinished { window, metadata, base, base_dir, target }))
-    }
-
-    fn weights(&self, links: &[Link]) -> Result<(Vec<(u64, u64)>, Vec<String>), CheckpointError> {
-        let window = self.window;
-        let places = tensor_places(&self.base_dir)?;
-        check_room(self.target.path(), places.values().map(|place| place.length).sum())?;
-        let (mut entries, mut names) = (Vec::new(), Vec::new());
-        for Link { window: link, format, partial } in links {
-            let name = format!("changes-{link}.safetensors");
-            let body = changes::open_body(&partial.path().join(DELTA_BODY), *format, self.limit);
-            let decoded = body.and_then(|body| changes::decode(body, &places, &self.changes.path().join(&name)));
-            entries.push((*link, decoded.map_err(|error| refused(window, *link, error))?));
-            names.push(name);
-        }
-        let opened: Vec<Changes> =
-            names.iter().map(|name| Changes::open(&self.changes.path().join(name))).collect::<Result<_, _>>()?;
-        let got = rebuild(&places, &opened, &self.target.path().join(WEIGHTS))?;
-        check_hash(window, &self.metadata, got, true)?;
-        Ok((entries, names))
-    }
-}
-
-/// A rebuilt checkpoint whose weights are there and verified, and nothing else yet.
-struct Unfinished {
-    window: u64,
-    metadata: Metadata,
-    base: Metadata,
-    base_dir: PathBuf,
-    target: Partial,
-}
-
-impl Unfinished {
-    /// Adds what is not weights, and the manifest of all.
-    fn install(self) -> Result<(PathBuf, Metadata), CheckpointError> {
-        let weights = self.target.path().join(WEIGHTS);
-        File::open(&weights).and_then(|file| file.sync_all()).map_err(local(&weights))?;
-        let mut manifest = vec![(WEIGHTS.to_owned(), file_sha256(&weights)?)];
-        for (name, sha256) in self.base.file_manifest.files().filter(|(name, _)| !is_of_weights(name)) {
-            let (from, to) = (self.base_dir.join(name), self.target.path().join(name));
-            std::fs::copy(&from, &to).and_then(|_| File::open(&to)?.sync_all()).map_err(local(&to))?;
-            manifest.push((name.to_owned(), sha256.to_owned()));
-        }
-        let metadata = Metadata {
-            file_manifest: Manifest::new(manifest),
-            checkpoint_type: Some("FULL".into()),
-            reconstructed_from_delta: Some(true),
-            original_anchor_window: self.metadata.anchor_window,
-            window: Some(self.window),
-            ..self.metadata
-        };
-        write_metadata(&self.target, &metadata)?;
-        Ok((self.target.install()?, metadata))
-    }
-}
-
-/// Weights, and the index that says in which file which tensor is: it would send a reader to the base's.
-fn is_of_weights(name: &str) -> bool {
-    is_weights(name) || name.ends_with(".safetensors.index.json")
-}
-
 /// Checks the tensors, writes the local metadata and installs the directory.
 fn finish(partial: Partial, window: u64, metadata: &Metadata) -> Result<PathBuf, CheckpointError> {
     let verified = || {
@@ -413,40 +303,6 @@ fn finish(partial: Partial, window: u64, metadata: &Metadata) -> Result<PathBuf,
     match verified() {
         Ok(()) => partial.install(),
         Err(error) => Err(partial.give_up(error)),
-    }
-}
-
-fn check_hash(window: u64, metadata: &Metadata, got: String, rebuilt: bool) -> Result<(), CheckpointError> {
-    match metadata.hash() {
-        Some(want) if got.eq_ignore_ascii_case(want) => Ok(()),
-        want => {
-            let want = want.unwrap_or("nothing").to_owned();
-            Err(CheckpointError::WrongWeights { window, got, want, rebuilt })
-        }
-    }
-}
-
-fn write_metadata(partial: &Partial, metadata: &Metadata) -> Result<(), CheckpointError> {
-    let path = partial.path().join(METADATA);
-    let mut file = File::create(&path).map_err(local(&path))?;
-    file.write_all(metadata.to_json().as_bytes()).and_then(|()| file.sync_all()).map_err(local(&path))
-}
-
-fn broken_at(window: u64, link: u64) -> impl FnOnce(String) -> CheckpointError {
-    move |why| CheckpointError::BrokenLink { window, link, why }
-}
-
-/// Why a link is refused. What the network's own decoder does not look at is not everybody's reason.
-fn refused(window: u64, link: u64, error: LinkError) -> CheckpointError {
-    match error {
-        LinkError::Sparse(error @ SparseError::Tensor { .. }) => {
-            CheckpointError::Unverifiable { window, why: format!("its link {link} contradicts itself: {error}") }
-        }
-        LinkError::Misfit { name, why } => {
-            CheckpointError::Unverifiable { window, why: format!("its link {link} does not fit its base: tensor {name}: {why}") }
-        }
-        LinkError::Sparse(error) => broken_at(window, link)(format!("cannot be decoded: {error}")),
-        LinkError::Checkpoint(error) => error,
     }
 }
 

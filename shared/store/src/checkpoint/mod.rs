@@ -6,9 +6,10 @@
 //! ```text
 //! discover(T) ─▶ W ─▶ fetch(W): cache hit, verified ───────────────────────────────────────────────▶ CachedCheckpoint
 //!                       └ READY? ─▶ metadata, signature ─┬─ FULL ─▶ *.partial ─▶ sha256, weights ──▶ rename
-//!                                                        └─ DELTA ─▶ chain ─▶ links ─▶ base ─▶ changes ─▶ weights ─▶ rename
+//!                                                        └─ DELTA ─▶ chain ─▶ links ─▶ base ─▶ changes ─▶ whole ─▶ rename
 //! ```
 
+mod assemble;
 mod cache;
 mod chain;
 mod changes;
@@ -30,7 +31,7 @@ mod tests;
 pub use cache::{checkpoint_dir, clean, verify_dir};
 pub use documents::fetch_metadata;
 pub use error::CheckpointError;
-pub use event::{FetchEvent, Observer, VerifiedChanges};
+pub use event::{CheckpointChanges, FetchEvent, Observer};
 pub use fetch::{CachedCheckpoint, FetchLimits, Fetcher};
 pub use keys::{PREFIX, delta_key, discover, full_key, parse_ready_key, ready_before, ready_key};
 pub use metadata::{Manifest, Metadata, MiningTerms, is_signed_by, signed_bytes};

@@ -158,7 +158,7 @@ async fn locate(
 /// Refuses to begin what the disk has no room for.
 pub(super) fn check_room(dir: &Path, bytes: u64) -> Result<(), CheckpointError> {
     let disk = statvfs(dir).map_err(|errno| local(dir)(errno.into()))?;
-    let free = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size());
+    let free = disk.blocks_available().saturating_mul(disk.fragment_size());
     let needed = bytes.saturating_add(SPARE_BYTES);
     if bytes == 0 || free >= needed {
         return Ok(());

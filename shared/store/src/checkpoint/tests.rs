@@ -207,7 +207,7 @@ async fn a_chain_is_rebuilt_cold_and_warm_and_the_changes_are_told_before_the_di
         }
         let told = std::sync::Mutex::new(Vec::new());
         let observer = |event| {
-            if let FetchEvent::Verified(changes) = event {
+            if let FetchEvent::Changes(changes) = event {
                 assert!(!checkpoint_dir(cache.path(), 90).exists());
                 assert!(changes.files.iter().all(|file| file.exists()));
                 told.lock().unwrap().push(changes);
@@ -261,6 +261,11 @@ async fn of_two_kinds_the_one_that_can_be_used_is_used_with_the_terms_of_the_del
         let fetched = fetch_with(&bucket, 30, cache.path(), &limits).await.unwrap();
         assert_eq!(Some(weights_hash(&fetched.dir).unwrap()), full.weights_hash);
         assert_eq!(fetched.metadata.env_id.as_deref(), Some("gsm8k"), "{damage:?}");
+        assert_eq!(
+            fetch_with(&bucket, 30, cache.path(), &limits).await.unwrap().metadata,
+            fetched.metadata,
+            "from the cache too"
+        );
         if let (Some(key), Some(bytes)) = (&damage, saved) {
             bucket.put(key, bytes, &RetryPolicy::default()).await.unwrap();
         }

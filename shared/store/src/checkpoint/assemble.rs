@@ -1,0 +1,164 @@
+//! From links and base to a directory: what changed as files first, for those who hold the base, then the whole.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::cache::{METADATA, Partial, is_weights};
+use super::changes::{self, Changes, LinkError};
+use super::error::local;
+use super::objects::check_room;
+use super::rebuild::rebuild;
+use super::sparse::{SparseError, SparseFormat};
+use super::weights::{file_sha256, tensor_places};
+use super::{CheckpointError, Manifest, Metadata};
+
+/// Name of a rebuilt checkpoint's weights.
+const WEIGHTS: &str = "model.safetensors";
+/// Name of a link's description.
+pub(super) const DELTA_METADATA: &str = "delta_metadata.json";
+/// Name of a link's body.
+pub(super) const DELTA_BODY: &str = "delta_sparse.bin.zst";
+
+/// A link that is on the disk.
+pub(super) struct Link {
+    /// Its checkpoint.
+    pub window: u64,
+    /// Of its body.
+    pub format: SparseFormat,
+    /// Where it lies.
+    pub partial: Partial,
+}
+
+impl Link {
+    /// Judges as much of a downloaded link as can be judged without its base.
+    pub(super) fn judge(target: u64, window: u64, partial: Partial, limit: u64) -> Result<Self, CheckpointError> {
+        let judged = changes::format_of(&partial.path().join(DELTA_METADATA)).and_then(|format| {
+            let format = format.map_err(broken_at(target, window))?;
+            let opened = changes::open_body(&partial.path().join(DELTA_BODY), format, limit);
+            opened.map(|_| format).map_err(|error| refused(target, window, error))
+        });
+        match judged {
+            Ok(format) => Ok(Self { window, format, partial }),
+            Err(error) => Err(partial.give_up(error)),
+        }
+    }
+}
+
+/// A checkpoint that is put together.
+pub(super) struct Assembly {
+    /// Its window.
+    pub window: u64,
+    /// As published.
+    pub metadata: Metadata,
+    /// Of the base, as it lies in the cache.
+    pub base: Metadata,
+    /// Where the base lies.
+    pub base_dir: PathBuf,
+    /// Bytes of a decompressed body at most.
+    pub limit: u64,
+}
+
+impl Assembly {
+    /// Decodes the links into files of changes, and tells where these are and how many elements each changes.
+    pub(super) fn decode(&self, links: Vec<Link>, dir: Partial) -> Result<Vec<(PathBuf, u64)>, CheckpointError> {
+        let decoded: Result<Vec<_>, _> = links.iter().map(|link| self.decode_link(link, dir.path())).collect();
+        links.into_iter().for_each(|link| link.partial.discard());
+        match decoded {
+            Ok(decoded) => {
+                let dir = dir.install()?;
+                Ok(decoded.into_iter().map(|(name, entries)| (dir.join(name), entries)).collect())
+            }
+            Err(error) => {
+                dir.discard();
+                Err(error)
+            }
+        }
+    }
+
+    fn decode_link(&self, link: &Link, dir: &Path) -> Result<(String, u64), CheckpointError> {
+        let places = tensor_places(&self.base_dir)?;
+        let name = format!("changes-{}.safetensors", link.window);
+        let body = changes::open_body(&link.partial.path().join(DELTA_BODY), link.format, self.limit);
+        let decoded = body.and_then(|body| changes::decode(body, &places, &dir.join(&name)));
+        Ok((name, decoded.map_err(|error| refused(self.window, link.window, error))?))
+    }
+
+    /// Rebuilds the weights, compares their hash, and installs the directory.
+    pub(super) fn build(self, changes: &[PathBuf], target: Partial) -> Result<(PathBuf, Metadata), CheckpointError> {
+        match self.fill(changes, &target) {
+            Ok(metadata) => Ok((target.install()?, metadata)),
+            Err(error) => {
+                target.discard();
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(self, changes: &[PathBuf], target: &Partial) -> Result<Metadata, CheckpointError> {
+        let places = tensor_places(&self.base_dir)?;
+        check_room(target.path(), places.values().map(|place| place.length).sum())?;
+        let changes: Vec<Changes> = changes.iter().map(|file| Changes::open(file)).collect::<Result<_, _>>()?;
+        let weights = target.path().join(WEIGHTS);
+        check_hash(self.window, &self.metadata, rebuild(&places, &changes, &weights)?, true)?;
+        File::open(&weights).and_then(|file| file.sync_all()).map_err(local(&weights))?;
+        let mut manifest = vec![(WEIGHTS.to_owned(), file_sha256(&weights)?)];
+        for (name, sha256) in self.base.file_manifest.files().filter(|(name, _)| !is_of_weights(name)) {
+            let (from, to) = (self.base_dir.join(name), target.path().join(name));
+            std::fs::copy(&from, &to).and_then(|_| File::open(&to)?.sync_all()).map_err(local(&to))?;
+            manifest.push((name.to_owned(), sha256.to_owned()));
+        }
+        let metadata = Metadata {
+            file_manifest: Manifest::new(manifest),
+            checkpoint_type: Some("FULL".into()),
+            reconstructed_from_delta: Some(true),
+            original_anchor_window: self.metadata.anchor_window,
+            window: Some(self.window),
+            ..self.metadata
+        };
+        write_metadata(target, &metadata)?;
+        Ok(metadata)
+    }
+}
+
+/// Weights, and the index that says in which file which tensor is: it would send a reader to the base's.
+fn is_of_weights(name: &str) -> bool {
+    is_weights(name) || name.ends_with(".safetensors.index.json")
+}
+
+/// Compares the hash of what is there with the published one.
+pub(super) fn check_hash(window: u64, metadata: &Metadata, got: String, rebuilt: bool) -> Result<(), CheckpointError> {
+    match metadata.hash() {
+        Some(want) if got.eq_ignore_ascii_case(want) => Ok(()),
+        want => {
+            let want = want.unwrap_or("nothing").to_owned();
+            Err(CheckpointError::WrongWeights { window, got, want, rebuilt })
+        }
+    }
+}
+
+/// Writes the cache's own metadata.
+pub(super) fn write_metadata(partial: &Partial, metadata: &Metadata) -> Result<(), CheckpointError> {
+    let path = partial.path().join(METADATA);
+    let mut file = File::create(&path).map_err(local(&path))?;
+    file.write_all(metadata.to_json().as_bytes()).and_then(|()| file.sync_all()).map_err(local(&path))
+}
+
+/// An error that names the link.
+pub(super) fn broken_at(window: u64, link: u64) -> impl FnOnce(String) -> CheckpointError {
+    move |why| CheckpointError::BrokenLink { window, link, why }
+}
+
+/// Why a link is refused. What the network's own decoder does not look at is not everybody's reason.
+fn refused(window: u64, link: u64, error: LinkError) -> CheckpointError {
+    match error {
+        LinkError::Sparse(error @ SparseError::Tensor { .. }) => {
+            CheckpointError::Unverifiable { window, why: format!("its link {link} contradicts itself: {error}") }
+        }
+        LinkError::Misfit { name, why } => {
+            CheckpointError::Unverifiable { window, why: format!("its link {link} does not fit its base: tensor {name}: {why}") }
+        }
+        LinkError::Sparse(error) => broken_at(window, link)(format!("cannot be decoded: {error}")),
+        LinkError::Checkpoint(error) => error,
+    }
+}

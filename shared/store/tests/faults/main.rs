@@ -1,0 +1,126 @@
+//! What the client makes of a service that errs: a proxy before the local server that answers as R2 and AWS do on bad days.
+
+// The lints spare test functions only, not what they share.
+#![allow(clippy::unwrap_used)]
+
+mod proxy;
+
+use std::time::Duration;
+
+use grail_store::bucket::{Bucket, BucketError, BucketSettings, RetryPolicy, Secret, TransferLimits};
+use grail_store::local_server::LocalBucketServer;
+use proxy::{Fault, Proxy};
+
+struct Site {
+    bucket: Bucket,
+    proxy: Proxy,
+    folder: tempfile::TempDir,
+    _server: LocalBucketServer,
+}
+
+impl Site {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let buckets = folder.path().join("buckets");
+        let server = LocalBucketServer::start(&buckets, address, "key", "secret", &["miner"]).await.unwrap();
+        let proxy = Proxy::start(server.endpoint()).await;
+        let limits = TransferLimits { part_bytes: 5 << 20, reply: Duration::from_secs(2), ..TransferLimits::default() };
+        let bucket = Bucket::new(&BucketSettings {
+            endpoint: proxy.endpoint(),
+            region: "auto".into(),
+            bucket: "miner".into(),
+            access_key_id: "key".into(),
+            secret_access_key: Secret::new("secret"),
+            limits,
+        })
+        .unwrap();
+        Self { bucket, proxy, folder, _server: server }
+    }
+}
+
+fn quickly() -> RetryPolicy {
+    let milliseconds = Duration::from_millis;
+    RetryPolicy { first_wait: milliseconds(20), first_wait_throttled: milliseconds(400), ..RetryPolicy::default() }
+}
+
+#[tokio::test]
+async fn errors_that_pass_are_tried_again_and_throttling_more_slowly() {
+    let site = Site::start().await;
+    for (fault, slow) in [(Fault::Internal, false), (Fault::SlowDown, true), (Fault::Reset, false)] {
+        site.proxy.next([fault, fault]);
+        let began = tokio::time::Instant::now();
+        site.bucket.put("k", "value", &quickly()).await.unwrap();
+        // Waits are spread by a quarter: 400 and 800 ms become 900 at least, 20 and 40 ms stay far below where nothing hangs.
+        assert!(!slow || began.elapsed() > Duration::from_millis(850), "{fault:?}");
+        assert_eq!(site.proxy.take_count("PUT"), 3, "{fault:?}");
+        site.proxy.next([fault]);
+        assert_eq!(site.bucket.get("k", 10).await.unwrap(), "value");
+    }
+    site.proxy.next([Fault::Internal; 3]);
+    let error = site.bucket.put("k", "value", &quickly()).await.unwrap_err();
+    assert!(matches!(error, BucketError::Other { status: 500, .. }), "{error}");
+    site.proxy.next([Fault::SlowDown; 3]);
+    let error = site.bucket.put("k", "value", &quickly()).await.unwrap_err();
+    assert!(error.is_throttled(), "{error}");
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_is_told_at_once() {
+    let site = Site::start().await;
+    site.proxy.next([Fault::Skewed]);
+    let error = site.bucket.put("k", "value", &quickly()).await.unwrap_err();
+    assert!(matches!(error, BucketError::Denied { .. }), "{error}");
+    assert!(error.to_string().contains("RequestTimeTooSkewed") && error.to_string().contains("clock"), "{error}");
+    assert_eq!(site.proxy.take_count("PUT"), 1, "no second attempt can help");
+}
+
+/// R2 knows none of the newer SDKs' checksums; every kind of request has to do without them.
+#[tokio::test]
+async fn no_request_carries_what_r2_refuses() {
+    let site = Site::start().await;
+    site.proxy.refuse_checksums();
+    let large = vec![7_u8; 11 << 20];
+    let (up, down) = (site.folder.path().join("up"), site.folder.path().join("down"));
+    std::fs::write(&up, &large).unwrap();
+    site.bucket.probe_write().await.unwrap();
+    site.bucket.put_bytes("small", &vec![1; 100].into(), &quickly()).await.unwrap();
+    site.bucket.put_file("large", &up, &quickly()).await.unwrap();
+    assert_eq!(site.bucket.list("").await.unwrap(), ["large", "small"]);
+    let head = site.bucket.head("large").await.unwrap().unwrap();
+    let digest = site.bucket.download("large", &down, &head, &|_| ()).await.unwrap();
+    assert_eq!(digest.size, large.len() as u64);
+    assert!(site.proxy.take_count("PUT") >= 5, "three parts are among them");
+}
+
+#[tokio::test]
+async fn a_download_that_breaks_off_goes_on_and_another_object_is_not_mixed_in() {
+    let site = Site::start().await;
+    let content: Vec<u8> = (0..20_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    site.bucket.put_bytes("object", &content.clone().into(), &quickly()).await.unwrap();
+    let head = site.bucket.head("object").await.unwrap().unwrap();
+    let path = site.folder.path().join("down");
+    // Bodies that end early, with the length of a whole one announced.
+    site.proxy.next([Fault::Truncated, Fault::Truncated]);
+    let digest = site.bucket.download("object", &path, &head, &|_| ()).await.unwrap();
+    assert_eq!((digest.size, std::fs::read(&path).unwrap() == content), (content.len() as u64, true));
+    // Whatever comes under another tag is another object's.
+    std::fs::write(&path, &content[..1000]).unwrap();
+    site.proxy.next([Fault::WrongTag]);
+    let error = site.bucket.download("object", &path, &head, &|_| ()).await.unwrap_err();
+    assert!(matches!(error, BucketError::Replaced(_)), "{error}");
+    let kept = std::fs::read(&path).unwrap();
+    assert!(kept.len() >= 1000 && content.starts_with(&kept), "what lies in the file is still a beginning");
+    let digest = site.bucket.download("object", &path, &head, &|_| ()).await.unwrap();
+    assert_eq!(digest.size, content.len() as u64);
+}
+
+#[tokio::test]
+async fn a_service_that_accepts_and_says_nothing_costs_one_attempt() {
+    let site = Site::start().await;
+    site.bucket.put("k", "value", &quickly()).await.unwrap();
+    site.proxy.next([Fault::Silent]);
+    let began = tokio::time::Instant::now();
+    assert_eq!(site.bucket.get("k", 10).await.unwrap(), "value");
+    assert!(began.elapsed() >= Duration::from_secs(2), "the first attempt had its time");
+}
