@@ -14,6 +14,7 @@
 //! | [`completions`] | the generation server's client |
 //! | [`groups`], [`window`], [`spool`], [`gate`] | from a problem index to a file in the bucket |
 //! | [`journal`] | what happened, for [`explain`] and [`incident`] |
+//! | [`doctor`] | what an operator gets wrong |
 //! | [`validate`], [`publish`] | the network's other roles, locally |
 //! | [`state`], [`shutdown`] | what outlives a run, and how one ends |
 //! | [`status`], [`view`] | what is going on |
@@ -25,6 +26,7 @@ pub mod checkpoints;
 pub mod children;
 pub mod cli;
 pub mod completions;
+pub mod doctor;
 pub mod exit;
 pub mod explain;
 pub mod gate;
