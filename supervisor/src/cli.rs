@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::exit::Failure;
 use crate::settings::{self, Loaded, Settings, Sources};
 use crate::view::View;
-use crate::{explain, incident, log, mine, publish, simulate, validate};
+use crate::{doctor, explain, incident, log, mine, publish, simulate, validate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -23,7 +23,7 @@ struct Cli {
     command: Option<Command>,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done · 1 not registered, or `validate` rejected a window · 2 wrong usage, or `validate` found no file · \
+const EXIT_CODES: &str = "Exit codes: 0 done · 1 not registered, `validate` rejected a window, or `doctor` found something bad · 2 wrong usage, or `validate` found no file · \
 3 `validate` could not be set up · 64 configuration · 65 dataset or checkpoint · 69 bucket, port or program unavailable · 70 internal · \
 75 another supervisor has the state folder · 76 every child of a kind is quarantined · 77 wallet";
 
@@ -49,6 +49,8 @@ enum Command {
     Run(RunArguments),
     /// Judge the settings and the layout without starting anything.
     Check,
+    /// Look at wallet, chain, clock, registration, published bucket, trainer and drand; writes nothing. Exit code 1 when something is bad.
+    Doctor,
     /// What the settings are.
     Config {
         #[command(subcommand)]
@@ -145,6 +147,13 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command.unwrap_or(Command::Run(RunArguments::default())) {
         Command::Run(arguments) => run(&loaded?.settings, &arguments).await,
         Command::Check => check(&loaded?.settings),
+        Command::Doctor => {
+            log::to_stderr("error");
+            let rows = doctor::examine(&loaded?.settings).await?;
+            print(&doctor::table(&rows));
+            let bad = rows.iter().any(|row| row.state == doctor::State::Bad);
+            Ok(ExitCode::from(u8::from(bad)))
+        }
         Command::Config { command: ConfigCommand::Explain } => {
             print(&settings::explain(&loaded?, &environment));
             Ok(ExitCode::SUCCESS)

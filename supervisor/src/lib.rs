@@ -16,6 +16,7 @@
 //! | [`schedule`] | what is begun and what is given up, so that a window is full and never late |
 //! | [`simulate`] | hosts in virtual time under that schedule |
 //! | [`journal`] | what happened, for [`explain`] and [`incident`] |
+//! | [`doctor`] | what an operator gets wrong |
 //! | [`validate`], [`publish`] | the network's other roles, locally |
 //! | [`state`], [`shutdown`] | what outlives a run, and how one ends |
 //! | [`status`], [`view`] | what is going on |
@@ -28,6 +29,7 @@ pub mod checkpoints;
 pub mod children;
 pub mod cli;
 pub mod completions;
+pub mod doctor;
 pub mod exit;
 pub mod explain;
 pub mod failpoint;

@@ -2,6 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
 use crate::beacon::{CHAIN_HASH, Round, RoundError};
 use crate::tls::{TlsError, client_config};
 
@@ -35,7 +42,7 @@ pub struct NoBeacon(pub Vec<(String, RelayError)>);
 /// The relays, and the client that asks them.
 #[derive(Debug, Clone)]
 pub struct Relays {
-    client: reqwest::Client,
+    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
     addresses: Vec<String>,
 }
 
@@ -45,13 +52,9 @@ impl Relays {
     /// # Errors
     /// When TLS cannot be set up.
     pub fn new(addresses: Vec<String>) -> Result<Self, TlsError> {
-        let tls = client_config()?;
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls.as_ref().clone())
-            .timeout(RELAY_LIMIT)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| TlsError::Setup(error.to_string()))?;
+        let tls = client_config()?.as_ref().clone();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        let client = Client::builder(TokioExecutor::new()).build(connector);
         Ok(Self { client, addresses })
     }
 
@@ -71,18 +74,27 @@ impl Relays {
     }
 
     async fn ask(&self, address: &str, unix_seconds: &impl Fn() -> f64) -> Result<(u64, String), RelayError> {
-        let http = |error: reqwest::Error| RelayError::Http(error.without_url().to_string());
-        let url = format!("{}/{CHAIN_HASH}/public/latest", address.trim_end_matches('/'));
-        let mut response = self.client.get(url).send().await.and_then(reqwest::Response::error_for_status).map_err(http)?;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(http)? {
-            if body.len() + chunk.len() > ANSWER_BYTES {
-                return Err(RelayError::Form(format!("it has more than {ANSWER_BYTES} bytes")));
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let late = |_| RelayError::Http(format!("no answer within {} s", RELAY_LIMIT.as_secs()));
+        let body = tokio::time::timeout(RELAY_LIMIT, self.get(address)).await.map_err(late)??;
         let round: Round = serde_json::from_slice(&body).map_err(|error| RelayError::Form(error.to_string()))?;
         let randomness = round.verified_at(unix_seconds())?;
         Ok((round.round, randomness))
     }
+
+    async fn get(&self, address: &str) -> Result<Bytes, RelayError> {
+        let http = |error: &dyn std::fmt::Display| RelayError::Http(error.to_string());
+        let url = format!("{}/{CHAIN_HASH}/public/latest", address.trim_end_matches('/'));
+        let url = url.parse().map_err(|error| http(&error))?;
+        let response = self.client.get(url).await.map_err(|error| http(&with_source(&error)))?;
+        if !response.status().is_success() {
+            return Err(http(&response.status()));
+        }
+        let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
+        Ok(body.map_err(|error| RelayError::Form(format!("{error} ({ANSWER_BYTES} bytes)")))?.to_bytes())
+    }
+}
+
+/// The client's own words say only that connecting failed, the source says why.
+fn with_source(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }

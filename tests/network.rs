@@ -1,0 +1,105 @@
+//! The real supervisor on the network's chain: a node with the real metadata, verified extrinsics, and forks.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests start programs, measure time and may panic; the rules are for the product"
+)]
+
+use std::time::Duration;
+
+use grail_node::{BlockClock, Setup, TestNode};
+use grail_protocol::keys::Hotkey;
+use grail_supervisor::buckets::Buckets;
+use grail_tests::{Host, one_at_a_time, workspace};
+use serde_json::Value;
+
+const END: Duration = Duration::from_secs(180);
+/// Nobody listens there: a relay that fails at once.
+const NO_RELAY: &str = "beacon.relays=http://127.0.0.1:1";
+
+fn key(uri: &str) -> [u8; 32] {
+    Hotkey::from_uri(uri).unwrap().public_key()
+}
+
+/// A node whose blocks go by the host's clock, with the trainer as UID 0 and `miners` after it.
+fn node(runtime: &tokio::runtime::Runtime, host: &Host, miners: &[&str]) -> TestNode {
+    let settings: toml::Table = std::fs::read_to_string(host.path().join("host.toml")).unwrap().parse().unwrap();
+    let number = |name: &str| settings["chain"][name].as_float().unwrap();
+    let mut setup = Setup::new(&workspace().join("tests/vectors"));
+    setup.clock = Some(BlockClock { genesis: number("genesis"), seconds: number("block_seconds") });
+    setup.members = std::iter::once(&"//Trainer").chain(miners).map(|uri| key(uri)).collect();
+    setup.commitments = vec![(key("//Trainer"), Buckets::local_trainer().encode().unwrap())];
+    runtime.block_on(TestNode::start(setup))
+}
+
+fn number(status: &Value, path: &str) -> u64 {
+    status.pointer(path).and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// The trainer's part happens on the block clock that the node's goes by.
+fn publish(host: &Host) {
+    let published = host.publish("checkpoint-a", &["--set", "chain.endpoint="]);
+    assert_eq!(published.code, 0, "{}", published.stderr);
+}
+
+#[test]
+fn a_window_is_mined_on_a_network_through_a_cut_and_accepted() {
+    let _turn = one_at_a_time();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let host = Host::new(1.5, 8.0);
+    let node = node(&runtime, &host, &["//Alice"]);
+    let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint());
+    publish(&host);
+    let mut miner = host.start(&["run", "--windows", "1", "--set", NO_RELAY]);
+    host.await_status("a finished group", &mut miner, 120, |status| number(status, "/window/spooled") >= 1);
+    node.drop_connections();
+    let finished = miner.finish(END);
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    let committed = node.commitment(&key("//Alice")).expect("the miner's bucket is published");
+    assert!(committed.starts_with("grail-miner ") && !finished.stderr.contains("local-read-secret"), "{}", finished.stderr);
+    assert_eq!(node.requests("author_submitAndWatchExtrinsic"), 1);
+    assert!(finished.stderr.contains("No beacon: the block hash alone"), "{}", finished.stderr);
+    let validated = host.run(&["validate", "--test-mode", "--last", "1", "--all", "--json"]);
+    assert_eq!(validated.code, 0, "{}\n{}", validated.stdout, validated.stderr);
+    let verdict: Value = serde_json::from_str(validated.stdout.lines().next().unwrap()).unwrap();
+    assert!(verdict["valid_count"] == verdict["checked_count"] && number(&verdict, "/checked_count") >= 16, "{verdict:#}");
+}
+
+#[test]
+fn rows_of_a_block_that_was_forked_away_are_not_uploaded() {
+    let _turn = one_at_a_time();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let host = Host::new(1.0, 8.0);
+    let node = node(&runtime, &host, &["//Alice"]);
+    let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint());
+    publish(&host);
+    let mut miner = host.start(&["run", "--windows", "1", "--no-drand"]);
+    let status = host.await_status("a finished group", &mut miner, 120, |status| number(status, "/window/spooled") >= 1);
+    node.fork(node.height() + 1 - number(&status, "/window/window"));
+    let finished = miner.finish(END);
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    let status = host.status();
+    let held = status["finished"].as_array().unwrap().iter().find(|window| window["outcome"] == "held back");
+    let reason = held.and_then(|window| window["reason"].as_str()).unwrap_or_default();
+    assert!(reason.contains("the chain was reorganised"), "{status:#}");
+    assert_eq!(host.uploaded().len(), 0);
+}
+
+#[test]
+fn an_unregistered_hotkey_ends_with_1_and_the_command_that_registers() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let host = Host::new(1.0, 8.0);
+    let node = node(&runtime, &host, &[]);
+    let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint());
+    let finished = host.run(&["run", "--windows", "1"]);
+    assert_eq!(finished.code, 1, "{}", finished.stderr);
+    assert!(finished.stderr.contains("btcli subnet register --netuid 81"), "{}", finished.stderr);
+    let doctor = host.run(&["doctor"]);
+    assert_eq!(doctor.code, 1, "{}", doctor.stderr);
+    for part in ["BAD     registration", "good    chain", "good    clock", "good    trainer"] {
+        assert!(doctor.stdout.contains(part), "{part:?} is missing in\n{}", doctor.stdout);
+    }
+    let elsewhere = host.run(&["run", "--windows", "1", "--set", "chain.netuid=7"]);
+    assert!(elsewhere.code == 1 && elsewhere.stderr.contains("has no subnet 7"), "{}", elsewhere.stderr);
+    assert_eq!(node.requests("author_submitAndWatchExtrinsic"), 0);
+}
