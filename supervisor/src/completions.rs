@@ -110,6 +110,11 @@ impl Completions {
         Ok(Self { http, in_flight: Semaphore::new(max_concurrent as usize), traffic })
     }
 
+    /// The HTTP client, for other questions to the server.
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
     /// One completion of `prompt`, sampled with exactly `wanted`. Dropping the future closes the connection, which makes the
     /// server abandon the request.
     ///

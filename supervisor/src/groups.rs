@@ -145,6 +145,19 @@ pub struct Group {
     pub rows: Vec<WindowRow>,
 }
 
+/// What a group tells the schedule while it is generated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Milestone {
+    /// Its prompt has so many tokens.
+    Prompted(u32),
+    /// One of its completions ended, after so many tokens.
+    Completed(u32),
+}
+
+/// Where a group tells its milestones.
+pub trait Telling: Fn(Milestone) + Send {}
+impl<F: Fn(Milestone) + Send> Telling for F {}
+
 /// Makes one group. Dropping the future abandons it everywhere.
 ///
 /// # Errors
@@ -155,11 +168,13 @@ pub async fn make(
     facts: Arc<WindowFacts>,
     index: i64,
     block: u64,
+    tell: impl Telling,
 ) -> Result<Group, Dropped> {
     let seed = environment_seed(workshop.hotkey.address(), &facts.block_hash, index);
     let prompt =
         Prompt::of_seed(&terms.environment, &terms.chat, terms.mode, seed).map_err(|error| Dropped::Prompt(error.to_string()))?;
-    let rollouts = generate(&workshop, &terms, &prompt).await?;
+    tell(Milestone::Prompted(prompt.ids.len() as u32));
+    let rollouts = generate(&workshop, &terms, &prompt, &tell).await?;
     workshop.board.window(|window| window.generated += 1);
     check_completions(&terms, &rollouts)?;
     let ProvedBatch { worker, revision, proofs } = prove(&workshop, &terms, &facts, &prompt, &rollouts).await?;
@@ -177,7 +192,7 @@ struct Scored {
     evaluation: Evaluation,
 }
 
-async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt) -> Result<Vec<Scored>, Dropped> {
+async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt, tell: &impl Telling) -> Result<Vec<Scored>, Dropped> {
     let serving = workshop.generator.serving().ok_or_else(|| Dropped::Generation("no server is there".into()))?;
     if serving.revision != terms.revision {
         return Err(Dropped::Revision);
@@ -204,6 +219,7 @@ async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt) -> Result
         if completion.ids.iter().any(|id| *id >= terms.vocab_size) {
             return Err(Dropped::Generation("a completion holds an id outside the vocabulary".into()));
         }
+        tell(Milestone::Completed(completion.ids.len() as u32));
         // Scored as it arrives, while the others are still under way.
         let text = terms.chat.decode(&completion.ids).map_err(|error| Dropped::Generation(error.to_string()))?;
         let evaluation = terms.environment.evaluate(&prompt.task, &text, terms.mode);

@@ -11,7 +11,7 @@
 //! | [`checkpoints`] | which weights and terms a window is mined with |
 //! | [`children`] | proof workers and the generation launcher |
 //! | [`gpu`] | what NVML tells of their GPUs |
-//! | [`completions`] | the generation server's client |
+//! | [`completions`], [`server_load`] | the generation server's client |
 //! | [`groups`], [`window`], [`spool`], [`gate`] | from a problem index to a file in the bucket |
 //! | [`schedule`] | what is begun and what is given up, so that a window is full and never late |
 //! | [`simulate`] | hosts in virtual time under that schedule |
@@ -38,6 +38,7 @@ pub mod mine;
 pub mod plan;
 pub mod publish;
 pub mod schedule;
+pub mod server_load;
 pub mod settings;
 pub mod shutdown;
 pub mod simulate;

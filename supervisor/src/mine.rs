@@ -10,7 +10,6 @@ use futures::future::FusedFuture;
 use grail_process::orphans::{Orphan, become_subreaper};
 use grail_process::{Spawner, clock};
 use grail_protocol::keys::{Hotkey, KeyScheme};
-use grail_protocol::time_budget::TimeBudget;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -25,13 +24,14 @@ use crate::gpu::{Gpus, Nvml};
 use crate::groups::Workshop;
 use crate::journal::{Journal, SupervisorStarted, SupervisorStopped};
 use crate::plan::{Plan, VisibleGpus};
+use crate::schedule::{Rules, Schedule};
 use crate::settings::{self, ConfigError, ConfigErrors, Settings};
 use crate::shutdown::{Host, Shutdown, grace_warning};
 use crate::state::{Before, StateFolder};
 use crate::status::{self, Board};
 use crate::view::{self, View};
 use crate::wallet;
-use crate::window::{ClosingTime, Miner};
+use crate::window::Miner;
 
 /// UID 0 of the local chain.
 const LOCAL_TRAINER: &str = "//Trainer";
@@ -290,8 +290,16 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
     let generator = Generator::start(launcher, spawner.clone(), board.clone());
     let completions = Completions::new(settings.generation.max_concurrent, generator.traffic())
         .map_err(|error| Failure::internal("make the HTTP client", error))?;
-    let budget = TimeBudget::new(prepared.chain.nominal_block_seconds(), settings.safety_blocks)
-        .map_err(|error| Failure::internal("plan time", error))?;
+    let rules = Rules {
+        gate: settings.admission,
+        confidence: settings.confidence,
+        safety_blocks: settings.safety_blocks,
+        groups_in_flight: settings.generation.groups_in_flight,
+        max_concurrent: settings.generation.max_concurrent as usize,
+        proof_workers: prepared.plan.proof.len(),
+    };
+    let schedule =
+        Schedule::new(rules, prepared.chain.nominal_block_seconds()).map_err(|error| Failure::internal("plan time", error))?;
     let workshop = Workshop {
         hotkey: prepared.hotkey.clone(),
         completions,
@@ -312,9 +320,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         board: board.clone(),
         journal: journal.clone(),
         gate: settings.gate,
-        budget,
-        closing: ClosingTime::default(),
-        groups_in_flight: settings.generation.groups_in_flight as usize,
+        schedule,
         shutdown_budget: settings.shutdown_budget,
     })
 }

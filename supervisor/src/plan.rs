@@ -113,7 +113,7 @@ mod tests {
             tensor_parallel,
             max_model_length: 1,
             max_concurrent: 1,
-            groups_in_flight: 1,
+            groups_in_flight: crate::schedule::GroupsInFlight::Auto,
             server_timeout: 1.0,
             threads: 1,
             dtype: "auto".into(),

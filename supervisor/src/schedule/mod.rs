@@ -35,6 +35,8 @@ pub use places::{Choice, GroupsInFlight, Reason, ServerLoad};
 
 /// A group with a smaller chance of being in time is given up.
 const HOPELESS: f64 = 0.02;
+/// Share of a block between two looks for them.
+const LOOK_SHARE: f64 = 0.1;
 /// Groups that begin with a smaller chance teach no lengths: of them only the short ones would be seen.
 const UNBIASED: f64 = 0.99;
 /// Standard deviations of proof time that are planned for.
@@ -124,6 +126,7 @@ pub struct Schedule {
     flights: BTreeMap<i64, Flight>,
     span: f64,
     begun: usize,
+    looked: f64,
 }
 
 impl Schedule {
@@ -147,13 +150,14 @@ impl Schedule {
             flights: BTreeMap::new(),
             span: nominal_block_seconds * grail_protocol::constants::WINDOW_LENGTH as f64,
             begun: 0,
+            looked: f64::NEG_INFINITY,
         })
     }
 
     /// Mining of a window begins at `now`. Nothing of an earlier one is under way any more.
     pub fn open(&mut self, clockwork: &Clockwork, now: f64) {
         self.flights.clear();
-        (self.begun, self.kept_at) = (0, None);
+        (self.begun, self.kept_at, self.looked) = (0, None, f64::NEG_INFINITY);
         self.clock = TokenClock { at: now, ..TokenClock::default() };
         self.span = (self.cut_off(clockwork, 0) - now).max(1.0);
     }
@@ -181,23 +185,33 @@ impl Schedule {
 
     /// How many groups may begin now, in a window of which `kept` rollouts are durable.
     pub fn admits(&self, clockwork: &Clockwork, block: u64, now: f64, kept: usize) -> usize {
+        if self.fits(clockwork, block, now, kept) { self.places() } else { 0 }
+    }
+
+    /// Groups for which there is room: in the server, and with the proof workers.
+    pub fn places(&self) -> usize {
         let proving = self.proving();
-        let generating = self.flights.len() - proving;
-        let room = (self.places.choice().groups * ROLLOUTS_PER_PROBLEM).saturating_sub(self.clock.load);
-        // A stub of requests is no place: a group enters when sixteen fit. One group always may.
-        let places = if generating == 0 { (room / ROLLOUTS_PER_PROBLEM).max(1) } else { room / ROLLOUTS_PER_PROBLEM };
+        let groups = self.places.choice().groups;
         // Where proofs are what limits, a backlog keeps every worker busy; more of it would only take memory.
-        let backlog = self.places.choice().groups + 2 * self.rules.proof_workers;
-        if places == 0 || proving >= backlog || window_start(block) != clockwork.window {
+        if proving >= groups + 2 * self.rules.proof_workers {
             return 0;
         }
+        // A group enters when sixteen requests fit, whoever's place they take: stragglers hold up nobody. One always may.
+        let free = (groups * ROLLOUTS_PER_PROBLEM).saturating_sub(self.clock.load) / ROLLOUTS_PER_PROBLEM;
+        if self.flights.len() == proving { free.max(1) } else { free }
+    }
+
+    /// Whether a group that begins now is likely enough to be durable in time.
+    pub fn fits(&self, clockwork: &Clockwork, block: u64, now: f64, kept: usize) -> bool {
         let planned = kept + (self.flights.len() + 1) * ROLLOUTS_PER_PROBLEM;
-        let open = match self.chance(clockwork, now, planned) {
+        if window_start(block) != clockwork.window {
+            return false;
+        }
+        match self.chance(clockwork, now, planned) {
             // One group a window is always tried, so that a host that was slow once can show that it is not.
             Some(chance) => chance >= self.rules.confidence || (self.begun == 0 && now < self.cut_off(clockwork, planned)),
             None => clockwork.admits(&self.budget, &self.closing, planned, block, now),
-        };
-        if open { places } else { 0 }
+        }
     }
 
     /// Groups that are generated and not durable yet.
@@ -297,9 +311,10 @@ impl Schedule {
 
     /// Groups that hardly ever are done in time and are given up, so that the others get on faster.
     pub fn hopeless(&mut self, clockwork: &Clockwork, now: f64, kept: usize) -> Vec<i64> {
-        if self.rules.gate == Gate::Reference {
+        if self.rules.gate == Gate::Reference || now - self.looked < LOOK_SHARE * self.block_seconds() {
             return Vec::new();
         }
+        self.looked = now;
         self.pass(now);
         let planned = kept + self.flights.len() * ROLLOUTS_PER_PROBLEM;
         let Some(left) = self.proof.at(0.0).map(|proof| self.cut_off(clockwork, planned) - now - proof) else {

@@ -40,11 +40,7 @@ fn experienced() -> Schedule {
 
 fn last_admission(schedule: &Schedule) -> f64 {
     let block = |now: f64| 30 + (now / 12.0) as u64;
-    (0..3560)
-        .map(|tenth| f64::from(tenth) / 10.0)
-        .filter(|now| schedule.admits(&CLOCKWORK, block(*now), *now, 0) > 0)
-        .last()
-        .unwrap()
+    (0..3560).map(|tenth| f64::from(tenth) / 10.0).rfind(|now| schedule.admits(&CLOCKWORK, block(*now), *now, 0) > 0).unwrap()
 }
 
 #[test]

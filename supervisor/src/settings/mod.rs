@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::gate::AgreementLimits;
+use crate::schedule::{self, GroupsInFlight};
 
 pub use explain::explain;
 pub use grail_store::bucket::Secret;
@@ -79,6 +80,10 @@ pub struct Settings {
     pub proof: Proof,
     /// Blocks kept free at the end of a window.
     pub safety_blocks: f64,
+    /// What decides whether a group may begin.
+    pub admission: schedule::Gate,
+    /// Chance of being in time that a group needs to begin.
+    pub confidence: f64,
     /// Seconds of one upload attempt.
     pub upload_timeout: f64,
     /// Most bytes of one window's spool.
@@ -172,8 +177,8 @@ pub struct Generation {
     pub max_model_length: u32,
     /// Requests in flight.
     pub max_concurrent: u32,
-    /// Groups in flight.
-    pub groups_in_flight: u32,
+    /// Groups in flight, each counted as sixteen requests.
+    pub groups_in_flight: GroupsInFlight,
     /// Seconds until the server must answer.
     pub server_timeout: f64,
     /// Threads of the embedded engine.
@@ -267,6 +272,11 @@ impl Reader<'_> {
             generation: self.generation(),
             proof: self.proof(),
             safety_blocks: self.number("schedule.safety_blocks", 0.0, 29.0),
+            admission: match self.choice("schedule.gate", &["deadline", "reference"]).as_str() {
+                "reference" => schedule::Gate::Reference,
+                _ => schedule::Gate::Deadline,
+            },
+            confidence: self.number("schedule.confidence", 0.01, 1.0),
             upload_timeout: self.number("upload.timeout_seconds", 1.0, 360.0),
             spool_budget: u64::from(self.whole("spool.budget_mib", 1, 1 << 24)) << 20,
             gate: self.gate(),
@@ -337,7 +347,10 @@ impl Reader<'_> {
             tensor_parallel: self.whole("generation.tensor_parallel", 1, 64),
             max_model_length: self.whole("generation.max_model_length", 64, 1 << 20),
             max_concurrent: self.whole("generation.max_concurrent", 1, 65_536),
-            groups_in_flight: self.whole("generation.groups_in_flight", 1, 4096),
+            groups_in_flight: match self.text("generation.groups_in_flight").as_str() {
+                "auto" => GroupsInFlight::Auto,
+                _ => GroupsInFlight::Fixed(self.whole("generation.groups_in_flight", 1, 4096)),
+            },
             server_timeout: self.number("generation.server_timeout_seconds", 1.0, 7200.0),
             threads: self.whole("generation.threads", 1, 1024),
             dtype: self.choice("generation.dtype", &["auto", "f32", "bf16", "f16"]),

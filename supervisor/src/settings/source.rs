@@ -204,6 +204,8 @@ fn from_text(setting: &Setting, text: &str) -> Result<Value, String> {
     let value = match setting.form {
         Form::Text | Form::Path | Form::Secret => Some(Value::String(text.into())),
         Form::Whole => whole(text),
+        Form::WholeOrAuto if text.trim() == "auto" => Some(Value::String("auto".into())),
+        Form::WholeOrAuto => whole(text),
         Form::Flag => match text.to_ascii_lowercase().as_str() {
             "1" | "true" | "yes" => Some(Value::Boolean(true)),
             "0" | "false" | "no" => Some(Value::Boolean(false)),
@@ -222,7 +224,8 @@ fn with_form(form: Form, value: Value) -> Result<Value, (Value, &'static str)> {
     let is_whole = |value: &Value| value.as_integer().is_some_and(|number| u32::try_from(number).is_ok());
     match (form, value) {
         (Form::Text | Form::Path | Form::Secret, value @ Value::String(_)) => Ok(value),
-        (Form::Whole, value) if is_whole(&value) => Ok(value),
+        (Form::Whole | Form::WholeOrAuto, value) if is_whole(&value) => Ok(value),
+        (Form::WholeOrAuto, value) if value.as_str() == Some("auto") => Ok(value),
         (Form::Flag, value @ Value::Boolean(_)) => Ok(value),
         (Form::Number, Value::Integer(number)) => Ok(Value::Float(number as f64)),
         (Form::Number, Value::Float(number)) if number.is_finite() => Ok(Value::Float(number)),
@@ -235,6 +238,7 @@ fn wanted(form: Form) -> &'static str {
     match form {
         Form::Text | Form::Secret => "text",
         Form::Path => "a path (text)",
+        Form::WholeOrAuto => "a whole number or auto",
         Form::Whole => "a whole number of 0 or more",
         Form::Flag => "true or false",
         Form::Number => "a number",

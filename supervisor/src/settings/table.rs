@@ -10,6 +10,8 @@ pub enum Form {
     Path,
     /// A whole number, not negative.
     Whole,
+    /// A whole number, or "auto".
+    WholeOrAuto,
     /// A number of any kind.
     Number,
     /// true or false; in a variable 1, true or yes, and 0, false or no.
@@ -176,9 +178,10 @@ pub const TABLE: &[Setting] = &[
     setting(
         "generation.groups_in_flight",
         &["GRAIL_PIPELINE_GROUPS_PER_BATCH"],
-        Form::Whole,
-        "3",
-        "Groups of 16 under way at once.",
+        Form::WholeOrAuto,
+        "'auto'",
+        "Groups of 16 that the server works on at once; auto finds how many bring most rollouts into a window, up to \
+         generation.max_concurrent, and says so.",
     ),
     setting(
         "generation.server_timeout_seconds",
@@ -230,6 +233,21 @@ pub const TABLE: &[Setting] = &[
         Form::Number,
         "3.0",
         "Blocks kept free at the end of a window.",
+    ),
+    setting(
+        "schedule.gate",
+        &[],
+        Form::Text,
+        "'deadline'",
+        "deadline begins a group while it is likely enough to be uploaded in time, by what was measured; reference by the \
+         reference's moving averages and safety blocks alone.",
+    ),
+    setting(
+        "schedule.confidence",
+        &[],
+        Form::Number,
+        "0.5",
+        "Chance of being ready before the safety blocks that a group needs to begin, where schedule.gate is deadline.",
     ),
     setting(
         "spool.budget_mib",

@@ -64,7 +64,7 @@ fn simulate(host: &Host, windows: u32, seed: u64) -> Result<Summary<'_>, grail_p
     let mut batched = Vec::new();
     for size in &host.schedule.batches {
         let mut world = World::new(host, seed);
-        let mut batches = Batches::new(*size)?;
+        let mut batches = Batches::new(host, *size)?;
         let outcomes = starts().map(|window| windows::batched(host, &mut world, &mut batches, window)).collect();
         batched.push(Run::new(format!("batches of {size} groups"), host, outcomes, &world));
     }

@@ -9,7 +9,7 @@ use super::draws::Draws;
 use super::host::Host;
 use super::world::{Happening, World};
 use crate::schedule::{Gate, GroupsInFlight, Rules, Schedule};
-use crate::window::{Clockwork, ClosingTime, ROLLOUT_TARGET};
+use crate::window::{Clockwork, ROLLOUT_TARGET};
 
 /// Seconds of a block of the network.
 const BLOCK_SECONDS: f64 = 12.0;
@@ -165,17 +165,18 @@ pub fn scheduled(host: &Host, world: &mut World, schedule: &mut Schedule, window
 #[derive(Debug, Clone)]
 pub struct Batches {
     budget: TimeBudget,
-    closing: ClosingTime,
+    /// Only for when the file is begun.
+    schedule: Schedule,
     size: usize,
 }
 
 impl Batches {
-    /// Batches of `size` groups, under the reference's gate.
+    /// Batches of `size` groups, under the reference's gate; their file is begun when the schedule's would be.
     ///
     /// # Errors
-    /// Never: block time and safety blocks are the network's.
-    pub fn new(size: usize) -> Result<Self, TimeBudgetError> {
-        Ok(Self { budget: TimeBudget::new(BLOCK_SECONDS, DEFAULT_SAFETY_BLOCKS)?, closing: ClosingTime::default(), size })
+    /// For safety blocks that no schedule has; a judged host has none.
+    pub fn new(host: &Host, size: usize) -> Result<Self, TimeBudgetError> {
+        Ok(Self { budget: TimeBudget::new(BLOCK_SECONDS, DEFAULT_SAFETY_BLOCKS)?, schedule: schedule(host)?, size })
     }
 }
 
@@ -198,7 +199,7 @@ pub fn batched(host: &Host, world: &mut World, batches: &mut Batches, window: u6
             (begun, since) = (begun + batches.size, now);
         }
         let planned = rollouts + (generating.len() + proving).max(1) * ROLLOUTS_PER_PROBLEM;
-        let cut_off = clock.clockwork.cut_off(&batches.budget, &batches.closing, planned);
+        let cut_off = batches.schedule.cut_off(&clock.clockwork, planned);
         if now >= cut_off || (enough && proving == 0 && generating.is_empty()) {
             break;
         }
@@ -223,7 +224,8 @@ pub fn batched(host: &Host, world: &mut World, batches: &mut Batches, window: u6
     }
     let ended = world.now;
     let (at, closing, sending) = upload(host, world.draws(), ended, kept);
-    batches.closing.observe(kept * ROLLOUTS_PER_PROBLEM, closing);
+    batches.schedule.closed(kept * ROLLOUTS_PER_PROBLEM, closing);
+    batches.schedule.uploaded(sending);
     batches.budget.observe_upload(sending);
     outcome(&clock, at, kept, begun, kept * ROLLOUTS_PER_PROBLEM >= ROLLOUT_TARGET)
 }

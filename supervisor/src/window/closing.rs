@@ -64,7 +64,7 @@ impl Miner {
         let groups = kept.len();
         let file = make_file(kept, &gathering.harvest).await.map_err(NoFile::HeldBack)?;
         let seconds = begun.elapsed().as_secs_f64();
-        self.closing.observe(groups * ROLLOUTS_PER_PROBLEM, seconds);
+        self.schedule.closed(groups * ROLLOUTS_PER_PROBLEM, seconds);
         let bytes = file.bytes.len() as u64;
         self.journal.record(&FileClosed { window, groups, bytes, seconds, spot_checks: findings.agreed });
         self.board.window(|status| status.phase = "uploading".into());
@@ -78,8 +78,8 @@ impl Miner {
 
     /// What there is, once everything that an earlier run left was looked at, or there is no more time for it.
     async fn gathered(&self, opened: &Opened, recovery: tokio::task::JoinHandle<()>, harvest: &Harvest) -> Vec<Kept> {
-        let expected = self.closing.expected(opened.left.groups.len() * ROLLOUTS_PER_PROBLEM);
-        let spare = opened.clockwork.deadline - clock::unix_seconds() - self.budget.upload_seconds() - expected;
+        let expected = self.schedule.closing_seconds(opened.left.groups.len() * ROLLOUTS_PER_PROBLEM);
+        let spare = opened.clockwork.deadline - clock::unix_seconds() - self.schedule.upload_seconds() - expected;
         // Near the deadline the estimates leave nothing; then half of what is left goes to reading, the other half to the upload.
         let half = (opened.clockwork.deadline - clock::unix_seconds()) / 2.0;
         let patience = Duration::try_from_secs_f64(spare.max(half)).unwrap_or_default();
@@ -103,7 +103,7 @@ impl Miner {
         let object = WindowObject { key, bytes: &file.bytes, sha256: file.sha256, earlier };
         let sent = upload(&self.bucket, &object, deadline).await;
         let Receipt { spent, rounds } = sent.map_err(|error| NoFile::Lost(error.to_string()))?;
-        self.budget.observe_upload(spent.as_secs_f64());
+        self.schedule.uploaded(spent.as_secs_f64());
         let (window, bytes) = (opened.clockwork.window, file.bytes.len() as u64);
         let sha256 = hex::encode(file.sha256);
         let left = deadline - clock::unix_seconds();

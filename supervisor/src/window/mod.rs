@@ -6,7 +6,7 @@
 //!   → cut-off → file from the groups → gate → upload → read back → local copy  (closing)
 //! ```
 //!
-//! One task owns all of it; decisions about time are in [`Clockwork`], which is pure. What an earlier run of the window left
+//! One task owns all of it; decisions about time are in [`Schedule`], which is pure. What an earlier run of the window left
 //! is uploaded even where nothing can be mined any more: its groups are judged by the sheet that lies beside them.
 
 mod clockwork;
@@ -23,7 +23,6 @@ use grail_protocol::constants::{DEADLINE_SLACK_SECONDS, ROLLOUTS_PER_PROBLEM, WI
 use grail_protocol::derivation::miner_randomness;
 use grail_protocol::hexadecimal::without_prefix;
 use grail_protocol::sketch::coefficients;
-use grail_protocol::time_budget::TimeBudget;
 use grail_protocol::window::window_start;
 use grail_store::bucket::Bucket;
 use tokio::task::JoinHandle;
@@ -34,6 +33,7 @@ use crate::checkpoints::{Checkpoints, Unready};
 use crate::gate::Judge;
 use crate::groups::{Terms, WindowFacts, Workshop};
 use crate::journal::{Journal, MiningBegan, SpoolExpired, SpoolRefused, WindowEnded, WindowOpened};
+use crate::schedule::Schedule;
 use crate::settings;
 use crate::spool::{FileSystem, Indices, Left, Spool, WindowSheet};
 use crate::status::{Board, FinishedWindow, WindowStatus};
@@ -74,12 +74,8 @@ pub struct Miner {
     pub journal: Journal,
     /// How proofs are checked before the upload.
     pub gate: settings::Gate,
-    /// Averages that the time gate decides by.
-    pub budget: TimeBudget,
-    /// What closing a file takes here.
-    pub closing: ClosingTime,
-    /// Groups under way at once.
-    pub groups_in_flight: usize,
+    /// What decides about time.
+    pub schedule: Schedule,
     /// Seconds for an orderly stop.
     pub shutdown_budget: f64,
 }
@@ -311,7 +307,7 @@ impl Miner {
         if opened.left.next_index.is_none() {
             let block_seconds = self.chain.nominal_block_seconds();
             let milliseconds = opened.clockwork.milliseconds_into(clock::unix_seconds(), block_seconds);
-            indices.take_from_the_clock(milliseconds, self.groups_in_flight);
+            indices.take_from_the_clock(milliseconds, self.schedule.choice().groups);
         }
         indices
     }
@@ -327,8 +323,8 @@ impl Miner {
         let command = self.checkpoints.reload_command().ok_or_else(|| NoFile::Skipped("no checkpoint is loaded".into()))?;
         self.workshop.proofs.reload(command.clone());
         self.workshop.generator.reload(command);
-        let left = Duration::try_from_secs_f64(clockwork.cut_off(&self.budget, &self.closing, rollouts) - clock::unix_seconds())
-            .unwrap_or_default();
+        let left =
+            Duration::try_from_secs_f64(self.schedule.cut_off(clockwork, rollouts) - clock::unix_seconds()).unwrap_or_default();
         let ready = async {
             self.workshop.generator.serving_revision(&terms.revision).await;
             self.workshop.proofs.serving(&terms.revision).await;

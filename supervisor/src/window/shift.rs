@@ -11,16 +11,20 @@ use grail_link::message::{ProofSequence, Revision};
 use grail_process::clock;
 use grail_protocol::constants::{MAX_FILE_BYTES, ROLLOUTS_PER_PROBLEM, UNIQUE_ROLLOUTS_CAP};
 use grail_protocol::row::{Commitments, WindowRow};
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::clockwork::Clockwork;
 use super::harvest::Harvest;
 use super::{CHAIN_PATIENCE, Miner};
 use crate::children::ProofPool;
 use crate::gate::{Claim, Finding, Scope, SecondOpinion, SpotPlan, check};
-use crate::groups::{self, Dropped, Group, Terms, WindowFacts};
+use crate::groups::{self, Dropped, Group, Milestone, Terms, WindowFacts};
 use crate::journal::{GroupDropped, GroupKept, SpotCheckMissed, SpotChecked, WorkerDistrusted, WorkersDisagree};
+use crate::schedule::{Choice, ServerLoad};
+use crate::server_load;
 use crate::shutdown::FINISH_SHARE;
 use crate::spool::Indices;
 
@@ -30,6 +34,8 @@ pub const ROLLOUT_TARGET: usize = (UNIQUE_ROLLOUTS_CAP + UNIQUE_ROLLOUTS_CAP / 1
 pub(super) const FOOTER_BYTES: usize = 8 * 1024 * 1024;
 /// Wait before another group after one that failed at a server or worker, so that a lasting fault does not burn indices.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// Pause between two looks at the server's load.
+const SERVER_LOOK: Duration = Duration::from_secs(2);
 /// Checks under way at once; what comes beyond is not checked.
 const CHECKS_AT_ONCE: usize = 4;
 /// Longest wait for the last checks, and the share of a block that they may take.
@@ -54,11 +60,20 @@ pub(super) struct Findings {
     pub distrusted: bool,
 }
 
+/// What the schedule learns from beside groups that end.
+enum News {
+    Group(i64, Milestone),
+    Server(ServerLoad),
+}
+
 /// The groups and checks under way in one window.
 struct Shift {
     jobs: JoinSet<Ended>,
     /// Index of every task: one that ends abnormally cannot say it.
     begun: HashMap<Id, i64>,
+    handles: HashMap<i64, AbortHandle>,
+    news: mpsc::UnboundedReceiver<News>,
+    tell: mpsc::UnboundedSender<News>,
     checks: JoinSet<Checked>,
     plan: SpotPlan,
     indices: Indices,
@@ -97,9 +112,16 @@ impl Miner {
     /// Starts groups while they fit and keeps each finished one, until the cut-off.
     pub(super) async fn generate(&mut self, site: &Site, indices: Indices, stop: &CancellationToken) -> Findings {
         let plan = SpotPlan::new(self.gate.spot_checks, ROLLOUT_TARGET / ROLLOUTS_PER_PROBLEM);
+        let (tell, news) = mpsc::unbounded_channel();
+        let _watch = self.watch_server(tell.clone());
+        self.schedule.open(&site.clockwork, clock::unix_seconds());
+        say(self.schedule.choice());
         let mut shift = Shift {
             jobs: JoinSet::new(),
             begun: HashMap::new(),
+            handles: HashMap::new(),
+            news,
+            tell,
             checks: JoinSet::new(),
             plan,
             indices,
@@ -116,21 +138,25 @@ impl Miner {
             let finishing = stopped_at.map_or(f64::INFINITY, |at| at + self.shutdown_budget * FINISH_SHARE);
             let kept = site.harvest.groups() * ROLLOUTS_PER_PROBLEM;
             let planned = kept + shift.jobs.len().max(1) * ROLLOUTS_PER_PROBLEM;
-            let cut_off = site.clockwork.cut_off(&self.budget, &self.closing, planned).min(finishing);
-            let admits = site.clockwork.admits(&self.budget, &self.closing, planned, block, now);
-            let open = stopped_at.is_none() && kept < ROLLOUT_TARGET && has_room(&site.harvest) && admits;
+            let cut_off = self.schedule.cut_off(&site.clockwork, planned).min(finishing);
+            self.give_up(site, &shift, kept, now);
+            let fits = self.schedule.fits(&site.clockwork, block, now, kept);
+            let open = stopped_at.is_none() && kept < ROLLOUT_TARGET && has_room(&site.harvest) && fits;
             // Without a server an index would be burnt for nothing.
             let served = self.workshop.generator.serving().is_some_and(|serving| serving.revision == site.terms.revision);
-            if open && served && now >= shift.blocked_until && shift.jobs.len() < self.groups_in_flight {
-                self.begin(site, &mut shift, block).await;
+            let places = self.schedule.places();
+            if open && served && now >= shift.blocked_until && places > 0 {
+                self.begin(site, &mut shift, block, places).await;
             }
             self.show(&shift, open, served);
             if (shift.jobs.is_empty() && !open) || now >= cut_off {
                 break;
             }
-            let tick = Duration::from_secs_f64((cut_off - now).clamp(0.01, (self.budget.block_seconds() / 4.0).clamp(0.05, 1.0)));
+            let tick =
+                Duration::from_secs_f64((cut_off - now).clamp(0.01, (self.schedule.block_seconds() / 4.0).clamp(0.05, 1.0)));
             tokio::select! {
                 Some(ended) = shift.jobs.join_next() => self.record(ended, site, &mut shift),
+                Some(news) = shift.news.recv() => self.hear(news),
                 Some(checked) = shift.checks.join_next() => self.settle(checked, site, &mut shift).await,
                 () = tokio::time::sleep(tick) => {}
                 () = stop.cancelled(), if stopped_at.is_none() => {}
@@ -143,18 +169,56 @@ impl Miner {
     async fn block(&mut self, clockwork: &Clockwork, now: f64) -> u64 {
         let block = match tokio::time::timeout(CHAIN_PATIENCE, self.chain.head()).await {
             Ok(Ok(block)) => {
-                self.budget.observe_block(block, now);
+                self.schedule.observe_block(block, now);
                 block
             }
-            _ => clockwork.block_at(now, self.budget.block_seconds()),
+            _ => clockwork.block_at(now, self.schedule.block_seconds()),
         };
         self.board.update(|status| status.block = block);
         block
     }
 
-    /// Fills the places for groups, with indices that are reserved durably first.
-    async fn begin(&self, site: &Site, shift: &mut Shift, block: u64) {
-        let places = self.groups_in_flight - shift.jobs.len();
+    /// What the server says about itself, until the handle is dropped.
+    fn watch_server(&self, tell: mpsc::UnboundedSender<News>) -> AbortOnDropHandle<()> {
+        let workshop = self.workshop.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(SERVER_LOOK).await;
+                let Some(serving) = workshop.generator.serving() else { continue };
+                if let Some(load) = server_load::ask(workshop.completions.http(), &serving.url).await
+                    && tell.send(News::Server(load)).is_err()
+                {
+                    return;
+                }
+            }
+        }))
+    }
+
+    fn hear(&mut self, news: News) {
+        let now = clock::unix_seconds();
+        let changed = match news {
+            News::Server(load) => self.schedule.server_said(now, load),
+            News::Group(index, Milestone::Completed(tokens)) => self.schedule.completed(index, now, tokens),
+            News::Group(index, Milestone::Prompted(tokens)) => {
+                self.schedule.prompted(index, tokens);
+                None
+            }
+        };
+        changed.into_iter().for_each(say);
+    }
+
+    /// Ends groups that would be too late; their requests end with them.
+    fn give_up(&mut self, site: &Site, shift: &Shift, kept: usize, now: f64) {
+        for index in self.schedule.hopeless(&site.clockwork, now, kept) {
+            if let Some(handle) = shift.handles.get(&index) {
+                handle.abort();
+            }
+            self.schedule.dropped(index, now, false);
+        }
+    }
+
+    /// Begins so many groups, with indices that are reserved durably first.
+    async fn begin(&mut self, site: &Site, shift: &mut Shift, block: u64, places: usize) {
         if let Some(bound) = shift.indices.wanted_bound(places) {
             match site.harvest.on_willing_disk(move |spool| spool.reserve(bound)).await {
                 Some(()) => shift.indices.raise(bound),
@@ -166,7 +230,11 @@ impl Miner {
             }
         }
         for index in (0..places).map_while(|_| shift.indices.take()) {
-            let group = groups::make(self.workshop.clone(), site.terms.clone(), site.facts.clone(), index, block);
+            let kept = site.harvest.groups() * ROLLOUTS_PER_PROBLEM;
+            self.schedule.begin(index, &site.clockwork, clock::unix_seconds(), kept);
+            let tell = shift.tell.clone();
+            let tell = move |milestone| _ = tell.send(News::Group(index, milestone));
+            let group = groups::make(self.workshop.clone(), site.terms.clone(), site.facts.clone(), index, block, tell);
             let harvest = site.harvest.clone();
             let task = shift.jobs.spawn(async move {
                 let begun = clock::monotonic();
@@ -174,6 +242,7 @@ impl Miner {
                 Ended { index, seconds: begun.elapsed().as_secs_f64(), result }
             });
             shift.begun.insert(task.id(), index);
+            shift.handles.insert(index, task);
         }
     }
 
@@ -191,16 +260,24 @@ impl Miner {
     }
 
     fn record(&mut self, ended: Result<Ended, JoinError>, site: &Site, shift: &mut Shift) {
+        // What the group told before it ended comes first.
+        while let Ok(news) = shift.news.try_recv() {
+            self.hear(news);
+        }
+        let now = clock::unix_seconds();
         let Ended { index, seconds, result } = match ended {
             Ok(ended) => ended,
             Err(error) => {
                 let index = shift.begun.get(&error.id()).copied().unwrap_or(-1);
-                return self.drop_group(site, index, &Dropped::Internal(error.to_string()));
+                self.schedule.dropped(index, now, false);
+                let why = if error.is_cancelled() { Dropped::TooLate } else { Dropped::Internal(error.to_string()) };
+                return self.drop_group(site, index, &why);
             }
         };
+        shift.handles.remove(&index);
         match result {
             Ok(Done { worker, durable, sample }) => {
-                self.budget.observe_kept_group(seconds);
+                self.schedule.kept(index, now);
                 let window = site.clockwork.window;
                 self.journal.record(&GroupKept { window, group: index, worker, durable, seconds });
                 if let Some(sample) = sample.filter(|_| shift.plan.wants(worker) && shift.checks.len() < CHECKS_AT_ONCE) {
@@ -208,9 +285,7 @@ impl Miner {
                 }
             }
             Err(dropped) => {
-                if matches!(dropped, Dropped::ShortCompletion) {
-                    self.budget.observe_dropped_group(seconds);
-                }
+                self.schedule.dropped(index, now, matches!(dropped, Dropped::ShortCompletion));
                 if !dropped.detail().is_empty() || matches!(dropped, Dropped::Revision | Dropped::Distrusted) {
                     shift.blocked_until = clock::unix_seconds() + PAUSE_AFTER_FAILURE.as_secs_f64();
                 }
@@ -309,7 +384,7 @@ impl Miner {
             }
         }
         self.board.window(|status| status.in_flight = 0);
-        let patience = LAST_CHECKS.0.min(LAST_CHECKS.1 * self.budget.block_seconds());
+        let patience = LAST_CHECKS.0.min(LAST_CHECKS.1 * self.schedule.block_seconds());
         let limit = clock::monotonic() + Duration::from_secs_f64(patience);
         while let Ok(Some(checked)) = tokio::time::timeout_at(limit.into(), shift.checks.join_next()).await {
             self.settle(checked, site, &mut shift).await;
@@ -320,6 +395,11 @@ impl Miner {
         }
         shift.findings
     }
+}
+
+fn say(choice: Choice) {
+    let Choice { groups, reason } = choice;
+    tracing::info!(groups, requests = groups * ROLLOUTS_PER_PROBLEM, %reason, "Groups in flight are set.");
 }
 
 /// Validators look at files of limited size only.
