@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use crate::exit::Failure;
 use crate::settings::{self, Loaded, Settings, Sources};
 use crate::view::View;
-use crate::{explain, incident, mine, publish, simulate, validate};
+use crate::{explain, incident, layout, mine, publish, simulate, validate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -49,6 +49,8 @@ enum Command {
     Run(RunArguments),
     /// Judge the settings and the layout without starting anything.
     Check,
+    /// Print layout, command lines, environment and addresses without starting anything; refuse what cannot work.
+    Plan(layout::Arguments),
     /// What the settings are.
     Config {
         #[command(subcommand)]
@@ -135,6 +137,11 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Validate(arguments) => {
             log_to_stderr("warn");
             Ok(validate::command(loaded.map(|loaded| loaded.settings), &arguments).await)
+        }
+        Command::Plan(arguments) => {
+            let settings = &loaded?.settings;
+            print(&layout::report(settings, &mine::plan(settings)?, &arguments)?);
+            Ok(ExitCode::SUCCESS)
         }
         Command::Simulate(arguments) => {
             print(&simulate::command(&arguments)?);

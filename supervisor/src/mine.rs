@@ -288,7 +288,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         watch: gpus,
     };
     let generator = Generator::start(launcher, spawner.clone(), board.clone());
-    let completions = Completions::new(settings.generation.max_concurrent, generator.traffic())
+    let completions = Completions::new(settings.generation.engine(), settings.generation.max_concurrent, generator.traffic())
         .map_err(|error| Failure::internal("make the HTTP client", error))?;
     let rules = Rules {
         gate: settings.admission,
@@ -348,9 +348,6 @@ pub fn plan(settings: &Settings) -> Result<Plan, Failure> {
         let reason = format!("is not part of this version; {remedy}");
         errors.push(ConfigError { key: key.into(), value: Some(value.into()), origin: None, reason });
     };
-    if settings.generation.backend != "embedded" {
-        absent("generation.backend", &settings.generation.backend, "use \"embedded\"");
-    }
     if let settings::Chain::Network { name, .. } = &settings.chain {
         absent("chain.network", name, "use \"local\"");
     }

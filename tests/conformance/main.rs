@@ -4,6 +4,7 @@
 //! check claims is reported as such, so that nothing is passed over in silence.
 
 mod environments;
+mod generation;
 mod model;
 mod protocol;
 mod report;
@@ -14,6 +15,7 @@ use report::Report;
 fn main() -> std::process::ExitCode {
     let mut report = Report::open();
     environments::run(&mut report);
+    generation::run(&mut report);
     model::run(&mut report);
     store::run(&mut report);
     protocol::run(&mut report);

@@ -160,18 +160,11 @@ impl Kept for Slot {
 
     fn opening(&self) -> Opening<'_> {
         let generation = &self.settings.generation;
-        let arguments = [
-            ("--backend", generation.backend.clone()),
-            ("--threads", generation.threads.to_string()),
-            ("--dtype", generation.dtype.clone()),
-            ("--max-running-requests", generation.max_concurrent.to_string()),
-            ("--ready-timeout", generation.server_timeout.to_string()),
-        ];
         Opening {
             spawner: &self.spawner,
             program: self.settings.programs.path(ChildPrograms::GenLauncher),
             socket: self.settings.socket.clone(),
-            arguments: arguments.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]).collect(),
+            arguments: generation.launcher_arguments(),
             environment: vec![
                 ("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()),
                 ("CUDA_VISIBLE_DEVICES".into(), self.settings.gpus.join(",").into()),
