@@ -19,7 +19,7 @@ const LADDER: [usize; 23] = [1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 8
 /// Where "auto" begins.
 const FIRST: usize = 4;
 /// A higher level must bring so much more tokens per second to be worth another step.
-const WORTHWHILE: f64 = 1.03;
+const WORTHWHILE: f64 = 1.01;
 /// Share of the key-value cache beyond which the server begins to put requests back.
 const FULL_CACHE: f64 = 0.92;
 /// Share of its requests that a server may keep waiting for a moment.
