@@ -38,6 +38,7 @@ bench: build
 	cargo build --release --package grail-proof-worker
 	target/release/grail-proof-worker bench
 	cargo bench --package grail-supervisor --bench window
+	cargo bench --package grail-supervisor --bench client
 	cargo test --package grail-tests --bench footprint
 
 clean:

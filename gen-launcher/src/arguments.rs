@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use grail_engines::Engine;
 use grail_model::Precision;
 
 /// Exit code for arguments that cannot be used (`EX_USAGE`).
@@ -37,9 +39,11 @@ struct LauncherFlags {
     backend: Option<Backend>,
     #[command(flatten)]
     engine: EngineArguments,
+    #[command(flatten)]
+    installed: InstalledArguments,
     /// Seconds a server may take until it answers.
-    #[arg(long, default_value_t = 300)]
-    ready_timeout: u64,
+    #[arg(long, default_value_t = 300.0)]
+    ready_timeout: f64,
     /// Folder where the server is written down while it runs, so that a later supervisor finds it.
     #[arg(long, env = "GRAIL_CHILD_RECORDS")]
     records: Option<PathBuf>,
@@ -50,9 +54,9 @@ struct LauncherFlags {
 pub enum Backend {
     /// The engine in this program.
     Embedded,
-    /// SGLang; not started by this version.
+    /// SGLang, of the Python given by `--python`.
     Sglang,
-    /// vLLM; not started by this version.
+    /// vLLM, of the Python given by `--python`.
     Vllm,
 }
 
@@ -71,6 +75,51 @@ pub struct EngineArguments {
     /// Seed of the random numbers of requests without a `sampling_seed`; random without it.
     #[arg(long)]
     pub random_seed: Option<u64>,
+}
+
+/// What the launcher passes to SGLang or vLLM.
+#[derive(Debug, Clone, Args)]
+pub struct InstalledArguments {
+    /// The Python that has the server installed.
+    #[arg(long, default_value = "python3")]
+    pub python: PathBuf,
+    /// GPUs of the server.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub tensor_parallel: u32,
+    /// Share of GPU memory for weights and cache.
+    #[arg(long, default_value_t = 0.9)]
+    pub memory_share: f64,
+    /// Longest prompt plus completion.
+    #[arg(long, default_value_t = 12288)]
+    pub context_length: u32,
+    /// Start without CUDA graphs.
+    #[arg(long)]
+    pub disable_cuda_graph: bool,
+    /// Folder of the link through which vLLM finds its weights; default beside the checkpoint.
+    #[arg(long)]
+    pub link_folder: Option<PathBuf>,
+    /// Tokenizer, for vLLM.
+    #[arg(long)]
+    pub tokenizer: Option<String>,
+    /// A further word of the server's command line; may be given many times.
+    #[arg(long = "extra", allow_hyphen_values = true)]
+    pub extra: Vec<String>,
+}
+
+impl Backend {
+    /// What its server is called in messages and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Sglang => "sglang",
+            Self::Vllm => "vllm",
+        }
+    }
+
+    /// How its server is spoken to; the embedded one speaks as SGLang does.
+    pub fn dialect(self) -> Engine {
+        if self == Self::Vllm { Engine::Vllm } else { Engine::Sglang }
+    }
 }
 
 impl EngineArguments {
@@ -105,10 +154,14 @@ pub struct EmbeddedArguments {
 pub struct LauncherArguments {
     /// The supervisor's socket.
     pub socket: PathBuf,
-    /// What the server is started with.
+    /// Which server.
+    pub backend: Backend,
+    /// What the embedded engine is started with; `max_running_requests` holds for all.
     pub engine: EngineArguments,
-    /// Seconds until a server must answer.
-    pub ready_timeout: u64,
+    /// What SGLang or vLLM is started with.
+    pub installed: InstalledArguments,
+    /// Time until a server must answer.
+    pub ready_timeout: Duration,
     /// Where the server is written down.
     pub records: Option<PathBuf>,
 }
@@ -126,24 +179,22 @@ impl Arguments {
     /// Settles what is to be done.
     ///
     /// # Errors
-    /// When a flag is missing, or the backend is one that this version does not start.
+    /// When a flag is missing or a value out of range.
     pub fn face(self) -> Result<Face, clap::Error> {
         if let Some(Server::Embedded(arguments)) = self.server {
             return Ok(Face::Embedded(arguments));
         }
         let missing = |flag: &str| wrong(ErrorKind::MissingRequiredArgument, format!("{flag} is required without a subcommand"));
-        let LauncherFlags { socket, backend, engine, ready_timeout, records } = self.launcher;
+        let LauncherFlags { socket, backend, engine, installed, ready_timeout, records } = self.launcher;
         let socket = socket.ok_or_else(|| missing("--socket"))?;
-        match backend.ok_or_else(|| missing("--backend"))? {
-            Backend::Embedded => Ok(Face::Launcher(LauncherArguments { socket, engine, ready_timeout, records })),
-            Backend::Sglang => Err(not_yet("sglang")),
-            Backend::Vllm => Err(not_yet("vllm")),
+        let backend = backend.ok_or_else(|| missing("--backend"))?;
+        let limit = |what: &str| wrong(ErrorKind::ValueValidation, format!("{what} is out of range"));
+        let ready_timeout = Duration::try_from_secs_f64(ready_timeout).map_err(|_| limit("--ready-timeout"))?;
+        if !(installed.memory_share > 0.0 && installed.memory_share <= 1.0) {
+            return Err(limit("--memory-share"));
         }
+        Ok(Face::Launcher(LauncherArguments { socket, backend, engine, installed, ready_timeout, records }))
     }
-}
-
-fn not_yet(backend: &str) -> clap::Error {
-    wrong(ErrorKind::InvalidValue, format!("--backend {backend} is not started by this version; use --backend embedded"))
 }
 
 fn wrong(kind: ErrorKind, message: String) -> clap::Error {
@@ -187,14 +238,18 @@ mod tests {
     #[test]
     fn both_faces_parse() {
         assert!(matches!(face("embedded --model-path m --port 1 --threads 2"), Ok(Face::Embedded(_))));
-        assert!(matches!(face("--socket s --backend embedded --dtype bf16"), Ok(Face::Launcher(_))));
+        for backend in ["embedded", "sglang", "vllm"] {
+            assert!(matches!(face(&format!("--socket s --backend {backend} --dtype bf16")), Ok(Face::Launcher(_))));
+        }
+        assert!(matches!(face("--socket s --backend sglang --extra --device --extra cpu"), Ok(Face::Launcher(_))));
     }
 
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         for (line, word) in [
-            ("--socket s --backend sglang", "sglang is not started"),
-            ("--socket s --backend vllm", "vllm is not started"),
+            ("--socket s --backend vllm --memory-share 1.5", "--memory-share"),
+            ("--socket s --backend vllm --ready-timeout inf", "--ready-timeout"),
+            ("--socket s --backend tgi", "tgi"),
             ("--socket s", "--backend is required"),
             ("--backend embedded", "--socket is required"),
             ("--socket s --backend embedded --dtype f8", "f8"),

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::exit::Failure;
 use crate::settings::{self, Loaded, Settings, Sources};
 use crate::view::View;
-use crate::{doctor, explain, incident, log, mine, publish, simulate, validate};
+use crate::{doctor, explain, incident, layout, log, mine, publish, simulate, validate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -51,6 +51,8 @@ enum Command {
     Check,
     /// Look at wallet, chain, clock, registration, published bucket, trainer and drand; writes nothing. Exit code 1 when something is bad.
     Doctor,
+    /// Print layout, command lines, environment and addresses without starting anything; refuse what cannot work.
+    Plan(layout::Arguments),
     /// What the settings are.
     Config {
         #[command(subcommand)]
@@ -166,6 +168,11 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Validate(arguments) => {
             log::to_stderr("warn");
             Ok(validate::command(loaded.map(|loaded| loaded.settings), &arguments).await)
+        }
+        Command::Plan(arguments) => {
+            let settings = &loaded?.settings;
+            print(&layout::report(settings, &mine::plan(settings)?, &arguments)?);
+            Ok(ExitCode::SUCCESS)
         }
         Command::Simulate(arguments) => {
             print(&simulate::command(&arguments)?);

@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
+use grail_engines::{Engine, Reply};
 use grail_link::message::Revision;
 use grail_protocol::generation_params::GenerationParams;
-use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use reqwest::header::CONTENT_TYPE;
+use tokio::sync::{Semaphore, watch};
 
-use crate::children::{Generator, Serving, Traffic};
+use crate::children::{Serving, Traffic};
 
 /// Longest wait for one completion (grail-miner 5).
 const REQUEST_LIMIT: Duration = Duration::from_secs(300);
@@ -52,62 +53,21 @@ pub enum CompletionError {
 /// Client with a bound on requests in flight.
 #[derive(Debug)]
 pub struct Completions {
+    engine: Engine,
     http: reqwest::Client,
     in_flight: Semaphore,
     traffic: Traffic,
 }
 
-#[derive(Serialize)]
-struct Request<'a> {
-    input_ids: &'a [u32],
-    sampling_params: SamplingParams,
-    return_token_ids: bool,
-}
-
-#[derive(Serialize)]
-struct SamplingParams {
-    max_new_tokens: u64,
-    temperature: f64,
-    top_p: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_k: Option<u32>,
-    repetition_penalty: f64,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    output_ids: Vec<u32>,
-    meta_info: Meta,
-}
-
-#[derive(Deserialize)]
-struct Meta {
-    finish_reason: Option<FinishReason>,
-    weight_version: String,
-    #[serde(default)]
-    weight_versions: Vec<WeightSpan>,
-}
-
-#[derive(Deserialize)]
-struct FinishReason {
-    r#type: String,
-    message: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct WeightSpan {
-    version: String,
-}
-
 impl Completions {
-    /// A client with at most `max_concurrent` requests in flight, each counted in `traffic`.
+    /// A client of `engine` with at most `max_concurrent` requests in flight, each counted in `traffic`.
     ///
     /// # Errors
     /// When the HTTP client cannot be built.
-    pub fn new(max_concurrent: u32, traffic: Traffic) -> Result<Self, reqwest::Error> {
+    pub fn new(engine: Engine, max_concurrent: u32, traffic: Traffic) -> Result<Self, reqwest::Error> {
         let http =
             reqwest::Client::builder().connect_timeout(Duration::from_secs(3)).timeout(REQUEST_LIMIT).no_proxy().build()?;
-        Ok(Self { http, in_flight: Semaphore::new(max_concurrent as usize), traffic })
+        Ok(Self { engine, http, in_flight: Semaphore::new(max_concurrent as usize), traffic })
     }
 
     /// The HTTP client, for other questions to the server.
@@ -115,7 +75,7 @@ impl Completions {
         &self.http
     }
 
-    /// One completion of `prompt`, sampled with exactly `wanted`. Every attempt asks whoever serves then: a server that dies costs
+    /// One completion of `prompt`, sampled with exactly `wanted`. Every attempt asks whoever is `serving` then: a server that dies costs
     /// an attempt, and the wait for its successor costs none. Dropping the future closes the connection, which makes the server
     /// abandon the request.
     ///
@@ -123,7 +83,7 @@ impl Completions {
     /// When every attempt failed, or the weights are others.
     pub async fn complete(
         &self,
-        generator: &Generator,
+        serving: &watch::Receiver<Option<Serving>>,
         prompt: &[u32],
         params: &GenerationParams,
         wanted: &Revision,
@@ -135,7 +95,7 @@ impl Completions {
             if attempt > 0 {
                 tokio::time::sleep(Duration::from_secs(1 << (attempt - 1))).await;
             }
-            let Some(serving) = generator.serving_revision(wanted).await else { break };
+            let Some(serving) = Serving::awaited(serving.clone(), wanted).await else { break };
             let in_flight = self.traffic.request(params.max_new_tokens);
             match self.attempt(&serving, prompt, params).await {
                 Ok(answer) => {
@@ -148,19 +108,10 @@ impl Completions {
         Err(CompletionError::Failed { url, reason })
     }
 
-    async fn attempt(&self, serving: &Serving, prompt: &[u32], params: &GenerationParams) -> Result<Answer, String> {
-        let request = Request {
-            input_ids: prompt,
-            sampling_params: SamplingParams {
-                max_new_tokens: params.max_new_tokens,
-                temperature: params.temperature,
-                top_p: params.top_p,
-                top_k: params.top_k,
-                repetition_penalty: params.repetition_penalty,
-            },
-            return_token_ids: true,
-        };
-        let sent = self.http.post(format!("{}/generate", serving.url)).json(&request).send().await;
+    async fn attempt(&self, serving: &Serving, prompt: &[u32], params: &GenerationParams) -> Result<Reply, String> {
+        let body = self.engine.request(prompt, params);
+        let request = self.http.post(format!("{}{}", serving.url, self.engine.path()));
+        let sent = request.header(CONTENT_TYPE, "application/json").body(body).send().await;
         let mut response = sent.map_err(|error| describe(&error))?;
         let status = response.status();
         let mut body = Vec::new();
@@ -174,33 +125,17 @@ impl Completions {
             let text: String = String::from_utf8_lossy(&body).chars().take(300).collect();
             return Err(format!("status {status}: {text}"));
         }
-        let answer: Answer = serde_json::from_slice(&body).map_err(|error| format!("its answer is not a completion: {error}"))?;
-        // A 200 may carry an aborted request; its ids are a fragment.
-        match &answer.meta_info.finish_reason {
-            Some(end) if matches!(end.r#type.as_str(), "stop" | "length") => check_length(answer, params),
-            Some(end) => {
-                Err(format!("the request ended with {:?}: {}", end.r#type, end.message.as_deref().unwrap_or("no message")))
-            }
-            None => Err("the answer has no finish_reason".into()),
-        }
+        self.engine.reply(&body, params.max_new_tokens).map_err(|error| error.to_string())
     }
 }
 
-fn check_length(answer: Answer, params: &GenerationParams) -> Result<Answer, String> {
-    let length = answer.output_ids.len() as u64;
-    if length <= params.max_new_tokens {
-        Ok(answer)
-    } else {
-        Err(format!("it gave {length} tokens where {} were asked for", params.max_new_tokens))
-    }
-}
-
-fn judge(answer: Answer, wanted: &Revision) -> Result<Completion, CompletionError> {
+/// A reply is believed where every weight version that the server names is the wanted one. Where it names none (vLLM), the
+/// launcher's word stands: it aborts what runs before it changes weights, and an aborted request is no completion.
+fn judge(reply: Reply, wanted: &Revision) -> Result<Completion, CompletionError> {
     let wanted = wanted.to_string();
-    let spans = answer.meta_info.weight_versions.iter().map(|span| &span.version);
-    match spans.chain([&answer.meta_info.weight_version]).find(|version| **version != wanted) {
-        Some(found) => Err(CompletionError::OtherRevision { found: found.clone(), wanted }),
-        None => Ok(Completion { ids: answer.output_ids, weight_version: wanted }),
+    match reply.weight_versions.into_iter().find(|version| *version != wanted) {
+        Some(found) => Err(CompletionError::OtherRevision { found, wanted }),
+        None => Ok(Completion { ids: reply.ids, weight_version: wanted }),
     }
 }
 

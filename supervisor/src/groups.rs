@@ -206,8 +206,9 @@ async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt, tell: &im
         // SGLang dies of such an id (generation-servers 0).
         return Err(Dropped::Prompt(format!("the tokenizer gives id {id}, the model has {}", terms.vocab_size)));
     }
+    let servings = workshop.generator.servings();
     let requests = (0..ROLLOUTS_PER_PROBLEM).map(|place| {
-        let answer = workshop.completions.complete(&workshop.generator, &prompt.ids, &terms.params, &terms.revision);
+        let answer = workshop.completions.complete(&servings, &prompt.ids, &terms.params, &terms.revision);
         async move { (place, answer.await) }
     });
     let mut requests: FuturesUnordered<_> = requests.collect();

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`cli`] | arguments, commands, exit codes |
 //! | [`settings`] | one typed configuration from file, environment and `.env` |
-//! | [`plan`] | which process gets which GPU |
+//! | [`plan`], [`layout`] | which process gets which GPU, command line and address |
 //! | [`chain`] | blocks, hashes, registration, published buckets |
 //! | [`buckets`], [`upload`] | object storage |
 //! | [`checkpoints`] | which weights and terms a window is mined with |
@@ -38,6 +38,7 @@ pub mod gpu;
 pub mod groups;
 pub mod incident;
 pub mod journal;
+pub mod layout;
 mod log;
 pub mod mine;
 pub mod plan;

@@ -27,7 +27,7 @@ use crate::groups::Workshop;
 use crate::journal::{Journal, SupervisorStarted, SupervisorStopped};
 use crate::plan::{Plan, VisibleGpus};
 use crate::schedule::{Rules, Schedule};
-use crate::settings::{self, ConfigError, ConfigErrors, Settings};
+use crate::settings::{self, ConfigErrors, Settings};
 use crate::shutdown::{Host, Shutdown, grace_warning};
 use crate::state::{Before, StateFolder};
 use crate::status::{self, Board};
@@ -294,7 +294,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         watch: gpus,
     };
     let generator = Generator::start(launcher, spawner.clone(), board.clone());
-    let completions = Completions::new(settings.generation.max_concurrent, generator.traffic())
+    let completions = Completions::new(settings.generation.engine(), settings.generation.max_concurrent, generator.traffic())
         .map_err(|error| Failure::internal("make the HTTP client", error))?;
     let rules = Rules {
         gate: settings.admission,
@@ -357,24 +357,12 @@ fn watch_gpus(plan: &Plan, board: &Board) -> Result<Gpus, Failure> {
 /// The layout of the host, with every mistake at once.
 ///
 /// # Errors
-/// GPUs that are out of range or used twice, or a part of the software that this version does not have.
+/// GPUs that are out of range or used twice.
 pub fn plan(settings: &Settings) -> Result<Plan, Failure> {
     // The environment is read here only to learn which GPUs this process was given.
     let variable = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     let visible = VisibleGpus::new(variable.as_deref(), VisibleGpus::installed());
-    let mut errors = Vec::new();
-    let plan = Plan::new(&settings.generation, &settings.proof, &visible).map_err(|found| errors.extend(found)).ok();
-    let mut absent = |key: &str, value: &str, remedy: &str| {
-        let reason = format!("is not part of this version; {remedy}");
-        errors.push(ConfigError { key: key.into(), value: Some(value.into()), origin: None, reason });
-    };
-    if settings.generation.backend != "embedded" {
-        absent("generation.backend", &settings.generation.backend, "use \"embedded\"");
-    }
-    match plan {
-        Some(plan) if errors.is_empty() => Ok(plan),
-        _ => Err(ConfigErrors(errors).into()),
-    }
+    Plan::new(&settings.generation, &settings.proof, &visible).map_err(|errors| ConfigErrors(errors).into())
 }
 
 async fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, Failure> {

@@ -103,21 +103,33 @@ impl Claims<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn plan(gpu: u32, tensor_parallel: u32, proof: &[u32], visible: &str) -> Result<Plan, String> {
-        let generation = Generation {
+    /// Settings of SGLang on one GPU.
+    pub fn sglang() -> Generation {
+        Generation {
             backend: "sglang".into(),
-            gpu,
-            tensor_parallel,
+            gpu: 0,
+            tensor_parallel: 1,
+            python: "python3".into(),
+            memory_share: 0.9,
+            max_running: 64,
+            disable_cuda_graph: false,
+            link_folder: None,
+            tokenizer: None,
+            extra: Vec::new(),
             max_model_length: 1,
             max_concurrent: 1,
             groups_in_flight: crate::schedule::GroupsInFlight::Auto,
             server_timeout: 1.0,
             threads: 1,
             dtype: "auto".into(),
-        };
+        }
+    }
+
+    fn plan(gpu: u32, tensor_parallel: u32, proof: &[u32], visible: &str) -> Result<Plan, String> {
+        let generation = Generation { gpu, tensor_parallel, ..sglang() };
         let proof =
             Proof { slots: ProofSlots::Gpus(proof.to_vec()), threads: 1, dtype: "auto".into(), numerics: Default::default() };
         Plan::new(&generation, &proof, &VisibleGpus::new(Some(visible), 0))

@@ -6,6 +6,7 @@
 mod chain;
 mod checkpoints;
 mod environments;
+mod generation;
 mod model;
 mod protocol;
 mod report;
@@ -16,6 +17,7 @@ use report::Report;
 fn main() -> std::process::ExitCode {
     let mut report = Report::open();
     environments::run(&mut report);
+    generation::run(&mut report);
     model::run(&mut report);
     store::run(&mut report);
     checkpoints::run(&mut report);

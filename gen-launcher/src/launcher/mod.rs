@@ -9,6 +9,8 @@
 //!  The supervisor closes the socket: TERM to the server's group, grace, KILL; exit 0.
 //! ```
 
+mod calls;
+mod installed;
 mod output;
 mod server;
 
@@ -22,10 +24,10 @@ use grail_process::records::Records;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments::LauncherArguments;
-use server::{Server, UpdateError};
+use calls::UpdateError;
+use grail_engines::Installed;
+use server::Server;
 
-/// How the launcher names what it starts.
-const BACKEND: &str = "embedded";
 /// Time a server gets to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
 /// Reloads that may wait; the supervisor sends one at a time.
@@ -44,14 +46,14 @@ async fn serve(arguments: LauncherArguments) -> anyhow::Result<()> {
     // An interrupt at the terminal reaches the whole foreground group; only the supervisor decides when servers end.
     let _interrupts_are_ignored = signal(SignalKind::interrupt()).context("watching for interrupts")?;
     let Connection { inbox, mut outbox } = Connection::<ToLauncher, FromLauncher>::connect(&arguments.socket).await?;
-    outbox.send(&FromLauncher::Hello { pid: std::process::id(), backend: BACKEND.to_owned() }).await?;
+    outbox.send(&FromLauncher::Hello { pid: std::process::id(), backend: arguments.backend.name().to_owned() }).await?;
     let (to_loop, mut commands) = tokio::sync::mpsc::channel(COMMANDS_UNDER_WAY);
     let mut reading = tokio::spawn(receive(inbox, to_loop));
     let spawner = match &arguments.records {
         Some(folder) => Records::open(folder).and_then(Spawner::recording),
         None => Spawner::start(),
     };
-    let mut launcher = Launcher { spawner: spawner.context("starting the spawner")?, arguments, server: None };
+    let mut launcher = Launcher { spawner: spawner.context("starting the spawner")?, arguments, installed: None, server: None };
     let ended = tokio::select! {
         // The socket's end cancels whatever is under way.
         ended = &mut reading => ended.context("reading the socket")?,
@@ -76,6 +78,8 @@ async fn receive(mut inbox: Inbox<ToLauncher>, commands: tokio::sync::mpsc::Send
 struct Launcher {
     spawner: Spawner,
     arguments: LauncherArguments,
+    /// What was learnt about SGLang or vLLM.
+    installed: Option<Installed>,
     server: Option<Server>,
 }
 
@@ -105,7 +109,9 @@ impl Launcher {
     async fn reload(&mut self, command: ReloadCommand) -> anyhow::Result<FromLauncher> {
         let ReloadCommand { revision, directory, .. } = command;
         let outcome = match &mut self.server {
-            None => match Server::start(&self.spawner, &self.arguments, &directory, &revision.to_string()).await {
+            None => match Server::start(&self.spawner, &self.arguments, &mut self.installed, &directory, &revision.to_string())
+                .await
+            {
                 Ok(server) => {
                     self.server = Some(server);
                     Ok(())

@@ -1,4 +1,4 @@
-//! One running generation server: its process, its address, and the calls that change its weights.
+//! One running generation server: its process, and what it holds.
 
 use std::ffi::OsString;
 use std::net::TcpListener;
@@ -6,20 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use grail_engines::{CommandError, Engine, Installed, ServerOptions, VLLM_NAME};
 use grail_process::{Child, Launch, SpawnError, Spawner, clock, environment};
-use serde_json::{Value, json};
 
+use super::calls::{Calls, UpdateError};
+use super::installed::{ProbeError, probe, variables, words};
 use super::output::{LastLines, drain};
-use crate::arguments::LauncherArguments;
+use crate::arguments::{Backend, LauncherArguments};
 
 /// Pause between two looks whether the server answers.
 const READY_LOOK: Duration = Duration::from_millis(200);
-/// A health probe of SGLang fails after 20 s; a client must wait longer.
-const CALL_LIMIT: Duration = Duration::from_secs(25);
-/// An update waits for running requests, which may take minutes.
-const UPDATE_LIMIT: Duration = Duration::from_secs(600);
-/// Time a flush may wait for the server to be idle, in seconds.
-const FLUSH_SECONDS: u32 = 60;
 /// Time a server gets to end when it did not become ready.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -32,6 +28,12 @@ pub enum StartError {
     /// The program cannot be executed.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
+    /// The server is not installed, or too old.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// What is installed cannot do what is asked for.
+    #[error(transparent)]
+    Command(#[from] CommandError),
     /// The HTTP client cannot be built.
     #[error("cannot build the HTTP client: {0}")]
     Client(#[source] reqwest::Error),
@@ -56,39 +58,59 @@ pub enum StartError {
     Wrong(String),
 }
 
-/// Why an update failed, and what the server is worth now.
-#[derive(Debug)]
-pub enum UpdateError {
-    /// The old weights go on serving, as the server itself confirms.
-    Refused(String),
-    /// Nobody knows which weights, or which cache, the server answers with: it must be replaced.
-    Unknown(String),
-}
-
 /// A server that answers.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
-    client: reqwest::Client,
-    url: String,
+    calls: Calls,
+    backend: Backend,
     context_length: u32,
     weight_version: String,
+    /// The link that vLLM was started with.
+    link: Option<PathBuf>,
 }
 
 impl Server {
-    /// Starts the embedded engine on a free loopback port and waits until it can produce.
+    /// Starts a server on a free loopback port and waits until it can produce. `installed` is what was learnt about SGLang or
+    /// vLLM; it is learnt here the first time.
     ///
     /// # Errors
     /// When it cannot be started, ends, does not answer in time, or holds other weights than asked for.
     pub async fn start(
         spawner: &Spawner,
         arguments: &LauncherArguments,
+        installed: &mut Option<Installed>,
         directory: &Path,
         weight_version: &str,
     ) -> Result<Self, StartError> {
         let port = free_port()?;
-        let launch = launch(std::env::current_exe()?, arguments, directory, weight_version, port);
-        let client = reqwest::Client::builder().no_proxy().timeout(CALL_LIMIT).build().map_err(StartError::Client)?;
+        let engine = arguments.backend.dialect();
+        let link = (engine == Engine::Vllm).then(|| link_path(arguments, directory));
+        if let Some(link) = &link {
+            point(link, directory)?;
+        }
+        let launch = match arguments.backend {
+            Backend::Embedded => embedded(std::env::current_exe()?, arguments, directory, weight_version, port),
+            Backend::Sglang | Backend::Vllm => {
+                let python = &arguments.installed.python;
+                let known = match installed.take() {
+                    Some(known) => known,
+                    None => probe(spawner, python, engine).await?,
+                };
+                let options = options(arguments, link.as_deref().unwrap_or(directory), weight_version, port);
+                let command = known.command(&options)?;
+                tracing::info!(version = %known.version(), command = command.join(" "), "A generation server is started.");
+                *installed = Some(known);
+                let command: Vec<&str> = command.iter().map(String::as_str).collect();
+                Launch {
+                    name: "generation server".to_owned(),
+                    program: python.clone(),
+                    arguments: words(engine, &command),
+                    environment: variables(python, engine),
+                }
+            }
+        };
+        let calls = Calls::to(engine, format!("http://127.0.0.1:{port}")).map_err(StartError::Client)?;
         let mut child = spawner.spawn(launch).await?;
         if let Some(error) = child.take_unrecorded() {
             tracing::warn!(%error, "The server could not be written down; a later supervisor would not find it.");
@@ -98,49 +120,50 @@ impl Server {
             tokio::spawn(drain(output.stdout, lines.clone()));
             tokio::spawn(drain(output.stderr, lines.clone()));
         }
-        let url = format!("http://127.0.0.1:{port}");
-        let mut server = Self { child, client, url, context_length: 0, weight_version: weight_version.to_owned() };
+        let (backend, weight_version) = (arguments.backend, weight_version.to_owned());
+        let mut server = Self { child, calls, backend, context_length: 0, weight_version, link };
         server.wait_until_ready(arguments.ready_timeout, &lines).await?;
         server.confirm().await?;
         Ok(server)
     }
 
-    async fn wait_until_ready(&mut self, seconds: u64, lines: &LastLines) -> Result<(), StartError> {
-        let deadline = clock::monotonic() + Duration::from_secs(seconds);
+    async fn wait_until_ready(&mut self, limit: Duration, lines: &LastLines) -> Result<(), StartError> {
+        let deadline = clock::monotonic() + limit;
         loop {
-            let healthy = self.client.get(format!("{}/health", self.url)).send();
+            let healthy = self.calls.healthy();
             tokio::select! {
                 status = self.child.exited() => {
                     // The pipes end with the process; the readers need a moment to come to their ends.
                     tokio::time::sleep(READY_LOOK).await;
                     return Err(StartError::Ended { status, lines: lines.text() });
                 }
-                answer = healthy => if answer.is_ok_and(|answer| answer.status().is_success()) {
+                answer = healthy => if answer {
                     return Ok(());
                 }
             }
             if clock::monotonic() >= deadline {
                 self.child.stop(GRACE).await;
-                return Err(StartError::NotReady { seconds, lines: lines.text() });
+                return Err(StartError::NotReady { seconds: limit.as_secs(), lines: lines.text() });
             }
             tokio::time::sleep(READY_LOOK).await;
         }
     }
 
     async fn confirm(&mut self) -> Result<(), StartError> {
-        let version = self.live_version().await.map_err(StartError::Wrong)?;
-        if version != self.weight_version {
+        let version = self.calls.weight_version().await.map_err(StartError::Wrong)?;
+        if let Some(version) = version.filter(|version| *version != self.weight_version) {
             return Err(StartError::Wrong(format!("its weight version is {version:?}, want {:?}", self.weight_version)));
         }
-        let info = self.get("/server_info").await.map_err(StartError::Wrong)?;
-        let length = info["context_length"].as_u64().and_then(|length| u32::try_from(length).ok());
-        self.context_length = length.ok_or_else(|| StartError::Wrong("/server_info tells no context_length".to_owned()))?;
+        self.context_length = self.calls.context_length().await.map_err(StartError::Wrong)?;
+        if self.backend == Backend::Vllm {
+            self.calls.warm().await;
+        }
         Ok(())
     }
 
     /// Where it answers.
     pub fn url(&self) -> &str {
-        &self.url
+        &self.calls.url
     }
 
     /// Longest prompt plus completion.
@@ -163,58 +186,25 @@ impl Server {
     /// # Errors
     /// [`UpdateError::Refused`] where the old weights serve on; [`UpdateError::Unknown`] where the server must be replaced.
     pub async fn update(&mut self, directory: &Path, weight_version: &str) -> Result<(), UpdateError> {
-        let body = json!({"model_path": directory, "weight_version": weight_version});
-        let answer = tokio::select! {
+        if self.backend != Backend::Embedded {
+            // The embedded engine judges by itself; the others die of what is damaged, or take it for good.
+            let judged = directory.to_owned();
+            let judging = tokio::task::spawn_blocking(move || grail_model::judge(&judged).map(drop));
+            let judged = judging.await.map_err(|error| UpdateError::Refused(error.to_string()))?;
+            judged.map_err(|error| UpdateError::Refused(error.to_string()))?;
+        }
+        if let Some(link) = &self.link {
+            point(link, directory)
+                .map_err(|error| UpdateError::Refused(format!("the link {link:?} cannot be moved: {error}")))?;
+        }
+        let weights = self.link.clone().unwrap_or_else(|| directory.to_owned());
+        tokio::select! {
             status = self.child.exited() => return Err(UpdateError::Unknown(format!("the server ended: {status}"))),
-            answer = self.client.post(format!("{}/update_weights_from_disk", self.url)).timeout(UPDATE_LIMIT).json(&body).send() => answer,
-        };
-        // The server's answer alone proves nothing: one that says it failed may have replaced the weights.
-        let said = match answer {
-            Ok(answer) => success_of(answer).await,
-            Err(error) => Err(format!("the update call failed: {error}")),
-        };
-        let live = self.live_version().await.map_err(UpdateError::Unknown)?;
-        if live == weight_version {
-            self.flush().await.map_err(UpdateError::Unknown)?;
-            self.weight_version = live;
-            return Ok(());
+            updated = self.calls.update(&weights, &self.weight_version, weight_version) => updated?,
         }
-        match said {
-            Err(reason) if live == self.weight_version => Err(UpdateError::Refused(reason)),
-            Err(reason) => Err(UpdateError::Unknown(format!("{reason}; its weight version is now {live:?}"))),
-            Ok(()) => Err(UpdateError::Unknown(format!("it reports success, but its weight version is {live:?}"))),
-        }
+        self.weight_version = weight_version.to_owned();
+        Ok(())
     }
-
-    async fn live_version(&self) -> Result<String, String> {
-        let info = self.get("/model_info").await?;
-        info["weight_version"].as_str().map(str::to_owned).ok_or_else(|| "/model_info tells no weight_version".to_owned())
-    }
-
-    async fn flush(&self) -> Result<(), String> {
-        let limit = CALL_LIMIT + Duration::from_secs(u64::from(FLUSH_SECONDS));
-        let call = self.client.post(format!("{}/flush_cache?timeout={FLUSH_SECONDS}", self.url)).timeout(limit).send();
-        match call.await {
-            Ok(answer) if answer.status().is_success() => Ok(()),
-            Ok(answer) => Err(format!("/flush_cache answered {}: older keys and values may be in use", answer.status())),
-            Err(error) => Err(format!("/flush_cache failed: {error}")),
-        }
-    }
-
-    async fn get(&self, path: &str) -> Result<Value, String> {
-        let answer = self.client.get(format!("{}{path}", self.url)).send().await;
-        let answer = answer.and_then(reqwest::Response::error_for_status).map_err(|error| format!("{path} failed: {error}"))?;
-        answer.json().await.map_err(|error| format!("{path} answered no JSON: {error}"))
-    }
-}
-
-async fn success_of(answer: reqwest::Response) -> Result<(), String> {
-    let status = answer.status();
-    let body: Value = answer.json().await.unwrap_or_default();
-    if status.is_success() && body["success"] == true {
-        return Ok(());
-    }
-    Err(body["message"].as_str().map_or_else(|| format!("the update answered {status}"), str::to_owned))
 }
 
 /// Another process may take the port before the server does; then the server ends at once and says so.
@@ -222,7 +212,40 @@ fn free_port() -> std::io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-fn launch(program: PathBuf, arguments: &LauncherArguments, directory: &Path, weight_version: &str, port: u16) -> Launch {
+/// `vllm_active`, in the folder of the setting or beside the checkpoint (grail-miner 5).
+fn link_path(arguments: &LauncherArguments, directory: &Path) -> PathBuf {
+    let beside = directory.parent().unwrap_or(Path::new("."));
+    arguments.installed.link_folder.as_deref().unwrap_or(beside).join(VLLM_NAME)
+}
+
+/// Points the link at `directory`, at once: a link with another name takes its place.
+fn point(link: &Path, directory: &Path) -> std::io::Result<()> {
+    let beside = link.with_extension(format!("{}.new", std::process::id()));
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::os::unix::fs::symlink(std::path::absolute(directory)?, &beside)?;
+    std::fs::rename(&beside, link)
+}
+
+fn options(arguments: &LauncherArguments, model: &Path, weight_version: &str, port: u16) -> ServerOptions {
+    let installed = &arguments.installed;
+    ServerOptions {
+        model: model.display().to_string(),
+        port,
+        tensor_parallel: installed.tensor_parallel,
+        memory_share: installed.memory_share,
+        context_length: installed.context_length,
+        max_running: arguments.engine.max_running_requests,
+        disable_cuda_graph: installed.disable_cuda_graph,
+        tokenizer: installed.tokenizer.clone(),
+        weight_version: weight_version.to_owned(),
+        extra: installed.extra.clone(),
+    }
+}
+
+fn embedded(program: PathBuf, arguments: &LauncherArguments, directory: &Path, weight_version: &str, port: u16) -> Launch {
     let engine = &arguments.engine;
     let mut words: Vec<OsString> = vec!["embedded".into(), "--model-path".into(), directory.into()];
     let mut flag = |name: &str, value: String| words.extend([OsString::from(name), OsString::from(value)]);

@@ -33,7 +33,7 @@ pub use checkpoint::{Checkpoint, WeightsError};
 pub use config::{Architecture, ConfigError, ModelConfig, Rotary, RotaryScaling, stop_token_ids};
 pub use delta::{Delta, DeltaError, TensorDelta};
 pub use memory::{empty_cache, free_memory, take_peak};
-pub use model::{ApplyError, Candidate, LoadError, LoadOptions, Model, Precision, ReloadError};
+pub use model::{ApplyError, Candidate, LoadError, LoadOptions, Model, Precision, ReloadError, judge};
 pub use numerics::{Attention, Numerics, NumericsError, PrecisionTuning, Switches};
 pub use prove::{Drift, ExamineTerms, Examined, MemoryPlan, Mode, Proof, ProveError, Prover, Sequence, TokenBudget};
 pub use startup::{Runtime, startup};

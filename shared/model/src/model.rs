@@ -292,7 +292,11 @@ impl fmt::Display for Model {
     }
 }
 
-fn judge(directory: &Path) -> Result<(ModelConfig, Checkpoint), LoadError> {
+/// Reads a checkpoint's configuration and judges every header, name, shape, type and value against it; nothing is loaded.
+///
+/// # Errors
+/// The first thing that does not fit, with file, tensor, want and got.
+pub fn judge(directory: &Path) -> Result<(ModelConfig, Checkpoint), LoadError> {
     let config = ModelConfig::read(directory)?;
     let checkpoint = Checkpoint::open(directory)?;
     weights::check(&checkpoint, &config)?;

@@ -37,6 +37,14 @@ pub struct Serving {
     pub context_length: u32,
 }
 
+impl Serving {
+    /// Waits until somebody serves `revision`; `None` when nobody ever will.
+    pub async fn awaited(mut servings: watch::Receiver<Option<Self>>, revision: &Revision) -> Option<Self> {
+        let found = servings.wait_for(|now| now.as_ref().is_some_and(|now| now.revision == *revision)).await;
+        found.ok().and_then(|found| found.clone())
+    }
+}
+
 /// How the launcher is started.
 #[derive(Debug, Clone)]
 pub struct LauncherSettings {
@@ -123,9 +131,12 @@ impl Generator {
 
     /// Waits until somebody serves `revision`. The caller sets the time limit.
     pub async fn serving_revision(&self, revision: &Revision) -> Option<Serving> {
-        let mut serving = self.serving.clone();
-        let found = serving.wait_for(|now| now.as_ref().is_some_and(|now| now.revision == *revision)).await;
-        found.ok().and_then(|found| found.clone())
+        Serving::awaited(self.serving.clone(), revision).await
+    }
+
+    /// Who serves, now and later.
+    pub fn servings(&self) -> watch::Receiver<Option<Serving>> {
+        self.serving.clone()
     }
 
     /// Waits until the server refuses `revision`, and says why. The caller sets the time limit.
@@ -160,18 +171,11 @@ impl Kept for Slot {
 
     fn opening(&self) -> Opening<'_> {
         let generation = &self.settings.generation;
-        let arguments = [
-            ("--backend", generation.backend.clone()),
-            ("--threads", generation.threads.to_string()),
-            ("--dtype", generation.dtype.clone()),
-            ("--max-running-requests", generation.max_concurrent.to_string()),
-            ("--ready-timeout", generation.server_timeout.to_string()),
-        ];
         Opening {
             spawner: &self.spawner,
             program: self.settings.programs.path(ChildPrograms::GenLauncher),
             socket: self.settings.socket.clone(),
-            arguments: arguments.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]).collect(),
+            arguments: generation.launcher_arguments(),
             environment: vec![
                 ("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()),
                 ("CUDA_VISIBLE_DEVICES".into(), self.settings.gpus.join(",").into()),

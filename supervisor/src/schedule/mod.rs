@@ -34,7 +34,7 @@ use spread::Spread;
 pub use places::{Choice, GroupsInFlight, Reason, ServerLoad};
 
 /// A group with a smaller chance of being in time is given up.
-const HOPELESS: f64 = 0.02;
+const HOPELESS: f64 = 0.1;
 /// Share of a block between two looks for them.
 const LOOK_SHARE: f64 = 0.1;
 /// Groups that begin with a smaller chance teach no lengths: of them only the short ones would be seen.

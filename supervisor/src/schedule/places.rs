@@ -19,13 +19,13 @@ const LADDER: [usize; 23] = [1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 8
 /// Where "auto" begins.
 const FIRST: usize = 4;
 /// A higher level must bring so much more tokens per second to be worth another step.
-const WORTHWHILE: f64 = 1.02;
+const WORTHWHILE: f64 = 1.01;
 /// Share of the key-value cache beyond which the server begins to put requests back.
 const FULL_CACHE: f64 = 0.92;
 /// Share of its requests that a server may keep waiting for a moment.
 const WAITING: f64 = 0.1;
 /// Time after which a limit of memory is tried again, in seconds.
-const MEMORY_HOLDS: f64 = 600.0;
+const MEMORY_HOLDS: f64 = 7200.0;
 
 /// How many groups may be in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,9 +5,12 @@ mod joining;
 mod source;
 mod table;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+use grail_engines::Engine;
 
 use crate::gate::AgreementLimits;
 use crate::schedule::{self, GroupsInFlight};
@@ -188,12 +191,59 @@ pub struct Generation {
     pub max_concurrent: u32,
     /// Groups in flight, each counted as sixteen requests.
     pub groups_in_flight: GroupsInFlight,
+    /// The Python that has the server installed.
+    pub python: PathBuf,
+    /// Share of GPU memory for weights and cache.
+    pub memory_share: f64,
+    /// Requests that SGLang or vLLM works on at once.
+    pub max_running: u32,
+    /// Start the server without CUDA graphs.
+    pub disable_cuda_graph: bool,
+    /// Folder of vLLM's link to its weights.
+    pub link_folder: Option<PathBuf>,
+    /// Tokenizer, for vLLM.
+    pub tokenizer: Option<String>,
+    /// Further words of the server's command line.
+    pub extra: Vec<String>,
     /// Seconds until the server must answer.
     pub server_timeout: f64,
     /// Threads of the embedded engine.
     pub threads: u32,
     /// `auto`, `f32`, `bf16` or `f16`.
     pub dtype: String,
+}
+
+impl Generation {
+    /// How the server is spoken to; the embedded engine speaks as SGLang does.
+    pub fn engine(&self) -> Engine {
+        if self.backend == "vllm" { Engine::Vllm } else { Engine::Sglang }
+    }
+
+    /// What the launcher is started with, beside its socket.
+    pub fn launcher_arguments(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        let mut pair = |flag: &str, value: OsString| words.extend([flag.into(), value]);
+        pair("--backend", self.backend.clone().into());
+        pair("--threads", self.threads.to_string().into());
+        pair("--dtype", self.dtype.clone().into());
+        pair("--ready-timeout", self.server_timeout.to_string().into());
+        if self.backend == "embedded" {
+            pair("--max-running-requests", self.max_concurrent.to_string().into());
+            return words;
+        }
+        pair("--max-running-requests", self.max_running.to_string().into());
+        pair("--python", self.python.clone().into());
+        pair("--tensor-parallel", self.tensor_parallel.to_string().into());
+        pair("--memory-share", self.memory_share.to_string().into());
+        pair("--context-length", self.max_model_length.to_string().into());
+        self.link_folder.iter().for_each(|folder| pair("--link-folder", folder.into()));
+        self.tokenizer.iter().for_each(|tokenizer| pair("--tokenizer", tokenizer.into()));
+        self.extra.iter().for_each(|word| pair("--extra", word.into()));
+        if self.disable_cuda_graph {
+            words.push("--disable-cuda-graph".into());
+        }
+        words
+    }
 }
 
 /// Proof side.
@@ -318,8 +368,17 @@ impl Reader<'_> {
     }
 
     fn generation(&mut self) -> Generation {
+        let backend = self.choice("generation.backend", &["sglang", "vllm", "embedded"]);
+        let python = if backend == "vllm" { "generation.vllm_python" } else { "generation.sglang_python" };
         Generation {
-            backend: self.choice("generation.backend", &["sglang", "vllm", "embedded"]),
+            python: self.program(python),
+            memory_share: self.number("generation.memory_share", 0.05, 1.0),
+            max_running: self.whole("generation.max_running", 1, 65_536),
+            disable_cuda_graph: self.flag("generation.disable_cuda_graph"),
+            link_folder: self.path("generation.link_folder"),
+            tokenizer: self.optional("generation.tokenizer"),
+            extra: self.text("generation.extra_arguments").split_whitespace().map(str::to_owned).collect(),
+            backend,
             gpu: self.whole("generation.gpu", 0, 1023),
             tensor_parallel: self.whole("generation.tensor_parallel", 1, 64),
             max_model_length: self.whole("generation.max_model_length", 64, 1 << 20),
@@ -334,7 +393,16 @@ impl Reader<'_> {
         }
     }
 
+    /// A path, or a bare name that is looked for on the path.
+    fn program(&self, key: &str) -> PathBuf {
+        let text = self.text(key);
+        if text.contains('/') { self.path(key).unwrap_or_default() } else { text.into() }
+    }
+
     fn proof(&mut self) -> Proof {
+        if !self.flag("proof.subprocess") {
+            self.refuse("proof.subprocess", "is not possible: every proof worker is a process of its own; leave the setting out");
+        }
         let slots = if self.choice("proof.device", &["cuda", "cpu"]) == "cpu" {
             ProofSlots::Cpu(self.whole("proof.cpu_slots", 1, 64))
         } else {

@@ -1,0 +1,335 @@
+//! The command line and environment of a server, for the version that is installed (grail-miner 5, generation-servers 1.9).
+//!
+//! Flags come and go between versions, and an unknown one ends the server with code 2. So the parser of the installed version
+//! is asked (`--help`), the guide's flags are mapped to it, and what it cannot do is refused before anything is started.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::Engine;
+
+/// The name under which vLLM serves whatever it holds, and of the link to it.
+pub const VLLM_NAME: &str = "vllm_active";
+/// Oldest SGLang with pause modes, `/model_info` and a flush within the update.
+const OLDEST_SGLANG: Version = Version([0, 5, 6]);
+
+/// A release, as far as three numbers tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub [u32; 3]);
+
+impl Version {
+    /// The first thing in `text` that looks like a release, such as `0.5.23` in `sglang 0.5.23.post1`.
+    pub fn find(text: &str) -> Option<Self> {
+        text.split(|letter: char| !(letter.is_ascii_digit() || letter == '.')).find_map(|word| {
+            let mut numbers = word.split('.').map(|number| number.parse::<u32>().ok());
+            Some(Self([numbers.next()??, numbers.next()??, numbers.next()??]))
+        })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self([major, minor, patch]) = self;
+        write!(formatter, "{major}.{minor}.{patch}")
+    }
+}
+
+/// What the installed server says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installed {
+    engine: Engine,
+    version: Version,
+    flags: BTreeSet<String>,
+}
+
+/// Why what is installed cannot be used at all.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsuited {
+    /// No version was found in what it printed.
+    #[error("{engine} does not tell its version; it printed {printed:?}. Is it installed in this Python (generation.python)?")]
+    NoVersion {
+        /// Which server.
+        engine: &'static str,
+        /// What it printed, cut.
+        printed: String,
+    },
+    /// Its help names no flag that every release has.
+    #[error("the --help of {engine} {version} names no --port; it cannot be started by flags. Install a release of it.")]
+    NoHelp {
+        /// Which server.
+        engine: &'static str,
+        /// Its version.
+        version: Version,
+    },
+    /// It lacks what an exact weight update needs.
+    #[error(
+        "{engine} {version} is too old: without pause modes and weight versions nobody can tell which weights a completion was sampled with. Install {oldest} or newer."
+    )]
+    TooOld {
+        /// Which server.
+        engine: &'static str,
+        /// Its version.
+        version: Version,
+        /// The oldest that will do.
+        oldest: Version,
+    },
+}
+
+/// Why a command line cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The installed version has no flag for something that was asked for.
+    #[error("{engine} {version} has no {flag}, which {why} needs; {remedy}")]
+    NoFlag {
+        /// Which server.
+        engine: &'static str,
+        /// Its version.
+        version: Version,
+        /// The flag.
+        flag: &'static str,
+        /// The setting behind it.
+        why: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+}
+
+/// What a server is started with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerOptions {
+    /// Directory of the checkpoint (vLLM: the link to it).
+    pub model: String,
+    /// Loopback port.
+    pub port: u16,
+    /// GPUs.
+    pub tensor_parallel: u32,
+    /// Share of GPU memory for weights and cache (`GRAIL_PIPELINE_GPU_MEM_UTIL`).
+    pub memory_share: f64,
+    /// Longest prompt plus completion (`GRAIL_PIPELINE_MAX_MODEL_LEN`).
+    pub context_length: u32,
+    /// Requests that it works on at once (`GRAIL_PIPELINE_MAX_NUM_SEQS`).
+    pub max_running: u32,
+    /// `GRAIL_PIPELINE_DISABLE_CUDA_GRAPH`.
+    pub disable_cuda_graph: bool,
+    /// Tokenizer, for vLLM where the checkpoint has none of its own.
+    pub tokenizer: Option<String>,
+    /// Weight version until the first update (SGLang).
+    pub weight_version: String,
+    /// Further words as they are, for what no setting names.
+    pub extra: Vec<String>,
+}
+
+impl Installed {
+    /// From what `--version` and `--help` printed.
+    ///
+    /// # Errors
+    /// Where it is no server that can be used.
+    pub fn read(engine: Engine, version: &str, help: &str) -> Result<Self, Unsuited> {
+        let printed = || version.chars().take(200).collect();
+        let found = Version::find(version).ok_or_else(|| Unsuited::NoVersion { engine: engine.name(), printed: printed() })?;
+        let words = help.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '-'));
+        let flags: BTreeSet<String> = words.filter(|word| word.starts_with("--") && word.len() > 2).map(str::to_owned).collect();
+        if !flags.contains("--port") {
+            return Err(Unsuited::NoHelp { engine: engine.name(), version: found });
+        }
+        if engine == Engine::Sglang && found < OLDEST_SGLANG {
+            return Err(Unsuited::TooOld { engine: engine.name(), version: found, oldest: OLDEST_SGLANG });
+        }
+        Ok(Self { engine, version: found, flags })
+    }
+
+    /// The release that was measured (generation-servers): SGLang 0.5.23, vLLM 0.23.0.
+    pub fn measured(engine: Engine) -> Self {
+        let (version, flags): (_, &[&str]) = match engine {
+            Engine::Sglang => (
+                Version([0, 5, 23]),
+                &[
+                    "--load-balance-method",
+                    "--disable-prefill-cuda-graph",
+                    "--disable-cuda-graph",
+                    "--weight-version",
+                    "--enable-metrics",
+                ],
+            ),
+            Engine::Vllm => (Version([0, 23, 0]), &["--enable-sleep-mode", "--enforce-eager"]),
+        };
+        Self { engine, version, flags: flags.iter().map(|flag| (*flag).to_owned()).collect() }
+    }
+
+    /// Its release.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    fn has(&self, flag: &str) -> bool {
+        self.flags.contains(flag)
+    }
+
+    fn need(&self, flag: &'static str, why: &'static str, remedy: &'static str) -> Result<(), CommandError> {
+        let missing = || CommandError::NoFlag { engine: self.engine.name(), version: self.version, flag, why, remedy };
+        if self.has(flag) { Ok(()) } else { Err(missing()) }
+    }
+
+    /// The words after `python -m MODULE`, in the order of the reference.
+    ///
+    /// # Errors
+    /// Where the installed version lacks a flag that the options need.
+    pub fn command(&self, options: &ServerOptions) -> Result<Vec<String>, CommandError> {
+        let mut words = match self.engine {
+            Engine::Sglang => self.sglang(options)?,
+            Engine::Vllm => self.vllm(options)?,
+        };
+        words.extend(options.extra.iter().cloned());
+        Ok(words)
+    }
+
+    fn sglang(&self, options: &ServerOptions) -> Result<Vec<String>, CommandError> {
+        let name = options.model.trim_end_matches('/').rsplit('/').next().unwrap_or("model");
+        let mut words = Words::default();
+        words.pair("--model-path", &options.model).pair("--served-model-name", name);
+        words.pair("--host", "127.0.0.1").pair("--port", options.port).pair("--dtype", "bfloat16");
+        words.pair("--tp-size", options.tensor_parallel).pair("--mem-fraction-static", options.memory_share);
+        words.pair("--context-length", options.context_length).flag("--trust-remote-code");
+        // With one server it has no effect; releases without it, or with other methods, lose nothing.
+        if self.has("--load-balance-method") {
+            words.pair("--load-balance-method", "total_tokens");
+        }
+        words.flag("--disable-custom-all-reduce");
+        self.no_piecewise_graphs(&mut words)?;
+        if options.disable_cuda_graph {
+            self.need(
+                "--disable-cuda-graph",
+                "generation.disable_cuda_graph",
+                "leave the setting out, or install a release that has it",
+            )?;
+            words.flag("--disable-cuda-graph");
+        }
+        words.pair("--max-running-requests", options.max_running);
+        self.need("--weight-version", "telling weights apart", "install a newer release")?;
+        words.pair("--weight-version", &options.weight_version);
+        if self.has("--enable-metrics") {
+            words.flag("--enable-metrics");
+        }
+        Ok(words.0)
+    }
+
+    /// The guide's `--disable-piecewise-cuda-graph` under its name in this release: it was on by default from 0.5.10 on, became
+    /// an alias in 0.5.15 and vanished in 0.5.20.
+    fn no_piecewise_graphs(&self, words: &mut Words) -> Result<(), CommandError> {
+        if self.has("--disable-prefill-cuda-graph") {
+            words.flag("--disable-prefill-cuda-graph");
+        } else if self.has("--cuda-graph-backend-prefill") {
+            words.pair("--cuda-graph-backend-prefill", "disabled");
+        } else if self.has("--disable-piecewise-cuda-graph") {
+            words.flag("--disable-piecewise-cuda-graph");
+        } else if !self.has("--enable-piecewise-cuda-graph") && self.version >= Version([0, 5, 10]) {
+            return self.need(
+                "--disable-piecewise-cuda-graph",
+                "the guide's command line",
+                "no flag of this release is known to replace it; install another release",
+            );
+        }
+        Ok(())
+    }
+
+    fn vllm(&self, options: &ServerOptions) -> Result<Vec<String>, CommandError> {
+        let mut words = Words::default();
+        words.pair("--model", &options.model).pair("--served-model-name", VLLM_NAME);
+        words.pair("--host", "127.0.0.1").pair("--port", options.port).pair("--dtype", "bfloat16");
+        words.pair("--kv-cache-dtype", "auto").pair("--tensor-parallel-size", options.tensor_parallel);
+        words.pair("--gpu-memory-utilization", options.memory_share).pair("--max-model-len", options.context_length);
+        words.pair("--max-num-seqs", options.max_running);
+        if let Some(tokenizer) = &options.tokenizer {
+            words.pair("--tokenizer", tokenizer);
+        }
+        self.need("--enable-sleep-mode", "the reference's command line", "install vLLM 0.10.2 or newer")?;
+        words.flag("--enable-sleep-mode");
+        if options.disable_cuda_graph {
+            self.need("--enforce-eager", "generation.disable_cuda_graph", "leave the setting out")?;
+            words.flag("--enforce-eager");
+        }
+        Ok(words.0)
+    }
+}
+
+#[derive(Default)]
+struct Words(Vec<String>);
+
+impl Words {
+    fn flag(&mut self, flag: &str) -> &mut Self {
+        self.0.push(flag.to_owned());
+        self
+    }
+
+    fn pair(&mut self, flag: &str, value: impl ToString) -> &mut Self {
+        self.0.extend([flag.to_owned(), value.to_string()]);
+        self
+    }
+}
+
+/// Variables that the server needs beside what every child inherits; GPUs are the parent's to choose.
+pub fn environment(engine: Engine) -> Vec<(&'static str, &'static str)> {
+    match engine {
+        // Without these a server whose scheduler died listens for up to 67 s and answers nothing (generation-servers 1.8).
+        Engine::Sglang => vec![("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "0"), ("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "0")],
+        Engine::Vllm => vec![("PYTORCH_CUDA_ALLOC_CONF", ""), ("VLLM_SERVER_DEV_MODE", "1")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> ServerOptions {
+        ServerOptions {
+            model: "/cache/checkpoint-30".into(),
+            port: 30123,
+            tensor_parallel: 4,
+            memory_share: 0.88,
+            context_length: 4096,
+            max_running: 512,
+            disable_cuda_graph: true,
+            tokenizer: None,
+            weight_version: "30-ab".into(),
+            extra: vec!["--device".into(), "cpu".into()],
+        }
+    }
+
+    fn sglang(version: &str, flags: &str) -> Result<Result<Vec<String>, CommandError>, Unsuited> {
+        let help = format!("usage: launch_server.py [-h] --port PORT [--weight-version V] [--disable-cuda-graph] {flags}\n");
+        Ok(Installed::read(Engine::Sglang, version, &help)?.command(&options()))
+    }
+
+    #[test]
+    fn the_flag_that_vanished_is_mapped_by_what_the_parser_takes() {
+        for (version, flags, want) in [
+            ("sglang 0.5.9", "--enable-piecewise-cuda-graph", None),
+            ("0.5.10.post1", "[--disable-piecewise-cuda-graph]", Some("--disable-piecewise-cuda-graph")),
+            ("0.5.18", "--disable-piecewise-cuda-graph --disable-prefill-cuda-graph", Some("--disable-prefill-cuda-graph")),
+            ("0.5.23", "--cuda-graph-backend-prefill {a,disabled}", Some("--cuda-graph-backend-prefill")),
+        ] {
+            let words = sglang(version, flags).unwrap().unwrap();
+            let found = words.iter().find(|word| word.contains("piecewise") || word.contains("prefill"));
+            assert_eq!(found.map(String::as_str), want, "{version}");
+            assert!(words.windows(2).any(|pair| pair == ["--tp-size", "4"]), "{words:?}");
+            assert!(words.ends_with(&["--device".to_owned(), "cpu".to_owned()]));
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_the_reason() {
+        let error = sglang("0.5.30", "").unwrap().unwrap_err().to_string();
+        assert!(error.contains("0.5.30 has no --disable-piecewise-cuda-graph"), "{error}");
+        assert!(matches!(sglang("0.4.10", ""), Err(Unsuited::TooOld { .. })));
+        assert!(matches!(sglang("No module named sglang", ""), Err(Unsuited::NoVersion { .. })));
+        assert!(matches!(Installed::read(Engine::Vllm, "0.23.0", "usage"), Err(Unsuited::NoHelp { .. })));
+        let vllm = Installed::read(Engine::Vllm, "0.23.0", "--port --enforce-eager").unwrap();
+        assert!(vllm.command(&options()).unwrap_err().to_string().contains("--enable-sleep-mode"));
+    }
+
+    #[test]
+    fn versions_are_found_in_what_programs_print() {
+        assert_eq!(Version::find("INFO 11-21 vllm 0.23.0+cpu"), Some(Version([0, 23, 0])));
+        assert_eq!(Version::find("Python 3"), None);
+    }
+}

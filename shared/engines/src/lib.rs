@@ -1,0 +1,36 @@
+//! Generation servers as a miner speaks to them. Pure: what a server is started with, what it is sent, and what its answers
+//! mean; starting it and sending are the launcher's and the supervisor's.
+#![forbid(unsafe_code)]
+
+mod command;
+mod wire;
+
+pub use command::{CommandError, Installed, ServerOptions, Unsuited, VLLM_NAME, Version, environment};
+pub use wire::{End, Reply, ReplyError, warm_up};
+
+/// A server that is installed on the host and started by the launcher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// SGLang, and the embedded engine, which speaks as it does.
+    Sglang,
+    /// vLLM.
+    Vllm,
+}
+
+impl Engine {
+    /// The Python module whose `-m` starts the server.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Sglang => "sglang.launch_server",
+            Self::Vllm => "vllm.entrypoints.openai.api_server",
+        }
+    }
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sglang => "SGLang",
+            Self::Vllm => "vLLM",
+        }
+    }
+}

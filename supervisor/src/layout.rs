@@ -1,0 +1,208 @@
+//! `plan`: the layout of the host, with each child's command line, environment and addresses, before anything is started; and
+//! whether a model fits into the GPUs. Pure but for the files of the checkpoint.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use grail_engines::{Engine, Installed, ServerOptions};
+use serde_json::Value;
+
+use crate::exit::Failure;
+use crate::plan::Plan;
+use crate::settings::{ConfigError, ConfigErrors, Generation, Settings};
+
+/// Memory of a GPU that neither weights nor cache get: the CUDA context, NCCL, activations.
+const OVERHEAD_GIB: f64 = 3.0;
+const GIB: f64 = 1_073_741_824.0;
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// A checkpoint's directory: does it fit into the GPUs?
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
+    /// Memory of one GPU.
+    #[arg(long, value_name = "GIB", requires = "checkpoint")]
+    gpu_memory: Option<f64>,
+}
+
+/// What of a model decides about memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ModelSize {
+    /// Bytes of the weights.
+    pub weights: f64,
+    /// Bytes of keys and values per token, in bf16.
+    pub cache_per_token: f64,
+    /// Attention heads, and heads of keys and values.
+    pub heads: (u64, u64),
+}
+
+impl ModelSize {
+    /// From a checkpoint's `config.json` and the sizes of its weight files.
+    ///
+    /// # Errors
+    /// What cannot be read or is not there.
+    pub fn read(directory: &Path) -> Result<Self, String> {
+        let path = directory.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        let config: Value = serde_json::from_str(&text).map_err(|error| format!("{} is no JSON: {error}", path.display()))?;
+        let files = std::fs::read_dir(directory).map_err(|error| format!("{} cannot be read: {error}", directory.display()))?;
+        let is_weights = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "safetensors");
+        let sizes = files.flatten().filter(is_weights).filter_map(|entry| std::fs::metadata(entry.path()).ok());
+        Self::of(&config, sizes.map(|data| data.len() as f64).sum()).ok_or_else(|| format!("{} tells no shape", path.display()))
+    }
+
+    /// From the fields of a configuration.
+    pub fn of(config: &Value, weights: f64) -> Option<Self> {
+        let number = |key: &str| config[key].as_u64();
+        let heads = number("num_attention_heads").filter(|heads| *heads > 0)?;
+        let of_keys = number("num_key_value_heads").unwrap_or(heads);
+        let width = number("head_dim").or_else(|| Some(number("hidden_size")? / heads))?;
+        let cache_per_token = (2 * number("num_hidden_layers")? * of_keys * width * 2) as f64;
+        Some(Self { weights, cache_per_token, heads: (heads, of_keys) })
+    }
+
+    /// Tokens of keys and values for which the generation GPUs have room.
+    ///
+    /// # Errors
+    /// Why the model cannot be served by them, by setting.
+    pub fn room(&self, generation: &Generation, gpu_bytes: f64) -> Result<f64, ConfigError> {
+        let refuse =
+            |key: &str, value: String, reason: String| ConfigError { key: key.into(), value: Some(value), origin: None, reason };
+        let gpus = u64::from(generation.tensor_parallel);
+        let (heads, of_keys) = self.heads;
+        if heads % gpus != 0 || (of_keys % gpus != 0 && gpus % of_keys.max(1) != 0) {
+            let reason = format!("does not divide the model's {heads} attention heads and {of_keys} heads of keys and values");
+            return Err(refuse("generation.tensor_parallel", gpus.to_string(), reason));
+        }
+        let share = generation.memory_share.min(1.0 - OVERHEAD_GIB * GIB / gpu_bytes);
+        let room = (gpu_bytes * share - self.weights / gpus as f64) * gpus as f64 / self.cache_per_token;
+        if room < f64::from(generation.max_model_length) {
+            let (weights, memory) = (self.weights / gpus as f64 / GIB, gpu_bytes * share / GIB);
+            let reason = format!(
+                "leaves no room for one sequence of generation.max_model_length: each GPU holds {weights:.1} GiB of weights and the \
+                 server may use {memory:.1} GiB of it; use more GPUs (generation.tensor_parallel) or a shorter length"
+            );
+            return Err(refuse("generation.memory_share", generation.memory_share.to_string(), reason));
+        }
+        Ok(room)
+    }
+}
+
+/// The report of `plan`.
+///
+/// # Errors
+/// What cannot work, all at once.
+pub fn report(settings: &Settings, plan: &Plan, arguments: &Arguments) -> Result<String, Failure> {
+    let generation = &settings.generation;
+    let mut text = String::new();
+    let _ = writeln!(text, "generation: {} on {}", generation.backend, gpus(&plan.generation));
+    let _ = writeln!(text, "  environment: CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={}", plan.generation.join(","));
+    if generation.backend != "embedded" {
+        server(&mut text, generation)?;
+    }
+    let _ = writeln!(text, "  port: a free one of 127.0.0.1, chosen at each start");
+    for slot in &plan.proof {
+        let gpu: Vec<String> = slot.gpu.iter().cloned().collect();
+        let _ = writeln!(text, "proof-worker {}: {}", slot.slot, gpus(&gpu));
+        let _ = writeln!(text, "  environment: CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={}", gpu.join(","));
+    }
+    let _ = writeln!(text, "sockets: {}", settings.state.join("run").display());
+    if let Some(directory) = &arguments.checkpoint {
+        memory(&mut text, settings, plan, directory, arguments.gpu_memory)?;
+    }
+    Ok(text)
+}
+
+fn gpus(list: &[String]) -> String {
+    if list.is_empty() { "the CPU".into() } else { format!("GPU {}", list.join(", ")) }
+}
+
+fn server(text: &mut String, generation: &Generation) -> Result<(), Failure> {
+    let engine = generation.engine();
+    let options = ServerOptions {
+        model: match engine {
+            Engine::Sglang => "<checkpoint>".into(),
+            Engine::Vllm => {
+                generation.link_folder.as_deref().unwrap_or(Path::new("<cache>")).join("vllm_active").display().to_string()
+            }
+        },
+        port: 0,
+        tensor_parallel: generation.tensor_parallel,
+        memory_share: generation.memory_share,
+        context_length: generation.max_model_length,
+        max_running: generation.max_running,
+        disable_cuda_graph: generation.disable_cuda_graph,
+        tokenizer: generation.tokenizer.clone(),
+        weight_version: "<revision>".into(),
+        extra: generation.extra.clone(),
+    };
+    let measured = Installed::measured(engine);
+    let command = measured.command(&options).map_err(|error| Failure::internal("make the command line", error))?.join(" ");
+    let python = generation.python.display();
+    let _ = writeln!(text, "  command: {python} -m {} {command}", engine.module());
+    let _ = writeln!(text, "    (for {} {}; the launcher asks what is installed)", engine.name(), measured.version());
+    let variables: Vec<String> =
+        grail_engines::environment(engine).iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let _ = writeln!(text, "  environment: {}", variables.join(" "));
+    Ok(())
+}
+
+fn memory(text: &mut String, settings: &Settings, plan: &Plan, directory: &Path, gpu: Option<f64>) -> Result<(), Failure> {
+    let size = ModelSize::read(directory).map_err(Failure::Data)?;
+    let _ = writeln!(
+        text,
+        "model: {:.2} GiB of weights, {:.1} KiB of keys and values per token",
+        size.weights / GIB,
+        size.cache_per_token / 1024.0
+    );
+    let Some(gpu) = gpu else { return Ok(()) };
+    if !(gpu.is_finite() && gpu > OVERHEAD_GIB) {
+        let reason = format!("is no GPU's memory; give more than {OVERHEAD_GIB} GiB");
+        return Err(ConfigErrors(vec![ConfigError {
+            key: "--gpu-memory".into(),
+            value: Some(gpu.to_string()),
+            origin: None,
+            reason,
+        }])
+        .into());
+    }
+    let mut errors = Vec::new();
+    if !plan.generation.is_empty() {
+        match size.room(&settings.generation, gpu * GIB) {
+            Ok(room) => _ = writeln!(text, "  cache: room for {room:.0} tokens on the generation GPUs"),
+            Err(error) => errors.push(error),
+        }
+    }
+    if plan.proof.iter().any(|slot| slot.gpu.is_some()) && size.weights > (gpu - OVERHEAD_GIB) * GIB {
+        let reason = format!("cannot hold the model: {:.1} GiB of weights, {gpu:.0} GiB of memory each", size.weights / GIB);
+        errors.push(ConfigError { key: "proof.gpus".into(), value: None, origin: None, reason });
+    }
+    if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors).into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn generation(tensor_parallel: u32) -> Generation {
+        Generation { tensor_parallel, max_model_length: 4096, ..crate::plan::tests::sglang() }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_by_setting() {
+        let config = json!({"num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584, "num_hidden_layers": 28});
+        let size = ModelSize::of(&config, 15.2 * GIB).unwrap();
+        assert_eq!(size.cache_per_token, 57_344.0);
+        let room = size.room(&generation(4), 80.0 * GIB).unwrap();
+        // 4 GPUs with 0.9 of 80 GiB, less the weights.
+        assert!((room - (288.0 - 15.2) * GIB / 57_344.0).abs() < 1.0, "{room}");
+        let error = size.room(&generation(3), 80.0 * GIB).unwrap_err().to_string();
+        assert!(error.contains("generation.tensor_parallel = 3 does not divide"), "{error}");
+        let error = size.room(&generation(1), 16.0 * GIB).unwrap_err().to_string();
+        assert!(error.contains("generation.memory_share") && error.contains("15.2 GiB of weights"), "{error}");
+    }
+}
