@@ -5,11 +5,14 @@
     reason = "tests start programs, measure time and may panic; the rules are for the product"
 )]
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use grail_chain::node::Endpoints;
 use grail_node::{BlockClock, Setup, TestNode};
 use grail_protocol::keys::Hotkey;
 use grail_supervisor::buckets::Buckets;
+use grail_supervisor::chain::{BucketCommitment, Chain, NetworkChain, join};
 use grail_tests::{Host, one_at_a_time, workspace};
 use serde_json::Value;
 
@@ -46,7 +49,7 @@ fn publish(host: &Host) {
 fn a_window_is_mined_on_a_network_through_a_cut_and_accepted() {
     let _turn = one_at_a_time();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let host = Host::new(1.5, 8.0);
+    let host = Host::new(1.0, 8.0);
     let node = node(&runtime, &host, &["//Alice"]);
     let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint());
     publish(&host);
@@ -83,6 +86,33 @@ fn rows_of_a_block_that_was_forked_away_are_not_uploaded() {
     let reason = held.and_then(|window| window["reason"].as_str()).unwrap_or_default();
     assert!(reason.contains("the chain was reorganised"), "{status:#}");
     assert_eq!(host.uploaded().len(), 0);
+}
+
+#[test]
+fn the_trainers_bucket_is_waited_for_and_never_replaced_by_our_own() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut setup = Setup::new(&workspace().join("tests/vectors"));
+        setup.clock = Some(BlockClock { genesis: grail_tests::now() - 8.0, seconds: 0.2 });
+        setup.members = vec![key("//Trainer"), key("//Alice")];
+        let node = TestNode::start(setup).await;
+        let endpoints = Endpoints { addresses: vec![node.endpoint()], genesis: None };
+        let chain: Arc<dyn Chain> = Arc::new(NetworkChain::connect(endpoints, 81, 0.2));
+        let hotkey = Arc::new(Hotkey::from_uri("//Alice").unwrap());
+        let bucket = |account: &str| BucketCommitment { account_id: account.into(), ..Buckets::local_trainer() };
+        let own = bucket("ours");
+        let joining = tokio::spawn(async move { join(&chain, &hotkey, &own, 81).await });
+        let end = Instant::now() + END;
+        while node.requests("state_queryStorageAt") < 4 {
+            assert!(Instant::now() < end, "the trainer is looked for again");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(!joining.is_finished() && node.commitment(&key("//Alice")).is_some_and(|text| text.starts_with("ours ")));
+        node.commit(&key("//Trainer"), &bucket("theirs").encode().unwrap());
+        let joined = tokio::time::timeout(END, joining).await.unwrap().unwrap().unwrap();
+        assert_eq!(joined.trainer, Hotkey::from_uri("//Trainer").unwrap().address());
+        assert_eq!(joined.trainer_bucket, bucket("theirs"));
+    });
 }
 
 #[test]

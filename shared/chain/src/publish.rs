@@ -327,3 +327,41 @@ fn refused(code: i64, message: String, death: u64) -> Result<Outcome, PublishErr
         _ => Err(PublishError::Refused { code, message }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_understood_means_that_nobody_knows() {
+        let hash = format!("0x{}", "ab".repeat(32));
+        for (told, status) in [
+            (json!("ready"), Status::Waiting),
+            (json!({ "future": null }), Status::Waiting),
+            (json!({ "broadcast": ["peer"] }), Status::Waiting),
+            (json!({ "retracted": hash }), Status::Waiting),
+            (json!({ "inBlock": hash }), Status::InBlock([0xab; 32])),
+            (json!({ "finalized": hash }), Status::Finalized([0xab; 32])),
+            (json!({ "inBlock": "0x12" }), Status::Over("inBlock".into())),
+            (json!({ "usurped": hash }), Status::Over("usurped".into())),
+            (json!({ "finalityTimeout": hash }), Status::Over("finalityTimeout".into())),
+            (json!("invalid"), Status::Over("invalid".into())),
+            (json!(7), Status::Over("an unreadable status".into())),
+        ] {
+            assert_eq!(Status::read(&told), status, "{told}");
+        }
+    }
+
+    #[test]
+    fn codes_decide_what_a_refusal_means() {
+        let meaning = |code| refused(code, "text".into(), 100);
+        assert!(matches!(meaning(CODE_ALREADY_IMPORTED), Ok(Outcome::Unknown { death: 100, .. })));
+        assert!(matches!(meaning(CODE_PRIORITY_TOO_LOW), Ok(Outcome::Unknown { .. })));
+        assert!(matches!(meaning(CODE_INVALID), Ok(Outcome::Rebuild { .. })));
+        assert!(matches!(meaning(CODE_BANNED), Ok(Outcome::Rebuild { .. })));
+        assert!(meaning(CODE_TRAP).is_err_and(|error| !error.is_passing()));
+        assert!(meaning(CODE_UNKNOWN_VALIDITY).is_err_and(|error| !error.is_passing()));
+    }
+}

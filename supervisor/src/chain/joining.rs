@@ -12,8 +12,6 @@ use super::{BucketCommitment, Chain, ChainError, Standing};
 
 /// How long a start waits for a chain that does not answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(120);
-/// Between two looks for the trainer's bucket.
-const TRAINER_LOOK: Duration = Duration::from_secs(12);
 /// Between two questions to a chain that does not answer.
 const QUESTION: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(15), jitter: 0.25 };
 
@@ -116,6 +114,7 @@ fn publish_later(
 }
 
 async fn await_trainer(chain: &dyn Chain, hotkey: &str) -> Result<(String, BucketCommitment), ChainError> {
+    let look_pause = Duration::from_secs_f64(chain.nominal_block_seconds());
     for look in 0_u32.. {
         match chain.standing(hotkey).await.and_then(|standing| standing.trainer()) {
             Ok(found) => return Ok(found),
@@ -123,7 +122,7 @@ async fn await_trainer(chain: &dyn Chain, hotkey: &str) -> Result<(String, Bucke
             Err(error) if look % 5 == 0 => tracing::warn!(%error, "The trainer's bucket is waited for."),
             Err(_) => {}
         }
-        tokio::time::sleep(TRAINER_LOOK).await;
+        tokio::time::sleep(look_pause).await;
     }
     Err(ChainError::NoTrainerBucket)
 }

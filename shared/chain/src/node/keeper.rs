@@ -145,7 +145,7 @@ impl Keeper {
                     None
                 }
                 _ = poll.tick() => {
-                    let quiet = heads.is_none() || news.elapsed() > self.patience.poll * 5;
+                    let quiet = heads.is_none() || newest.is_none() || news.elapsed() > self.patience.poll * 5;
                     let header = if quiet { session.request("chain_getHeader", json!([])).await.ok() } else { None };
                     if news.elapsed() > self.patience.silence {
                         return format!("it has told no new block for {} s", news.elapsed().as_secs());
