@@ -90,6 +90,8 @@ impl Assembly {
             Ok(metadata) => Ok((target.install()?, metadata)),
             Err(error) => {
                 target.discard();
+                // They lead nowhere. Best effort: what stays is removed by the next cleaning.
+                changes.first().and_then(|file| file.parent()).map(std::fs::remove_dir_all);
                 Err(error)
             }
         }

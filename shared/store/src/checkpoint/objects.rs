@@ -205,3 +205,17 @@ pub(super) async fn small_object(bucket: &Bucket, key: &str, limit: u64) -> Resu
     unpacked.map_err(|error| CheckpointError::Metadata { place: format!("{key}.gz"), why: error.to_string() })?;
     Ok(Some(plain))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_disk_has_no_room_for_is_refused_with_both_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(check_room(folder.path(), 0).is_ok());
+        let error = check_room(folder.path(), 1 << 60).unwrap_err();
+        assert!(matches!(&error, CheckpointError::NoRoom { free, .. } if *free > 0), "{error}");
+        assert!(error.to_string().contains("GRAIL_CACHE_DIR"), "{error}");
+    }
+}
