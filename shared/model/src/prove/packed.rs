@@ -61,11 +61,10 @@ impl Prover {
                     self.budget.went_well();
                     under_way = next;
                 }
-                Err(error) if error.is_out_of_memory() && submitted - delivered > 1 => {
+                Err(error) if error.is_out_of_memory() && submitted - delivered > 1 && budget > 1 => {
                     self.budget.ran_out(tokens(&sequences[delivered..submitted]));
                     tracing::warn!(tokens = self.budget.tokens(), "Memory ran out; the batch is computed in smaller ones.");
-                    // The budget is another one now, so the rest is planned anew.
-                    submitted = delivered;
+                    (submitted, planned_for) = (delivered, 0);
                 }
                 Err(error) => return Err(error),
             }
