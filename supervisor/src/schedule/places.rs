@@ -91,6 +91,8 @@ pub struct Places {
     most: usize,
     memory: Option<(usize, f64)>,
     generated: usize,
+    /// The highest number that was held long enough to know it.
+    explored: usize,
 }
 
 impl Places {
@@ -101,7 +103,7 @@ impl Places {
             GroupsInFlight::Fixed(groups) => Choice { groups: groups.max(1) as usize, reason: Reason::Setting },
             GroupsInFlight::Auto => Choice { groups: FIRST.min(most), reason: Reason::Exploring },
         };
-        Self { choice, auto: wanted == GroupsInFlight::Auto, most, memory: None, generated: 0 }
+        Self { choice, auto: wanted == GroupsInFlight::Auto, most, memory: None, generated: 0, explored: 0 }
     }
 
     /// What holds now.
@@ -135,8 +137,8 @@ impl Places {
         }
         self.generated = 0;
         let (most, limit) = self.limit(now);
-        let explored = pace.highest()? / ROLLOUTS_PER_PROBLEM as f64 * 1.1;
-        let tried: Vec<usize> = LADDER.iter().copied().filter(|level| *level as f64 <= explored && *level <= most).collect();
+        self.explored = self.explored.max(self.choice.groups);
+        let tried: Vec<usize> = LADDER.iter().copied().filter(|level| *level <= self.explored && *level <= most).collect();
         let harvest = |level: usize| expected_groups(level, span, confidence, pace, lengths).unwrap_or(0.0);
         let best = tried.iter().copied().max_by(|a, b| harvest(*a).total_cmp(&harvest(*b))).unwrap_or(1);
         let rate = |level: usize| pace.tokens_per_second((level * ROLLOUTS_PER_PROBLEM) as f64).unwrap_or(0.0);
@@ -175,7 +177,8 @@ fn expected_groups(level: usize, span: f64, confidence: f64, pace: &Pace, length
     let drain = Drain::of(lengths, pace, requests)?.seconds_for(lengths.longest_at(confidence));
     let group = ROLLOUTS_PER_PROBLEM as f64 * lengths.mean();
     let made = pace.tokens_per_second(requests)? * (span - drain).max(0.0) / group;
-    let in_time = (1.0 + confidence) / 2.0;
+    // Of the groups under way then, the newest are in time with the chance they began with, and the older ones more often.
+    let in_time = (3.0 + confidence) / 4.0;
     Some(made + level as f64 * (in_time * lengths.mean_left() / lengths.mean() - (1.0 - in_time)))
 }
 
