@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use grail_fakes::{BucketCue, BucketLie, LyingBucket, Script, ServerCue, ServerLie, WorkerCue, WorkerLie};
+use grail_protocol::constants::DEADLINE_SLACK_SECONDS;
 use grail_supervisor::journal;
 use grail_tests::{Cast, Host, Running, now, oracle, points};
 use nix::sys::signal::{Signal, kill};
@@ -25,6 +26,8 @@ use rand::{RngExt, SeedableRng};
 const BLOCK_SECONDS: f64 = 0.4;
 const LEAD: f64 = 4.0;
 const WINDOW_BLOCKS: u64 = 30;
+/// From a window's first block to its deadline.
+const MINED_SECONDS: f64 = WINDOW_BLOCKS as f64 * BLOCK_SECONDS - DEADLINE_SLACK_SECONDS;
 /// Deaths of one child that a supervisor is given in one life: more lead to quarantine, which is right, and ends the soak.
 const DEATHS: u32 = 5;
 
@@ -232,7 +235,7 @@ fn report(host: &Host, bucket: &LyingBucket, faults: &BTreeMap<String, u32>, win
 /// How long it took until a dead worker's successor was ready and a supervisor mined again, from the journal.
 fn times(host: &Host) {
     let entries = journal::read(&host.path().join("state/journal")).map(|reading| reading.entries).unwrap_or_default();
-    let mut started = None;
+    let mut started: Option<f64> = None;
     let mut died: BTreeMap<String, f64> = BTreeMap::new();
     let (mut mining, mut ready) = (Vec::new(), Vec::new());
     for entry in entries {
@@ -241,6 +244,11 @@ fn times(host: &Host) {
             ("supervisor_started", _) => {
                 died.clear();
                 started = Some(entry.time);
+            }
+            // A start between two windows waits for the next one.
+            ("window_opened", _) => {
+                let opens = entry.data["deadline"].as_f64().unwrap_or_default() - MINED_SECONDS;
+                started = started.filter(|began| *began > opens);
             }
             ("mining_began", _) => mining.extend(started.take().map(|began| entry.time - began)),
             ("child", Some("died")) => drop(died.insert(child(), entry.time)),
@@ -254,7 +262,7 @@ fn times(host: &Host) {
             println!("{what}: median {median:.2} s, longest {longest:.2} s, of {}.", seconds.len());
         }
     };
-    line("From a supervisor's start to mining again", mining);
+    line("From a supervisor's start within a window to mining again", mining);
     line("From a child's death to its successor holding the weights, back-off and 0.2 s of pretended load included", ready);
 }
 

@@ -27,13 +27,20 @@ pub fn to_state(state: &Path, live: bool) {
 }
 
 fn start(default: &str, stderr: bool, file: Option<LogFile>) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = filter(std::env::var(EnvFilter::DEFAULT_ENV).ok().as_deref().unwrap_or(default), default);
     // A line that cannot be written, on a full disk for example, would be reported on standard error, and panic there.
     let lines = || tracing_subscriber::fmt::layer().log_internal_errors(false);
     let stderr = stderr.then(|| lines().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).boxed());
     let file = file.map(|file| lines().with_writer(Mutex::new(file)).with_ansi(false).boxed());
     let places: Vec<_> = stderr.into_iter().chain(file).collect();
     tracing_subscriber::registry().with(places).with(filter).init();
+}
+
+/// What `wanted` asks for, or `default` where that cannot be read; never what passes over the chain's socket, whose calls carry
+/// the read credentials.
+fn filter(wanted: &str, default: &str) -> EnvFilter {
+    let quiet = |level: &str| format!("{level},tungstenite=info,tokio_tungstenite=info");
+    EnvFilter::try_new(quiet(wanted)).unwrap_or_else(|_| EnvFilter::new(quiet(default)))
 }
 
 /// A file that is put aside when it is long. What it cannot take is lost: a log must not end what it tells about.
@@ -93,6 +100,14 @@ mod tests {
         let length = |name| std::fs::metadata(state.join(name)).unwrap().len();
         assert_eq!(length(EARLIER), FILE_BYTES);
         assert_eq!(length(FILE), (40 << 20) - 2 * FILE_BYTES, "the oldest of three is gone");
+    }
+
+    #[test]
+    fn no_level_shows_what_passes_over_the_chains_socket() {
+        for wanted in ["trace", "tungstenite=trace", "info,tokio_tungstenite=trace", "not a level"] {
+            let shown = filter(wanted, "info").to_string();
+            assert!(shown.contains("tungstenite=info") && !shown.contains("tungstenite=trace"), "{wanted}: {shown}");
+        }
     }
 
     #[test]
