@@ -241,6 +241,8 @@ fn tell_orphans(orphans: &[Orphan], told: &mut HashSet<u32>, board: &Board) {
 /// No orphan outlives the supervisor, as far as the kernel lets go of it.
 async fn end_orphans(spawner: &Spawner, board: &Board) {
     let began = clock::monotonic();
+    // A start that the stop cut off may still be under way.
+    let _ = tokio::time::timeout(LAST_SWEEPS, spawner.settle()).await;
     let mut told = HashSet::new();
     while began.elapsed() < LAST_SWEEPS {
         match spawner.sweep() {

@@ -70,6 +70,13 @@ const DROP_LIMIT: Duration = Duration::from_millis(500);
 
 type Reply = tokio::sync::oneshot::Sender<io::Result<Started>>;
 
+/// What the spawner thread is asked for, in order.
+enum Request {
+    Start(Box<Launch>, Reply),
+    /// Everything before this is done.
+    Settle(tokio::sync::oneshot::Sender<()>),
+}
+
 /// A process that runs, and its record.
 struct Started {
     process: std::process::Child,
@@ -79,7 +86,7 @@ struct Started {
 /// Starts children from one thread that lives as long as the process. Clone it freely.
 #[derive(Debug, Clone)]
 pub struct Spawner {
-    requests: mpsc::Sender<(Launch, Reply)>,
+    requests: mpsc::Sender<Request>,
     own: Own,
     records: Option<Records>,
 }
@@ -102,14 +109,19 @@ impl Spawner {
     }
 
     fn with(records: Option<Records>) -> io::Result<Self> {
-        let (requests, inbox) = mpsc::channel::<(Launch, Reply)>();
+        let (requests, inbox) = mpsc::channel();
         let spawner = Self { requests, own: Own::default(), records: records.clone() };
         let own = spawner.own.clone();
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
-            for (launch, reply) in inbox {
-                // The caller may have been cancelled; then the child ends here.
-                if let Err(Ok(Started { mut process, .. })) = reply.send(start(launch, &own, records.as_ref())) {
-                    kill_now(&mut process, &own, records.as_ref());
+            for request in inbox {
+                match request {
+                    // The caller may have been cancelled; then the child ends here.
+                    Request::Start(launch, reply) => {
+                        if let Err(Ok(Started { mut process, .. })) = reply.send(start(*launch, &own, records.as_ref())) {
+                            kill_now(&mut process, &own, records.as_ref());
+                        }
+                    }
+                    Request::Settle(done) => drop(done.send(())),
                 }
             }
         })?;
@@ -124,6 +136,15 @@ impl Spawner {
         crate::orphans::sweep(&self.own, self.records.as_ref())
     }
 
+    /// Waits until no start is under way any more, those that nobody waits for included: their children are ended and their
+    /// records removed.
+    pub async fn settle(&self) {
+        let (done, settled) = tokio::sync::oneshot::channel();
+        if self.requests.send(Request::Settle(done)).is_ok() {
+            let _ = settled.await;
+        }
+    }
+
     /// Starts a child in its own session and process group, its output piped, its life tied to this process.
     ///
     /// # Errors
@@ -132,7 +153,7 @@ impl Spawner {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let (name, program) = (launch.name.clone(), launch.program.clone());
         let gone = || SpawnError::SpawnerGone { name: name.clone() };
-        self.requests.send((launch, reply)).map_err(|_| gone())?;
+        self.requests.send(Request::Start(Box::new(launch), reply)).map_err(|_| gone())?;
         let failed = |source| SpawnError::Start { name: name.clone(), program: program.clone(), source };
         let started = answer.await.map_err(|_| gone())?.map_err(failed)?;
         Child::adopt(name.clone(), started, self).map_err(failed)

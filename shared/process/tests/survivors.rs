@@ -42,6 +42,21 @@ async fn a_record_lives_as_long_as_its_child() {
 }
 
 #[tokio::test]
+async fn a_start_that_nobody_waits_for_leaves_no_child_and_no_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let records = Records::open(folder.path()).unwrap();
+    let spawner = Spawner::recording(records.clone()).unwrap();
+    for _ in 0..20 {
+        // Cut off before the first answer can come.
+        let cut_off = tokio::time::timeout(Duration::ZERO, spawner.spawn(shell("sleep 64"))).await;
+        drop(cut_off);
+    }
+    spawner.settle().await;
+    assert_eq!(read(&records), []);
+    assert_eq!(spawner.sweep().unwrap(), [], "no child is left that nobody owns");
+}
+
+#[tokio::test]
 async fn the_child_and_what_left_its_session_are_found_and_ended() {
     let folder = tempfile::tempdir().unwrap();
     let records = Records::open(folder.path()).unwrap();
