@@ -214,7 +214,7 @@ fn report(host: &Host, bucket: &LyingBucket, faults: &BTreeMap<String, u32>, win
         Ok(account) => {
             let lost: usize = account.lost.values().sum();
             let durable = account.uploaded + lost;
-            println!("Windows with an accepted file: {} of {}.", account.windows.len(), windows + 1);
+            println!("Windows with an accepted file: {}, where {windows} were to be had.", account.windows.len());
             println!("Durable groups: {durable}, uploaded {}, lost {lost}.", account.uploaded);
             println!("Lost per 1,000 durable groups: {:.1}", lost as f64 * 1000.0 / durable.max(1) as f64);
             for (cause, count) in &account.lost {
