@@ -39,20 +39,21 @@ fn number(status: &Value, path: &str) -> u64 {
     status.pointer(path).and_then(Value::as_u64).unwrap_or(0)
 }
 
-/// The trainer's part happens on the block clock that the node's goes by.
-fn publish(host: &Host) {
+/// A host on such a node, registered, with a checkpoint. The trainer's part happens on the block clock that the node's goes by.
+fn registered(runtime: &tokio::runtime::Runtime) -> (Host, TestNode) {
+    let host = Host::new(1.0, 8.0);
+    let node = node(runtime, &host, &["//Alice"]);
+    let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint());
     let published = host.publish("checkpoint-a", &["--set", "chain.endpoint="]);
     assert_eq!(published.code, 0, "{}", published.stderr);
+    (host, node)
 }
 
 #[test]
 fn a_window_is_mined_on_a_network_through_a_cut_and_accepted() {
     let _turn = one_at_a_time();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let host = Host::new(1.0, 8.0);
-    let node = node(&runtime, &host, &["//Alice"]);
-    let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint());
-    publish(&host);
+    let (host, node) = registered(&runtime);
     let mut miner = host.start(&["run", "--windows", "1", "--set", NO_RELAY]);
     host.await_status("a finished group", &mut miner, 120, |status| number(status, "/window/spooled") >= 1);
     node.drop_connections();
@@ -72,10 +73,7 @@ fn a_window_is_mined_on_a_network_through_a_cut_and_accepted() {
 fn rows_of_a_block_that_was_forked_away_are_not_uploaded() {
     let _turn = one_at_a_time();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let host = Host::new(1.0, 8.0);
-    let node = node(&runtime, &host, &["//Alice"]);
-    let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint());
-    publish(&host);
+    let (host, node) = registered(&runtime);
     let mut miner = host.start(&["run", "--windows", "1", "--no-drand"]);
     let status = host.await_status("a finished group", &mut miner, 120, |status| number(status, "/window/spooled") >= 1);
     node.fork(node.height() + 1 - number(&status, "/window/window"));

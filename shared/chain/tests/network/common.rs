@@ -1,5 +1,4 @@
 //! What these tests share: a node, and patience that fits them.
-#![allow(dead_code, missing_docs, reason = "each test program uses a part of it")]
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,11 +1,8 @@
 //! A node that is read from, and everything that may go wrong with it.
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
-mod common;
 
 use std::time::Duration;
 
-use common::{connect, credentials, eventually, key, patience, setup, vectors};
+use crate::common::{connect, credentials, eventually, key, patience, setup, vectors};
 use grail_chain::node::{Endpoints, Node, NodeError};
 use grail_chain::patience::Patience;
 use grail_node::{Runtime, TestNode};

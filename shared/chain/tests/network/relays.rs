@@ -1,11 +1,8 @@
 //! Relays of drand: in order, verified, and none of them believed.
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod common;
-
+use crate::common::vectors;
 use axum::Router;
 use axum::routing::get;
-use common::vectors;
 use grail_chain::beacon::CHAIN_HASH;
 use grail_chain::relays::Relays;
 use serde_json::Value;

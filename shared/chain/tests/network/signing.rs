@@ -1,11 +1,8 @@
 //! What is not understood is not signed, and reading goes on.
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
-mod common;
 
 use std::io::Read;
 
-use common::{credentials, key, vectors};
+use crate::common::{credentials, key, vectors};
 use grail_chain::era::Era;
 use grail_chain::extrinsic::{SigningError, Terms, call, set_commitment, sign};
 use grail_chain::metadata::{Metadata, MetadataError};

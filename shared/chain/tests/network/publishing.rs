@@ -1,12 +1,9 @@
 //! A commitment is written once, and known to be written, whatever happens on the way.
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
-mod common;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{connect, credentials, eventually, key, limits, patience, setup, vectors};
+use crate::common::{connect, credentials, eventually, key, limits, patience, setup, vectors};
 use grail_chain::node::{Node, NodeError};
 use grail_chain::publish::{PublishError, Published, publish};
 use grail_node::{Runtime, TestNode};
