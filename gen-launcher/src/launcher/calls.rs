@@ -27,6 +27,8 @@ const WARM_UP_LIMIT: Duration = Duration::from_secs(30);
 pub enum UpdateError {
     /// The old weights go on serving, as the server itself confirms.
     Refused(String),
+    /// The directory holds another network: a server of its own must serve it. Nothing was changed.
+    OtherNetwork,
     /// Nobody knows which weights, or which cache, the server answers with: it must be replaced.
     Unknown(String),
 }
