@@ -132,7 +132,7 @@ impl Rig {
 
     async fn start(mut words: Vec<OsString>, variables: Vec<(OsString, OsString)>, engine: Engine) -> Self {
         let folder = tempfile::Builder::new().prefix("grail").tempdir().unwrap();
-        let listener = Listener::bind(&folder.path().join("g.sock")).unwrap();
+        let listener = Listener::bind(&folder.path().join("run").join("g.sock")).unwrap();
         words.extend(["--socket".into(), listener.path().into(), "--link-folder".into(), folder.path().into()]);
         let launch = Launch {
             name: "gen-launcher".into(),

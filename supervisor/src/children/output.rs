@@ -31,8 +31,8 @@ pub(super) struct Drains {
 #[derive(Debug)]
 struct Printing {
     name: String,
-    /// As `CUDA_VISIBLE_DEVICES` names them, with commas; empty for the CPU.
-    gpus: String,
+    /// As `CUDA_VISIBLE_DEVICES` names them, with commas; `None` for the CPU.
+    gpus: Option<String>,
     began: Instant,
     kept: Mutex<VecDeque<String>>,
     throttle: Mutex<Throttle>,
@@ -42,7 +42,13 @@ impl Drains {
     /// Reads both pipes for as long as they are open: a full pipe would block the child.
     pub fn start(name: &str, gpus: &[String], output: Option<Output>) -> Self {
         let (kept, throttle) = (Mutex::default(), Mutex::default());
-        let child = Printing { name: name.to_owned(), gpus: gpus.join(","), began: clock::monotonic(), kept, throttle };
+        let child = Printing {
+            name: name.to_owned(),
+            gpus: (!gpus.is_empty()).then(|| gpus.join(",")),
+            began: clock::monotonic(),
+            kept,
+            throttle,
+        };
         let child = Arc::new(child);
         let mut readers = JoinSet::new();
         if let Some(Output { stdout, stderr }) = output {
@@ -111,13 +117,13 @@ impl Printing {
 
     /// Our own children write their level first; any other program's line counts as information.
     fn re_emit(&self, line: &str) {
-        let (child, gpu) = (&self.name, &self.gpus);
+        let (child, gpu) = (&self.name, self.gpus.as_deref());
         match line.split_once(' ') {
-            Some(("ERROR", rest)) => tracing::error!(target: "child", %child, %gpu, "{}", rest.trim_start()),
-            Some(("WARN", rest)) => tracing::warn!(target: "child", %child, %gpu, "{}", rest.trim_start()),
-            Some(("INFO", rest)) => tracing::info!(target: "child", %child, %gpu, "{}", rest.trim_start()),
-            Some(("DEBUG", rest)) => tracing::debug!(target: "child", %child, %gpu, "{}", rest.trim_start()),
-            _ => tracing::info!(target: "child", %child, %gpu, "{line}"),
+            Some(("ERROR", rest)) => tracing::error!(target: "child", %child, gpu, "{}", rest.trim_start()),
+            Some(("WARN", rest)) => tracing::warn!(target: "child", %child, gpu, "{}", rest.trim_start()),
+            Some(("INFO", rest)) => tracing::info!(target: "child", %child, gpu, "{}", rest.trim_start()),
+            Some(("DEBUG", rest)) => tracing::debug!(target: "child", %child, gpu, "{}", rest.trim_start()),
+            _ => tracing::info!(target: "child", %child, gpu, "{line}"),
         }
     }
 }
