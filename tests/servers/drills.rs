@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use grail_engines::Engine;
+use grail_engines::{End, Engine};
 use grail_tests::{assert_all_gone, lives, tree};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -132,11 +132,11 @@ async fn closed_with_a_request_under_way(mut rig: Rig, url: &str) -> f64 {
     seconds
 }
 
-/// Each process of the server is killed in a life of its own; the launcher notices and takes everything with it.
+/// A process of the server is killed in each life; the launcher notices and takes everything with it.
 pub async fn deaths(server: Installed) -> String {
     let mut told = Vec::new();
-    let [first, second] = server.vital();
-    for victim in [first, second, "python"] {
+    // The first of the vital ones dies in the windows' scenario.
+    for victim in [server.vital()[1], "python"] {
         let mut rig = Rig::installed(server, &[]).await;
         let (url, _) = rig.serving(0, &checkpoint("checkpoint-a")).await;
         let launcher = rig.child.pid().cast_signed();
@@ -174,7 +174,7 @@ pub async fn queue_full(server: Installed) -> String {
     for answer in answers {
         match answer.await.unwrap() {
             Ok(reply) => {
-                assert_eq!(reply.ids.len(), 200);
+                assert!(reply.ids.len() == 200 || reply.end == End::Stop, "{reply:?}");
                 whole += 1;
             }
             Err(error) => refused.push(error.to_string()),

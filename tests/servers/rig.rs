@@ -14,7 +14,7 @@ use grail_tests::{programs, workspace};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// A server may take so long to start on a machine that does other things beside.
-pub const START: Duration = Duration::from_secs(400);
+pub const START: Duration = Duration::from_secs(300);
 
 /// A server that the tests drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +169,9 @@ impl Rig {
 
     pub async fn reload(&mut self, window: u64, directory: &Path) -> FromLauncher {
         self.order(window, directory).await;
-        let answer = tokio::time::timeout(START, self.link.as_mut().unwrap().inbox.receive()).await.unwrap();
+        // The launcher gives up first, and says why.
+        let answer = tokio::time::timeout(2 * START, self.link.as_mut().unwrap().inbox.receive()).await;
+        let answer = answer.unwrap_or_else(|_| panic!("no answer to a reload\n{}", self.text()));
         answer.unwrap().unwrap_or_else(|| panic!("the launcher closed its socket:\n{}", self.text()))
     }
 

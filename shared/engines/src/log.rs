@@ -64,7 +64,7 @@ impl LogReader {
         let (stated, text) = stated(rest);
         let text = text.trim_end();
         let level = stated.unwrap_or_else(|| by_words(text));
-        let begins = text.trim_start().starts_with("Traceback (most recent call last)");
+        let begins = text.contains("Traceback (most recent call last)");
         // The exception's own line is the first one that is not indented; a blank line may stand within.
         let within = std::mem::replace(&mut self.in_traceback, begins);
         if within && !begins {
