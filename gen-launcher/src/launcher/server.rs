@@ -286,9 +286,15 @@ async fn judge(directory: &Path) -> std::io::Result<Result<ModelConfig, LoadErro
     judging.await.map_err(std::io::Error::other)
 }
 
-/// Another process may take the port before the server does; then the server ends at once and says so.
+/// A port below those that Linux gives to outgoing connections: a server takes a minute until it listens, and by then one of
+/// them would have it. Should another process take the port all the same, the server ends at once and says so.
 fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 12_000;
+    let start = u16::try_from(std::process::id() % u32::from(COUNT)).unwrap_or_default();
+    let mut ports = (0..COUNT).map(|step| FIRST + (start + step) % COUNT);
+    let free = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.ok_or_else(|| std::io::Error::other(format!("no port from {FIRST} to {} is free", FIRST + COUNT - 1)))
 }
 
 /// `vllm_active`, in the folder of the setting or beside the checkpoint (grail-miner 5).
