@@ -354,6 +354,18 @@ mod tests {
     }
 
     #[test]
+    fn a_server_on_the_cpu_is_asked_for_nothing_of_a_gpu() {
+        let options = ServerOptions { cpu: true, dtype: "f32".into(), ..options() };
+        let sglang = Installed::measured(Engine::Sglang).command(&options).unwrap();
+        for pair in [["--device", "cpu"], ["--dtype", "float32"]] {
+            assert!(sglang.windows(2).any(|words| words == pair), "{sglang:?}");
+        }
+        assert!(environment(Engine::Sglang, true).contains(&("SGLANG_USE_CPU_ENGINE", "1")));
+        let vllm = Installed::measured(Engine::Vllm).command(&options).unwrap();
+        assert!(!vllm.iter().any(|word| word == "--enable-sleep-mode"), "{vllm:?}");
+    }
+
+    #[test]
     fn versions_are_found_in_what_programs_print() {
         assert_eq!(Version::find("INFO 11-21 vllm 0.23.0+cpu"), Some(Version([0, 23, 0])));
         assert_eq!(Version::find("Python 3"), None);
