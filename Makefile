@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh machine with Rust, Python 3 with pip, gcc and g++; both do their own set-up.
 
-.PHONY: setup build demo test test-faults lint conformance bench clean
+.PHONY: setup build demo test test-faults test-servers lint conformance bench clean
 
 # What is set up beside libtorch: for the tests, a Python with transformers.
 SETUP =
@@ -22,6 +22,11 @@ test: lint build
 test-faults: build
 	GRAIL_FAULTS=whole cargo test --package grail-tests --test kill_matrix
 	GRAIL_FAULTS=whole cargo test --package grail-tests --test soak
+
+# The real SGLang 0.5.23 and vLLM 0.23.0 on the CPU: windows, updates, refusals and deaths with each; about half an hour.
+test-servers: SETUP = --sglang --vllm
+test-servers: build
+	GRAIL_SERVERS=whole cargo test --package grail-tests --test servers
 
 lint: setup
 	cargo fmt --all --check

@@ -6,6 +6,8 @@ other by their own run path, which counts on the wheels being unpacked side by s
 
 With --reference also .venv-reference/bin/python, a Python with torch and transformers on the CPU, which the tests compare
 with; see reference.py. The wheel is downloaded once for both.
+
+With --sglang, --vllm also the real generation servers for the CPU in .venv-sglang, .venv-vllm; see servers.py.
 """
 
 import pathlib
@@ -16,6 +18,7 @@ import tempfile
 import zipfile
 
 import reference
+import servers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DESTINATION = ROOT / "third_party" / "libtorch"
@@ -81,6 +84,9 @@ def main():
     print(f"libtorch {TORCH} is in {DESTINATION.relative_to(ROOT)}")
     if "--reference" in sys.argv[1:]:
         print(reference.state(ROOT))
+    for engine in servers.ENGINES:
+        if f"--{engine}" in sys.argv[1:]:
+            servers.install(ROOT, engine)
 
 
 if __name__ == "__main__":

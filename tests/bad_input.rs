@@ -263,3 +263,36 @@ fn a_checkpoint_with_a_tensor_of_another_shape_is_not_mined_with() {
     };
     skipped(reshape, &["refused the checkpoint", "model.norm.weight"]);
 }
+
+/// SGLang dies of an id outside the vocabulary (generation-servers 0): a tokenizer that gives one must cost its prompts only.
+#[test]
+fn an_id_outside_the_vocabulary_never_reaches_a_server() {
+    let _turn = one_at_a_time();
+    let host = Host::new(1.0, 5.0);
+    let checkpoint = host.path().join("checkpoint");
+    std::fs::create_dir(&checkpoint).unwrap();
+    for entry in std::fs::read_dir(workspace().join("demo/checkpoint-a")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), checkpoint.join(entry.file_name())).unwrap();
+    }
+    let path = checkpoint.join("tokenizer.json");
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    // The model has 676 embeddings, the tokenizer 675 tokens: the second one is beyond. Every problem asks "How many".
+    for (id, content) in [(675, "unused"), (676, "How many")] {
+        let token = serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": false});
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+    }
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let published = host.run(&["publish-checkpoint", checkpoint.to_str().unwrap(), "--max-tokens", "192"]);
+    assert_eq!(published.code, 0, "{}", published.stderr);
+    let mut miner = host.start(&["run"]);
+    let status = host.await_status("refused prompts", &mut miner, 90, |status| {
+        status["window"]["dropped"]["prompt failed"].as_u64() >= Some(3)
+    });
+    assert_eq!(status["window"]["generated"], 0, "{status:#}");
+    assert_eq!(status["children"]["generation"]["progress"], 0, "nothing was asked of the server: {status:#}");
+    assert!(miner.output().contains("the tokenizer gives id 676, the model has 676"), "{}", miner.output());
+    miner.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(miner.finish(Duration::from_secs(60)).code, 0);
+}

@@ -60,10 +60,10 @@ pub enum Backend {
     Vllm,
 }
 
-/// What the launcher passes to the embedded engine.
+/// What the launcher passes to the embedded engine; `dtype` and `max_running_requests` hold for all servers.
 #[derive(Debug, Clone, Args)]
 pub struct EngineArguments {
-    /// What to compute in: auto (bf16 on CUDA, f32 on the CPU), f32, bf16 or f16.
+    /// What to compute in: auto (bf16; f32 where the embedded engine runs on the CPU), f32, bf16 or f16.
     #[arg(long, default_value = "auto", value_parser = precision)]
     pub dtype: String,
     /// CPU threads of libtorch; without it, one per core.
@@ -83,6 +83,9 @@ pub struct InstalledArguments {
     /// The Python that has the server installed.
     #[arg(long, default_value = "python3")]
     pub python: PathBuf,
+    /// The server runs on the CPU.
+    #[arg(long)]
+    pub cpu: bool,
     /// GPUs of the server.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub tensor_parallel: u32,
@@ -156,7 +159,7 @@ pub struct LauncherArguments {
     pub socket: PathBuf,
     /// Which server.
     pub backend: Backend,
-    /// What the embedded engine is started with; `max_running_requests` holds for all.
+    /// What the embedded engine is started with.
     pub engine: EngineArguments,
     /// What SGLang or vLLM is started with.
     pub installed: InstalledArguments,

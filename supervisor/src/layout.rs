@@ -129,6 +129,8 @@ fn server(text: &mut String, generation: &Generation) -> Result<(), Failure> {
             }
         },
         port: 0,
+        cpu: generation.cpu,
+        dtype: generation.dtype.clone(),
         tensor_parallel: generation.tensor_parallel,
         memory_share: generation.memory_share,
         context_length: generation.max_model_length,
@@ -144,7 +146,7 @@ fn server(text: &mut String, generation: &Generation) -> Result<(), Failure> {
     let _ = writeln!(text, "  command: {python} -m {} {command}", engine.module());
     let _ = writeln!(text, "    (for {} {}; the launcher asks what is installed)", engine.name(), measured.version());
     let variables: Vec<String> =
-        grail_engines::environment(engine).iter().map(|(name, value)| format!("{name}={value}")).collect();
+        grail_engines::environment(engine, generation.cpu).iter().map(|(name, value)| format!("{name}={value}")).collect();
     let _ = writeln!(text, "  environment: {}", variables.join(" "));
     Ok(())
 }

@@ -56,6 +56,7 @@ impl Plan {
         let mut claims = Claims { visible, taken: BTreeMap::new(), errors: Vec::new() };
         let generation = match generation.backend.as_str() {
             "embedded" => Vec::new(),
+            _ if generation.cpu => Vec::new(),
             _ => (generation.gpu..generation.gpu.saturating_add(generation.tensor_parallel))
                 .filter_map(|index| claims.claim(index, "generation.gpu"))
                 .collect(),
@@ -82,7 +83,7 @@ impl Claims<'_> {
         let Some(gpu) = self.visible.0.get(index as usize) else {
             let count = self.visible.0.len();
             let cpu = if count == 0 {
-                "; on a machine without one set proof.device = \"cpu\" and generation.backend = \"embedded\""
+                "; on a machine without one set proof.device = \"cpu\" and generation.backend = \"embedded\" (or generation.device = \"cpu\")"
             } else {
                 ""
             };
@@ -113,6 +114,7 @@ pub(crate) mod tests {
             gpu: 0,
             tensor_parallel: 1,
             python: "python3".into(),
+            cpu: false,
             memory_share: 0.9,
             max_running: 64,
             disable_cuda_graph: false,

@@ -8,9 +8,10 @@
 //! The directory was judged before: a damaged one kills SGLang, and leaves vLLM to die of the next request.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use grail_engines::{Engine, warm_up};
+use grail_process::clock;
 use serde_json::{Value, json};
 
 /// A health probe of SGLang fails after 20 s; a client must wait longer.
@@ -27,6 +28,8 @@ const WARM_UP_LIMIT: Duration = Duration::from_secs(30);
 pub enum UpdateError {
     /// The old weights go on serving, as the server itself confirms.
     Refused(String),
+    /// The directory holds another network: a server of its own must serve it. Nothing was changed.
+    OtherNetwork,
     /// Nobody knows which weights, or which cache, the server answers with: it must be replaced.
     Unknown(String),
 }
@@ -93,8 +96,10 @@ impl Calls {
     }
 
     async fn update_sglang(&self, directory: &Path, old: &str, new: &str) -> Result<(), UpdateError> {
+        let mut stand_still = StandStill::begin();
         // Whatever runs would be sampled with both weights; nobody wants it any more.
         self.done("/pause_generation", Some(json!({"mode": "abort"})), UPDATE_LIMIT).await.map_err(UpdateError::Unknown)?;
+        stand_still.ended("pause");
         let body = json!({"model_path": directory, "weight_version": new});
         let sent = self.client.post(format!("{}/update_weights_from_disk", self.url)).timeout(UPDATE_LIMIT).json(&body).send();
         // The server's answer alone proves nothing: one that says it failed may have replaced the weights.
@@ -103,23 +108,34 @@ impl Calls {
             Err(error) => Err(format!("the update call failed: {error}")),
         };
         let live = self.weight_version().await.map_err(UpdateError::Unknown)?.unwrap_or_default();
+        stand_still.ended("update");
         let outcome = match said {
             _ if live == new => self.flush().await.map_err(UpdateError::Unknown),
             Err(reason) if live == old => Err(UpdateError::Refused(reason)),
             Err(reason) => Err(UpdateError::Unknown(format!("{reason}; its weight version is now {live:?}"))),
             Ok(()) => Err(UpdateError::Unknown(format!("it reports success, but its weight version is {live:?}"))),
         };
+        stand_still.ended("flush");
         self.done("/continue_generation", Some(json!({})), CALL_LIMIT).await.map_err(UpdateError::Unknown)?;
+        stand_still.ended("continue");
+        stand_still.tell();
         outcome
     }
 
     /// A reload that fails leaves vLLM with a model that the next request kills, so every failure is one of the server.
     async fn update_vllm(&self, directory: &Path) -> Result<(), String> {
+        let mut stand_still = StandStill::begin();
         self.done("/pause?mode=abort", None, UPDATE_LIMIT).await?;
+        stand_still.ended("pause");
         let body = json!({"method": "reload_weights", "kwargs": {"weights_path": directory}});
         self.done("/collective_rpc", Some(body), UPDATE_LIMIT).await?;
+        stand_still.ended("update");
         self.done("/reset_prefix_cache", None, CALL_LIMIT).await?;
-        self.done("/resume", None, CALL_LIMIT).await
+        stand_still.ended("flush");
+        self.done("/resume", None, CALL_LIMIT).await?;
+        stand_still.ended("continue");
+        stand_still.tell();
+        Ok(())
     }
 
     async fn flush(&self) -> Result<(), String> {
@@ -145,6 +161,28 @@ impl Calls {
         let answer = self.client.get(format!("{}{path}", self.url)).send().await;
         let answer = answer.and_then(reqwest::Response::error_for_status).map_err(|error| format!("{path} failed: {error}"))?;
         answer.json().await.map_err(|error| format!("{path} answered no JSON: {error}"))
+    }
+}
+
+/// Where the time goes in which a server produces nothing.
+struct StandStill {
+    since: Instant,
+    steps: Vec<String>,
+}
+
+impl StandStill {
+    fn begin() -> Self {
+        Self { since: clock::monotonic(), steps: Vec::new() }
+    }
+
+    /// A step is over, and the next one begins.
+    fn ended(&mut self, step: &str) {
+        self.steps.push(format!("{step} {} ms", self.since.elapsed().as_millis()));
+        self.since = clock::monotonic();
+    }
+
+    fn tell(&self) {
+        tracing::info!(steps = self.steps.join(", "), "The server stood still for an update.");
     }
 }
 

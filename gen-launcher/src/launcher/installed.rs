@@ -63,9 +63,9 @@ pub fn words(engine: Engine, rest: &[&str]) -> Vec<OsString> {
 
 /// Variables of a server's process: nothing secret of the parent's, and the interpreter's folder first on the path, because
 /// servers call compilers and tools of their environment by name.
-pub fn variables(python: &Path, engine: Engine) -> Vec<(OsString, OsString)> {
+pub fn variables(python: &Path, engine: Engine, cpu: bool) -> Vec<(OsString, OsString)> {
     let mut extra: Vec<(OsString, OsString)> =
-        grail_engines::environment(engine).into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        grail_engines::environment(engine, cpu).into_iter().map(|(name, value)| (name.into(), value.into())).collect();
     if let Some(folder) = python.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         let mut path = OsString::from(folder);
         if let Some(rest) = std::env::var_os("PATH") {

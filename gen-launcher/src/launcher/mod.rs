@@ -6,7 +6,10 @@
 //!     ▲                │ exit, time-out                     ▲  refused, or taken  │
 //!     └────────────────┘ ReloadRefused                      └─────────────────────┘
 //!  Serving or Updating, and the server ends, or nobody knows what it holds: the launcher exits 1, and with it the server.
-//!  The supervisor closes the socket: TERM to the server's group, grace, KILL; exit 0.
+//!  The supervisor closes the socket: TERM to the server's group, grace, KILL; exit 0. Where it died, KILL at once.
+//!
+//! The launcher does not die with the supervisor: the kernel would end it and the server's first process, and leave those that
+//! the server started, which go on loading a model for nobody (generation-servers 0).
 //! ```
 
 mod calls;
@@ -14,10 +17,11 @@ mod installed;
 mod output;
 mod server;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use grail_link::message::{FromLauncher, ReloadCommand, ToLauncher};
+use grail_link::message::{FromLauncher, ReloadCommand, Revision, ToLauncher};
 use grail_link::{Connection, Inbox, Outbox};
 use grail_process::Spawner;
 use grail_process::records::Records;
@@ -44,9 +48,12 @@ pub fn run(arguments: LauncherArguments) -> anyhow::Result<()> {
 
 async fn serve(arguments: LauncherArguments) -> anyhow::Result<()> {
     // An interrupt at the terminal reaches the whole foreground group; only the supervisor decides when servers end.
+    let supervisor = std::os::unix::process::parent_id();
     let _interrupts_are_ignored = signal(SignalKind::interrupt()).context("watching for interrupts")?;
     let Connection { inbox, mut outbox } = Connection::<ToLauncher, FromLauncher>::connect(&arguments.socket).await?;
     outbox.send(&FromLauncher::Hello { pid: std::process::id(), backend: arguments.backend.name().to_owned() }).await?;
+    // From here on the socket's end tells of the supervisor's.
+    grail_process::outlive_parent().context("outliving the supervisor")?;
     let (to_loop, mut commands) = tokio::sync::mpsc::channel(COMMANDS_UNDER_WAY);
     let mut reading = tokio::spawn(receive(inbox, to_loop));
     let spawner = match &arguments.records {
@@ -60,7 +67,11 @@ async fn serve(arguments: LauncherArguments) -> anyhow::Result<()> {
         ended = launcher.obey(&mut commands, &mut outbox) => ended,
     };
     if let Some(server) = &mut launcher.server {
-        server.stop(GRACE).await;
+        if std::os::unix::process::parent_id() == supervisor {
+            server.stop(GRACE).await;
+        } else {
+            server.kill().await;
+        }
     }
     ended
 }
@@ -95,7 +106,10 @@ impl Launcher {
                 None => commands.recv().await,
                 Some(server) => tokio::select! {
                     command = commands.recv() => command,
-                    status = server.exited() => anyhow::bail!("the generation server ended by itself: {status}"),
+                    why = server.ended() => {
+                        server.kill().await;
+                        anyhow::bail!("the generation server is gone: {why}; its last lines: {}", server.last_lines().await)
+                    }
                 },
             };
             match command {
@@ -106,23 +120,28 @@ impl Launcher {
         }
     }
 
+    /// A server for `directory`, in the place of the one that there may be.
+    async fn start(&mut self, directory: &Path, revision: &Revision) -> Result<(), String> {
+        if let Some(mut server) = self.server.take() {
+            tracing::info!(%revision, "The checkpoint is another network; a server of its own takes the place of this one.");
+            server.stop(GRACE).await;
+        }
+        let started = Server::start(&self.spawner, &self.arguments, &mut self.installed, directory, &revision.to_string()).await;
+        self.server = Some(started.map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
     async fn reload(&mut self, command: ReloadCommand) -> anyhow::Result<FromLauncher> {
         let ReloadCommand { revision, directory, .. } = command;
-        let outcome = match &mut self.server {
-            None => match Server::start(&self.spawner, &self.arguments, &mut self.installed, &directory, &revision.to_string())
-                .await
-            {
-                Ok(server) => {
-                    self.server = Some(server);
-                    Ok(())
-                }
-                Err(error) => Err(error.to_string()),
-            },
-            Some(server) => match server.update(&directory, &revision.to_string()).await {
-                Ok(()) => Ok(()),
-                Err(UpdateError::Refused(reason)) => Err(reason),
-                Err(UpdateError::Unknown(reason)) => anyhow::bail!("the update to {revision} failed: {reason}"),
-            },
+        let updated = match &mut self.server {
+            None => Err(UpdateError::OtherNetwork),
+            Some(server) => server.update(&directory, &revision.to_string()).await,
+        };
+        let outcome = match updated {
+            Ok(()) => Ok(()),
+            Err(UpdateError::Refused(reason)) => Err(reason),
+            Err(UpdateError::OtherNetwork) => self.start(&directory, &revision).await,
+            Err(UpdateError::Unknown(reason)) => anyhow::bail!("the update to {revision} failed: {reason}"),
         };
         match (outcome, &self.server) {
             (Ok(()), Some(server)) => {

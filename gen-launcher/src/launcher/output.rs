@@ -1,8 +1,10 @@
-//! What the server prints, passed on line by line: a pipe that nobody reads would stop it.
+//! What the server prints, passed on line by line with its level: a pipe that nobody reads would stop it. Lines that come with
+//! every request or batch are of level debug, and so neither in the log nor among the last words of a death.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use grail_engines::{Level, Line, LogReader};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 /// A longer line is cut here; the rest of it is dropped.
@@ -30,9 +32,10 @@ impl LastLines {
     }
 }
 
-/// Reads until the pipe ends and prints each line on standard error as it is, so that its own time and level stay.
+/// Reads until the pipe ends and logs each line.
 pub async fn drain(pipe: impl AsyncRead + Unpin, kept: LastLines) {
     let mut reader = BufReader::new(pipe);
+    let mut log = LogReader::default();
     let mut line = Vec::new();
     loop {
         let (used, complete) = match reader.fill_buf().await {
@@ -46,19 +49,37 @@ pub async fn drain(pipe: impl AsyncRead + Unpin, kept: LastLines) {
         };
         reader.consume(used);
         if complete {
-            emit(&mut line, &kept);
+            emit(&mut line, &mut log, &kept);
         }
     }
     if !line.is_empty() {
-        emit(&mut line, &kept);
+        emit(&mut line, &mut log, &kept);
     }
 }
 
-fn emit(line: &mut Vec<u8>, kept: &LastLines) {
+fn emit(line: &mut Vec<u8>, log: &mut LogReader, kept: &LastLines) {
     let text = String::from_utf8_lossy(line).trim_end().to_owned();
     line.clear();
-    eprintln!("[server] {text}");
-    kept.push(text);
+    let Line { process, level, text } = log.read(&text);
+    if text.is_empty() {
+        return;
+    }
+    if process.is_empty() {
+        match level {
+            Level::Debug => return tracing::debug!(target: "server", "{text}"),
+            Level::Info => tracing::info!(target: "server", "{text}"),
+            Level::Warning => tracing::warn!(target: "server", "{text}"),
+            Level::Error => tracing::error!(target: "server", "{text}"),
+        }
+    } else {
+        match level {
+            Level::Debug => return tracing::debug!(target: "server", process, "{text}"),
+            Level::Info => tracing::info!(target: "server", process, "{text}"),
+            Level::Warning => tracing::warn!(target: "server", process, "{text}"),
+            Level::Error => tracing::error!(target: "server", process, "{text}"),
+        }
+    }
+    kept.push(text.to_owned());
 }
 
 #[cfg(test)]

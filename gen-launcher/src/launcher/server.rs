@@ -6,8 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use grail_engines::{CommandError, Engine, Installed, ServerOptions, VLLM_NAME};
-use grail_process::{Child, Launch, SpawnError, Spawner, clock, environment};
+use grail_model::{LoadError, ModelConfig};
+use grail_process::{Child, Launch, SpawnError, Spawner, Watched, clock, environment, proc};
+use tokio::task::JoinSet;
 
 use super::calls::{Calls, UpdateError};
 use super::installed::{ProbeError, probe, variables, words};
@@ -18,6 +22,8 @@ use crate::arguments::{Backend, LauncherArguments};
 const READY_LOOK: Duration = Duration::from_millis(200);
 /// Time a server gets to end when it did not become ready.
 const GRACE: Duration = Duration::from_secs(2);
+/// Wait for the pipes of a server that is gone to run dry. Something else may hold them open.
+const DRY_LIMIT: Duration = Duration::from_millis(300);
 
 /// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +43,9 @@ pub enum StartError {
     /// The HTTP client cannot be built.
     #[error("cannot build the HTTP client: {0}")]
     Client(#[source] reqwest::Error),
+    /// The directory would make a server die, or serve values that nobody trained.
+    #[error("the checkpoint cannot be served: {0}")]
+    Checkpoint(#[from] LoadError),
     /// The server ended before it answered.
     #[error("the generation server ended while it started ({status}); its last lines: {lines}")]
     Ended {
@@ -62,8 +71,14 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Server {
     child: Child,
+    /// Its own processes without which it cannot live. A server whose scheduler died may listen on for a minute.
+    vital: Vec<Watched>,
+    readers: JoinSet<()>,
+    lines: LastLines,
     calls: Calls,
     backend: Backend,
+    /// What it was started with: no other network fits into it.
+    network: ModelConfig,
     context_length: u32,
     weight_version: String,
     /// The link that vLLM was started with.
@@ -83,6 +98,7 @@ impl Server {
         directory: &Path,
         weight_version: &str,
     ) -> Result<Self, StartError> {
+        let network = judge(directory).await??;
         let port = free_port()?;
         let engine = arguments.backend.dialect();
         let link = (engine == Engine::Vllm).then(|| link_path(arguments, directory));
@@ -106,7 +122,7 @@ impl Server {
                     name: "generation server".to_owned(),
                     program: python.clone(),
                     arguments: words(engine, &command),
-                    environment: variables(python, engine),
+                    environment: variables(python, engine, arguments.installed.cpu),
                 }
             }
         };
@@ -115,27 +131,48 @@ impl Server {
         if let Some(error) = child.take_unrecorded() {
             tracing::warn!(%error, "The server could not be written down; a later supervisor would not find it.");
         }
-        let lines = LastLines::default();
+        let (mut readers, lines) = (JoinSet::new(), LastLines::default());
         if let Some(output) = child.take_output() {
-            tokio::spawn(drain(output.stdout, lines.clone()));
-            tokio::spawn(drain(output.stderr, lines.clone()));
+            readers.spawn(drain(output.stdout, lines.clone()));
+            readers.spawn(drain(output.stderr, lines.clone()));
         }
         let (backend, weight_version) = (arguments.backend, weight_version.to_owned());
-        let mut server = Self { child, calls, backend, context_length: 0, weight_version, link };
-        server.wait_until_ready(arguments.ready_timeout, &lines).await?;
+        let vital = Vec::new();
+        let mut server = Self { child, vital, readers, lines, calls, backend, network, context_length: 0, weight_version, link };
+        server.wait_until_ready(arguments.ready_timeout).await?;
         server.confirm().await?;
+        server.vital = server.vital_processes();
         Ok(server)
     }
 
-    async fn wait_until_ready(&mut self, limit: Duration, lines: &LastLines) -> Result<(), StartError> {
+    /// Looked for when it is ready: by then its processes have their titles.
+    fn vital_processes(&self) -> Vec<Watched> {
+        if self.backend == Backend::Embedded {
+            return Vec::new();
+        }
+        let engine = self.backend.dialect();
+        let tree = proc::tree(self.child.pid()).unwrap_or_default();
+        let vital: Vec<Watched> =
+            tree.into_iter().filter_map(|pid| Watched::of(pid).ok()).filter(|process| engine.is_vital(&process.name)).collect();
+        match vital.as_slice() {
+            [] => {
+                tracing::warn!("None of the server's own processes is known; the death of one is noticed only by what follows.")
+            }
+            found => {
+                let processes = found.iter().map(|process| format!("{} {}", process.name, process.pid)).collect::<Vec<_>>();
+                tracing::info!(processes = processes.join(", "), "The server's own processes are watched.");
+            }
+        }
+        vital
+    }
+
+    async fn wait_until_ready(&mut self, limit: Duration) -> Result<(), StartError> {
         let deadline = clock::monotonic() + limit;
         loop {
             let healthy = self.calls.healthy();
             tokio::select! {
                 status = self.child.exited() => {
-                    // The pipes end with the process; the readers need a moment to come to their ends.
-                    tokio::time::sleep(READY_LOOK).await;
-                    return Err(StartError::Ended { status, lines: lines.text() });
+                    return Err(StartError::Ended { status, lines: self.last_lines().await });
                 }
                 answer = healthy => if answer {
                     return Ok(());
@@ -143,7 +180,7 @@ impl Server {
             }
             if clock::monotonic() >= deadline {
                 self.child.stop(GRACE).await;
-                return Err(StartError::NotReady { seconds: limit.as_secs(), lines: lines.text() });
+                return Err(StartError::NotReady { seconds: limit.as_secs(), lines: self.last_lines().await });
             }
             tokio::time::sleep(READY_LOOK).await;
         }
@@ -171,9 +208,17 @@ impl Server {
         self.context_length
     }
 
-    /// Waits until the server ends.
-    pub async fn exited(&mut self) -> ExitStatus {
-        self.child.exited().await
+    /// Waits until the server, or a process that it cannot live without, has ended; and says how. Whatever its exit code:
+    /// vLLM ends with 0 when its engine died, SGLang by a signal that it sends itself. Cancel-safe.
+    pub async fn ended(&mut self) -> String {
+        end_of(&mut self.child, &self.vital).await
+    }
+
+    /// The last lines of a server that is gone.
+    pub async fn last_lines(&mut self) -> String {
+        let dry = async { while self.readers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(DRY_LIMIT, dry).await;
+        self.lines.text()
     }
 
     /// Ends the server with everything it started.
@@ -181,17 +226,21 @@ impl Server {
         self.child.stop(grace).await;
     }
 
+    /// Ends what is left of a server that cannot be believed any more.
+    pub async fn kill(&mut self) {
+        self.child.kill().await;
+    }
+
     /// Gives the server other weights and makes sure that it answers with them and with no older cache.
     ///
     /// # Errors
     /// [`UpdateError::Refused`] where the old weights serve on; [`UpdateError::Unknown`] where the server must be replaced.
     pub async fn update(&mut self, directory: &Path, weight_version: &str) -> Result<(), UpdateError> {
-        if self.backend != Backend::Embedded {
-            // The embedded engine judges by itself; the others die of what is damaged, or take it for good.
-            let judged = directory.to_owned();
-            let judging = tokio::task::spawn_blocking(move || grail_model::judge(&judged).map(drop));
-            let judged = judging.await.map_err(|error| UpdateError::Refused(error.to_string()))?;
-            judged.map_err(|error| UpdateError::Refused(error.to_string()))?;
+        // SGLang dies of what is damaged, vLLM of the next request, and both keep old values in place of missing ones.
+        let judged = judge(directory).await.map_err(|error| UpdateError::Refused(error.to_string()))?;
+        let network = judged.map_err(|error| UpdateError::Refused(error.to_string()))?;
+        if !network.same_network(&self.network) {
+            return Err(UpdateError::OtherNetwork);
         }
         if let Some(link) = &self.link {
             point(link, directory)
@@ -199,7 +248,8 @@ impl Server {
         }
         let weights = self.link.clone().unwrap_or_else(|| directory.to_owned());
         tokio::select! {
-            status = self.child.exited() => return Err(UpdateError::Unknown(format!("the server ended: {status}"))),
+            biased;
+            why = end_of(&mut self.child, &self.vital) => return Err(UpdateError::Unknown(why)),
             updated = self.calls.update(&weights, &self.weight_version, weight_version) => updated?,
         }
         self.weight_version = weight_version.to_owned();
@@ -207,9 +257,44 @@ impl Server {
     }
 }
 
-/// Another process may take the port before the server does; then the server ends at once and says so.
+async fn end_of(child: &mut Child, vital: &[Watched]) -> String {
+    tokio::select! {
+        status = child.exited() => format!("it ended by itself ({status})"),
+        process = first_ended(vital) => format!("its process {} ({}) ended", process.name, process.pid),
+    }
+}
+
+/// The first of them that ends.
+async fn first_ended(processes: &[Watched]) -> &Watched {
+    let mut ends: FuturesUnordered<_> = processes
+        .iter()
+        .map(|process| async move {
+            process.ended().await;
+            process
+        })
+        .collect();
+    match ends.next().await {
+        Some(process) => process,
+        None => std::future::pending().await,
+    }
+}
+
+/// Judges a directory: files, headers, names and shapes of tensors, against its own configuration.
+async fn judge(directory: &Path) -> std::io::Result<Result<ModelConfig, LoadError>> {
+    let directory = directory.to_owned();
+    let judging = tokio::task::spawn_blocking(move || grail_model::judge(&directory).map(|(config, _)| config));
+    judging.await.map_err(std::io::Error::other)
+}
+
+/// A port below those that Linux gives to outgoing connections: a server takes a minute until it listens, and by then one of
+/// them would have it. Should another process take the port all the same, the server ends at once and says so.
 fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 12_000;
+    let start = u16::try_from(std::process::id() % u32::from(COUNT)).unwrap_or_default();
+    let mut ports = (0..COUNT).map(|step| FIRST + (start + step) % COUNT);
+    let free = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.ok_or_else(|| std::io::Error::other(format!("no port from {FIRST} to {} is free", FIRST + COUNT - 1)))
 }
 
 /// `vllm_active`, in the folder of the setting or beside the checkpoint (grail-miner 5).
@@ -234,6 +319,8 @@ fn options(arguments: &LauncherArguments, model: &Path, weight_version: &str, po
     ServerOptions {
         model: model.display().to_string(),
         port,
+        cpu: installed.cpu,
+        dtype: arguments.engine.dtype.clone(),
         tensor_parallel: installed.tensor_parallel,
         memory_share: installed.memory_share,
         context_length: installed.context_length,

@@ -101,6 +101,10 @@ pub struct ServerOptions {
     pub model: String,
     /// Loopback port.
     pub port: u16,
+    /// The server runs on the CPU.
+    pub cpu: bool,
+    /// What to compute in: `auto` (bf16), `f32`, `bf16` or `f16`.
+    pub dtype: String,
     /// GPUs.
     pub tensor_parallel: u32,
     /// Share of GPU memory for weights and cache (`GRAIL_PIPELINE_GPU_MEM_UTIL`).
@@ -117,6 +121,16 @@ pub struct ServerOptions {
     pub weight_version: String,
     /// Further words as they are, for what no setting names.
     pub extra: Vec<String>,
+}
+
+impl ServerOptions {
+    fn dtype(&self) -> &'static str {
+        match self.dtype.as_str() {
+            "f32" => "float32",
+            "f16" => "float16",
+            _ => "bfloat16",
+        }
+    }
 }
 
 impl Installed {
@@ -187,7 +201,10 @@ impl Installed {
         let name = options.model.trim_end_matches('/').rsplit('/').next().unwrap_or("model");
         let mut words = Words::default();
         words.pair("--model-path", &options.model).pair("--served-model-name", name);
-        words.pair("--host", "127.0.0.1").pair("--port", options.port).pair("--dtype", "bfloat16");
+        words.pair("--host", "127.0.0.1").pair("--port", options.port).pair("--dtype", options.dtype());
+        if options.cpu {
+            words.pair("--device", "cpu");
+        }
         words.pair("--tp-size", options.tensor_parallel).pair("--mem-fraction-static", options.memory_share);
         words.pair("--context-length", options.context_length).flag("--trust-remote-code");
         // With one server it has no effect; releases without it, or with other methods, lose nothing.
@@ -235,15 +252,18 @@ impl Installed {
     fn vllm(&self, options: &ServerOptions) -> Result<Vec<String>, CommandError> {
         let mut words = Words::default();
         words.pair("--model", &options.model).pair("--served-model-name", VLLM_NAME);
-        words.pair("--host", "127.0.0.1").pair("--port", options.port).pair("--dtype", "bfloat16");
+        words.pair("--host", "127.0.0.1").pair("--port", options.port).pair("--dtype", options.dtype());
         words.pair("--kv-cache-dtype", "auto").pair("--tensor-parallel-size", options.tensor_parallel);
         words.pair("--gpu-memory-utilization", options.memory_share).pair("--max-model-len", options.context_length);
         words.pair("--max-num-seqs", options.max_running);
         if let Some(tokenizer) = &options.tokenizer {
             words.pair("--tokenizer", tokenizer);
         }
-        self.need("--enable-sleep-mode", "the reference's command line", "install vLLM 0.10.2 or newer")?;
-        words.flag("--enable-sleep-mode");
+        // On the CPU the server refuses it and ends (generation-servers 2.1).
+        if !options.cpu {
+            self.need("--enable-sleep-mode", "the reference's command line", "install vLLM 0.10.2 or newer")?;
+            words.flag("--enable-sleep-mode");
+        }
         if options.disable_cuda_graph {
             self.need("--enforce-eager", "generation.disable_cuda_graph", "leave the setting out")?;
             words.flag("--enforce-eager");
@@ -268,12 +288,16 @@ impl Words {
 }
 
 /// Variables that the server needs beside what every child inherits; GPUs are the parent's to choose.
-pub fn environment(engine: Engine) -> Vec<(&'static str, &'static str)> {
-    match engine {
+pub fn environment(engine: Engine, cpu: bool) -> Vec<(&'static str, &'static str)> {
+    let mut variables = match engine {
         // Without these a server whose scheduler died listens for up to 67 s and answers nothing (generation-servers 1.8).
         Engine::Sglang => vec![("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "0"), ("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "0")],
         Engine::Vllm => vec![("PYTORCH_CUDA_ALLOC_CONF", ""), ("VLLM_SERVER_DEV_MODE", "1")],
+    };
+    if cpu && engine == Engine::Sglang {
+        variables.push(("SGLANG_USE_CPU_ENGINE", "1"));
     }
+    variables
 }
 
 #[cfg(test)]
@@ -284,6 +308,8 @@ mod tests {
         ServerOptions {
             model: "/cache/checkpoint-30".into(),
             port: 30123,
+            cpu: false,
+            dtype: "auto".into(),
             tensor_parallel: 4,
             memory_share: 0.88,
             context_length: 4096,
@@ -325,6 +351,18 @@ mod tests {
         assert!(matches!(Installed::read(Engine::Vllm, "0.23.0", "usage"), Err(Unsuited::NoHelp { .. })));
         let vllm = Installed::read(Engine::Vllm, "0.23.0", "--port --enforce-eager").unwrap();
         assert!(vllm.command(&options()).unwrap_err().to_string().contains("--enable-sleep-mode"));
+    }
+
+    #[test]
+    fn a_server_on_the_cpu_is_asked_for_nothing_of_a_gpu() {
+        let options = ServerOptions { cpu: true, dtype: "f32".into(), ..options() };
+        let sglang = Installed::measured(Engine::Sglang).command(&options).unwrap();
+        for pair in [["--device", "cpu"], ["--dtype", "float32"]] {
+            assert!(sglang.windows(2).any(|words| words == pair), "{sglang:?}");
+        }
+        assert!(environment(Engine::Sglang, true).contains(&("SGLANG_USE_CPU_ENGINE", "1")));
+        let vllm = Installed::measured(Engine::Vllm).command(&options).unwrap();
+        assert!(!vllm.iter().any(|word| word == "--enable-sleep-mode"), "{vllm:?}");
     }
 
     #[test]

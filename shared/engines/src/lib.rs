@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod log;
 mod wire;
 
 pub use command::{CommandError, Installed, ServerOptions, Unsuited, VLLM_NAME, Version, environment};
+pub use log::{Level, Line, LogReader};
 pub use wire::{End, Reply, ReplyError, warm_up};
 
 /// A server that is installed on the host and started by the launcher.
@@ -23,6 +25,15 @@ impl Engine {
         match self {
             Self::Sglang => "sglang.launch_server",
             Self::Vllm => "vllm.entrypoints.openai.api_server",
+        }
+    }
+
+    /// Whether a process of this name (as the kernel keeps it, cut to 15 bytes) is one that the server cannot live without:
+    /// SGLang's scheduler and detokenizer, vLLM's engine and workers. Their titles are set before the server is ready.
+    pub fn is_vital(self, process: &str) -> bool {
+        match self {
+            Self::Sglang => process.starts_with("sglang::"),
+            Self::Vllm => process.starts_with("VLLM::"),
         }
     }
 

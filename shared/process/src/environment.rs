@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 
 /// Names that a child may inherit as they are.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "PATH",
     "HOME",
     "USER",
@@ -16,6 +16,7 @@ const NAMES: [&str; 14] = [
     "RUST_BACKTRACE",
     "NO_COLOR",
     "XDG_CACHE_HOME",
+    "HF_HUB_OFFLINE",
     "CC",
     "CXX",
 ];

@@ -9,6 +9,8 @@ pub mod orphans;
 pub mod proc;
 pub mod records;
 mod spawn;
+mod watched;
 
 pub use identity::{Identity, Standing};
-pub use spawn::{Child, Launch, Output, SpawnError, Spawner};
+pub use spawn::{Child, Launch, Output, SpawnError, Spawner, outlive_parent};
+pub use watched::Watched;

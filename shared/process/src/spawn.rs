@@ -208,6 +208,15 @@ fn kill_now(process: &mut std::process::Child, own: &Own, records: Option<&Recor
     own.lock().remove(&process.id());
 }
 
+/// From now on this process outlives its parent, whom the kernel would have it follow at once: it has something to end in
+/// order first, and must notice by itself that the parent is gone.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn outlive_parent() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_pdeathsig(None)?)
+}
+
 /// Forks and executes.
 #[allow(clippy::disallowed_methods)]
 fn execute(launch: &Launch) -> io::Result<std::process::Child> {
@@ -239,13 +248,31 @@ pub struct Output {
     pub stderr: ChildStderr,
 }
 
+/// The end of a process, as a descriptor that becomes readable.
+#[derive(Debug)]
+pub(crate) struct EndOf(AsyncFd<OwnedFd>);
+
+impl EndOf {
+    pub fn process(pid: u32) -> io::Result<Self> {
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).ok_or_else(|| io::Error::other("no process has this pid"))?;
+        let descriptor = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)?;
+        // SAFETY: the descriptor is owned by the `AsyncFd` from here on, and nothing replaces or closes it meanwhile.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(descriptor, tokio::io::Interest::READABLE) }?))
+    }
+
+    /// An error of the readiness call cannot be mended here; whoever waits looks at the process itself next.
+    pub async fn reached(&self) {
+        let _ = self.0.readable().await;
+    }
+}
+
 /// A running (or ended, not yet reaped) child. Dropping it kills its group.
 #[derive(Debug)]
 pub struct Child {
     name: String,
     process: std::process::Child,
     /// Becomes readable when the leader ends; signalling goes by group while the leader is unreaped, so no pid is reused.
-    ended: AsyncFd<OwnedFd>,
+    ended: EndOf,
     status: Option<ExitStatus>,
     unrecorded: Option<io::Error>,
     own: Own,
@@ -256,12 +283,7 @@ impl Child {
     fn adopt(name: String, started: Started, spawner: &Spawner) -> io::Result<Self> {
         let Started { mut process, recorded } = started;
         let (own, records) = (spawner.own.clone(), spawner.records.clone());
-        let watched = rustix::process::Pid::from_raw(process.id().cast_signed())
-            .ok_or_else(|| io::Error::other("a child without a pid"))
-            .and_then(|pid| Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)?))
-            // SAFETY: the descriptor is owned by the `AsyncFd` from here on, and nothing replaces or closes it meanwhile.
-            .and_then(|descriptor| Ok(unsafe { AsyncFd::register_with_interest(descriptor, tokio::io::Interest::READABLE) }?));
-        match watched {
+        match EndOf::process(process.id()) {
             Ok(ended) => Ok(Self { name, process, ended, status: None, unrecorded: recorded.err(), own, records }),
             Err(error) => {
                 kill_now(&mut process, &own, records.as_ref());
@@ -297,8 +319,7 @@ impl Child {
         if let Some(status) = self.status {
             return status;
         }
-        // An error of the readiness call cannot be mended here; then the status is asked for until it is there.
-        let _ = self.ended.readable().await;
+        self.ended.reached().await;
         self.signal_group(Signal::SIGKILL);
         loop {
             if let Some(status) = reap(&mut self.process, &self.own, self.records.as_ref()) {

@@ -44,10 +44,10 @@ fn cases() -> Vec<Case> {
         Case {
             what: "a server out of memory, told by its launcher",
             tail: &[
-                "[server] [2026-01-01 00:00:00] Scheduler hit an exception: Traceback (most recent call last):",
-                "[server] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.",
-                "[server] [2026-01-01 00:00:05] SIGQUIT received. It usually means one child failed.",
-                "ERROR the generation server ended by itself: signal: 9 (SIGKILL)",
+                "ERROR server: Scheduler hit an exception: Traceback (most recent call last):",
+                "ERROR server: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.",
+                "ERROR server: SIGQUIT received. It usually means one child failed.",
+                "ERROR grail_gen_launcher: The generation launcher cannot go on. error=\"the generation server is gone: it ended by itself (signal: 9 (SIGKILL))\"",
             ],
             class: DeathClass::GpuMemory,
             ..EXITED

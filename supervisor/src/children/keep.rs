@@ -121,7 +121,7 @@ async fn start<K: Kept>(child: &K, life: &Life, gpus: &Gpus) -> Result<Started, 
         clear(gpu, life, gpus).await?;
     }
     let (listener, mut process) = session::spawn(child.opening(), &life.name).await?;
-    let drains = Drains::start(&life.name, process.take_output());
+    let drains = Drains::start(&life.name, child.gpus(), process.take_output());
     life.tell(Event::Spawned);
     life.board.child(&life.name, |shown| {
         shown.pid = Some(process.pid());

@@ -22,6 +22,7 @@ mod proof_pool;
 mod proof_slot;
 mod refusals;
 mod session;
+mod throttle;
 mod traffic;
 
 pub use death::{Cause, Death, DeathClass, Exit, Facts, Reaction, classify};

@@ -193,6 +193,8 @@ pub struct Generation {
     pub groups_in_flight: GroupsInFlight,
     /// The Python that has the server installed.
     pub python: PathBuf,
+    /// SGLang or vLLM runs on the CPU, and takes no GPU.
+    pub cpu: bool,
     /// Share of GPU memory for weights and cache.
     pub memory_share: f64,
     /// Requests that SGLang or vLLM works on at once.
@@ -241,6 +243,9 @@ impl Generation {
         self.extra.iter().for_each(|word| pair("--extra", word.into()));
         if self.disable_cuda_graph {
             words.push("--disable-cuda-graph".into());
+        }
+        if self.cpu {
+            words.push("--cpu".into());
         }
         words
     }
@@ -372,6 +377,7 @@ impl Reader<'_> {
         let python = if backend == "vllm" { "generation.vllm_python" } else { "generation.sglang_python" };
         Generation {
             python: self.program(python),
+            cpu: self.choice("generation.device", &["cuda", "cpu"]) == "cpu",
             memory_share: self.number("generation.memory_share", 0.05, 1.0),
             max_running: self.whole("generation.max_running", 1, 65_536),
             disable_cuda_graph: self.flag("generation.disable_cuda_graph"),

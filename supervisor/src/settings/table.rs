@@ -162,6 +162,13 @@ pub const TABLE: &[Setting] = &[
         "sglang, vllm, or embedded (libtorch on the CPU).",
     ),
     setting(
+        "generation.device",
+        &[],
+        Form::Text,
+        "'cuda'",
+        "cuda, or cpu for an SGLang or vLLM that was built for it (tests, very small models); the embedded engine knows by itself.",
+    ),
+    setting(
         "generation.gpu",
         &["GRAIL_PIPELINE_VLLM_GPU"],
         Form::Whole,
@@ -255,7 +262,13 @@ pub const TABLE: &[Setting] = &[
         "Further words for the command line of SGLang or vLLM, separated by blanks.",
     ),
     setting("generation.threads", &[], Form::Whole, "1", "Threads of the embedded engine."),
-    setting("generation.dtype", &[], Form::Text, "'auto'", "auto, f32, bf16 or f16 for the embedded engine."),
+    setting(
+        "generation.dtype",
+        &[],
+        Form::Text,
+        "'auto'",
+        "What the server computes in: auto (bf16; embedded on the CPU: f32), f32, bf16 or f16.",
+    ),
     setting("proof.device", &[], Form::Text, "'cuda'", "cuda (one worker per GPU) or cpu (slots without a GPU)."),
     setting(
         "proof.gpus",
