@@ -18,7 +18,7 @@ use serde_json::Value;
 
 /// Nobody listens there: a relay that fails at once.
 const NO_RELAY: &str = "beacon.relays=http://127.0.0.1:1";
-const EVERY_ROW: [&str; 20] = [
+const EVERY_ROW: [&str; 21] = [
     "wallet",
     "chain",
     "clock",
@@ -39,6 +39,7 @@ const EVERY_ROW: [&str; 20] = [
     "GPUs",
     "proof worker",
     "server",
+    "variables",
 ];
 
 fn key(uri: &str) -> [u8; 32] {
@@ -66,7 +67,7 @@ impl Site {
         setup.commitments = vec![(key("//Trainer"), Buckets::local_trainer().encode().unwrap())];
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let node = runtime.block_on(TestNode::start(setup));
-        let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint()).with_bucket(&bucket);
+        let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint()).variable("BT_CLOSE_TIMEOUT", "60").with_bucket(&bucket);
         let site = Self { host, node, _bucket: bucket, _runtime: runtime };
         site.publish_pair(READ_PAIR);
         site
@@ -141,6 +142,7 @@ fn a_host_in_order_passes_and_each_fault_has_its_row() {
     rows.has("bucket read", "ok", "the pair published on chain");
     rows.has("checkpoint", "ok", "(FULL) for gsm8k");
     rows.has("proof worker", "ok", "libtorch 2.11");
+    rows.has("variables", "ok", "BT_CLOSE_TIMEOUT");
 
     // The chain still holds the write pair: everybody could write.
     site.publish_pair(WRITE_PAIR);

@@ -158,13 +158,13 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Doctor { json } => {
             // The local bucket server tells every refusal, and the doctor asks for some.
             log::to_stderr("error,s3s=off");
-            let rows = doctor::examine(&loaded?.settings).await;
+            let rows = doctor::examine(&loaded?).await;
             print(&if json { doctor::json(&rows) } else { doctor::table(&rows) });
             let failed = rows.iter().any(|row| row.verdict == doctor::Verdict::Failed);
             Ok(ExitCode::from(u8::from(failed)))
         }
         Command::Config { command: ConfigCommand::Explain } => {
-            print(&settings::explain(&loaded?, &environment));
+            print(&settings::explain(&loaded?));
             Ok(ExitCode::SUCCESS)
         }
         Command::PublishCheckpoint(arguments) => {

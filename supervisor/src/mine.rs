@@ -415,7 +415,7 @@ pub fn open_chain(settings: &Settings, hotkey: Option<&Hotkey>, buckets: &Bucket
         settings::Chain::Network { name, endpoints, genesis, block_seconds } => {
             tracing::info!(network = name, ?endpoints, netuid = settings.netuid, "The chain is behind these nodes.");
             let endpoints = Endpoints { addresses: endpoints.clone(), genesis: *genesis };
-            Ok(Arc::new(NetworkChain::connect(endpoints, settings.netuid, *block_seconds)))
+            Ok(Arc::new(NetworkChain::connect(endpoints, settings.netuid, *block_seconds, settings.patience.clone())))
         }
     }
 }

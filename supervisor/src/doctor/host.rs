@@ -10,7 +10,7 @@ use sysinfo::System;
 
 use super::row::Row;
 use crate::checkpoints::check_dataset;
-use crate::settings::{ProofSlots, Settings, Storage};
+use crate::settings::{Loaded, ProofSlots, Settings, Storage};
 use crate::state::StateFolder;
 
 const GIB: u64 = 1 << 30;
@@ -221,6 +221,24 @@ pub(super) fn state(settings: &Settings) -> (Row, bool) {
         "no supervisor is running with this state folder"
     };
     (Row::ok("state", found), running)
+}
+
+/// Variables that look as if they set something. Those of the Python miner do no harm; a misspelt one does.
+pub(super) fn variables(loaded: &Loaded) -> Row {
+    let (known, unknown): (Vec<_>, Vec<_>) = loaded.unused().partition(|(_, reason)| reason.is_some());
+    let list = |names: &[(&str, Option<&str>)]| names.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    if !unknown.is_empty() {
+        let found = format!("no setting is made of {}", list(&unknown));
+        return Row::warning(
+            "variables",
+            found,
+            "compare with grail-supervisor config explain; take out what is misspelt or stale",
+        );
+    }
+    match known.as_slice() {
+        [] => Row::ok("variables", "every one that is set is read"),
+        known => Row::ok("variables", format!("without effect here, see config explain: {}", list(known))),
+    }
 }
 
 pub(super) fn dataset(settings: &Settings) -> Row {

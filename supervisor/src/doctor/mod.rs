@@ -25,7 +25,7 @@ use grail_protocol::keys::address_of;
 use crate::buckets::Buckets;
 use crate::chain::Standing;
 use crate::mine::open_chain;
-use crate::settings::Settings;
+use crate::settings::{Loaded, Settings};
 
 pub use row::{Row, Verdict, json, table};
 
@@ -38,7 +38,8 @@ async fn within<T>(answer: impl Future<Output = T>) -> Result<T, String> {
 }
 
 /// Looks at everything. Rows come in a fixed order.
-pub async fn examine(settings: &Settings) -> Vec<Row> {
+pub async fn examine(loaded: &Loaded) -> Vec<Row> {
+    let settings = &loaded.settings;
     let (state, running) = host::state(settings);
     let layout = accelerators::layout(settings);
     let blocking = {
@@ -63,7 +64,7 @@ pub async fn examine(settings: &Settings) -> Vec<Row> {
         Ok((dataset, gpus)) => rows.extend([dataset, gpus]),
         Err(error) => rows.push(Row::not_asked("dataset, GPUs", error.to_string())),
     }
-    rows.extend([worker, server]);
+    rows.extend([worker, server, host::variables(loaded)]);
     rows
 }
 

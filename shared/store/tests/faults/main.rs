@@ -57,6 +57,8 @@ async fn errors_that_pass_are_tried_again_and_throttling_more_slowly() {
         site.proxy.next([fault]);
         assert_eq!(site.bucket.get("k", 10).await.unwrap(), "value");
     }
+    site.proxy.next([Fault::Truncated]);
+    assert_eq!(site.bucket.get("k", 10).await.unwrap(), "value", "half an object is none");
     site.proxy.next([Fault::Internal; 3]);
     let error = site.bucket.put("k", "value", &quickly()).await.unwrap_err();
     assert!(matches!(error, BucketError::Other { status: 500, .. }), "{error}");
