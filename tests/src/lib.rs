@@ -9,6 +9,7 @@
 pub mod oracle;
 pub mod points;
 pub mod side_by_side;
+pub mod testnet;
 
 use std::fmt::Write as _;
 use std::io::Read;
