@@ -114,12 +114,7 @@ fn uploads(ended: &BTreeMap<u64, (String, String)>) -> usize {
 }
 
 /// Judges everything that lies in the bucket, and says what there was.
-fn report(
-    host: &Host,
-    windows: usize,
-    ended: &BTreeMap<u64, (String, String)>,
-    trainer: &Trainer<'_>,
-) -> Result<(), String> {
+fn report(host: &Host, windows: usize, ended: &BTreeMap<u64, (String, String)>, trainer: &Trainer<'_>) -> Result<(), String> {
     for (window, (outcome, reason)) in ended.iter().filter(|(_, (outcome, _))| outcome != "uploaded") {
         println!("Missed: window {window}, {outcome}: {reason}");
     }

@@ -8,6 +8,7 @@
 
 pub mod oracle;
 pub mod points;
+pub mod set_clock;
 pub mod side_by_side;
 pub mod testnet;
 

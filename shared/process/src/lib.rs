@@ -9,6 +9,7 @@ pub mod orphans;
 pub mod proc;
 pub mod records;
 mod spawn;
+pub mod steady;
 
 pub use identity::{Identity, Standing};
 pub use spawn::{Child, Launch, Output, SpawnError, Spawner};
