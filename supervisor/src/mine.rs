@@ -33,7 +33,7 @@ use crate::state::{Before, StateFolder};
 use crate::status::{self, Board};
 use crate::view::{self, View};
 use crate::wallet;
-use crate::window::{Miner, Subnet};
+use crate::window::{Heads, Miner, Subnet};
 
 /// UID 0 of the local chain.
 const LOCAL_TRAINER: &str = "//Trainer";
@@ -342,6 +342,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         journal: journal.clone(),
         gate: settings.gate,
         schedule,
+        heads: Heads::new(prepared.chain.nominal_block_seconds()),
         shutdown_budget: settings.shutdown_budget,
         under_way: None,
     })

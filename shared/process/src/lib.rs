@@ -10,6 +10,7 @@ pub mod orphans;
 pub mod proc;
 pub mod records;
 mod spawn;
+pub mod steady;
 mod watched;
 
 pub use ask::Said;
