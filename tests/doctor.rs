@@ -5,6 +5,7 @@
     reason = "tests start programs, measure time and may panic; the rules are for the product"
 )]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use grail_fakes::{LyingBucket, MINER_BUCKET, READ_PAIR, WRITE_PAIR};
@@ -198,7 +199,26 @@ fn a_host_that_cannot_work_is_told_why() {
     rows.has("server", "failed", "generation.sglang_python");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("storage.local_address={}", taken.local_addr().unwrap());
-    let rows = site.examine(&["storage.local_folder=buckets", &address, "generation.sglang_python=python3"]);
+    let python = stand_in(site.host.path(), "echo usage: --port");
+    let sglang = ["generation.backend=sglang", &format!("generation.sglang_python={python}")];
+    let rows = site.examine(&[&["storage.local_folder=buckets", &address][..], &sglang].concat());
     rows.has("ports", "failed", &taken.local_addr().unwrap().to_string());
     rows.has("checkpoint", "warning", "no checkpoint was ready");
+    rows.has("server", "ok", "SGLang 0.5.23");
+    stand_in(site.host.path(), "echo 'ImportError: libcudart.so.13' >&2; exit 1");
+    let nowhere = format!("storage.endpoint=http://127.0.0.1:{}", free_port());
+    let rows = site.examine(&[&sglang[..], &[&nowhere]].concat());
+    rows.has("server", "failed", "ImportError: libcudart.so.13");
+    rows.has("bucket write", "failed", "gives no answer");
+    rows.has("read-only pair", "not_asked", "");
+    rows.has("checkpoint", "failed", "");
+}
+
+/// A Python that has SGLang installed, and does this when it is started.
+fn stand_in(folder: &Path, start: &str) -> String {
+    let path = folder.join("python");
+    let text = format!("#!/bin/sh\nif [ \"$1\" = -c ]; then echo sglang 0.5.23; else {start}; fi\n");
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
 }

@@ -43,7 +43,9 @@ impl Reader<'_> {
     }
 
     pub(super) fn patience(&mut self) -> Patience {
-        let mut seconds = |key: &str, low: f64, high: f64| Duration::from_secs_f64(self.number(key, low, high));
+        // What is refused may be no duration at all.
+        let mut seconds =
+            |key: &str, low: f64, high: f64| Duration::try_from_secs_f64(self.number(key, low, high)).unwrap_or_default();
         let request = seconds("chain.call_timeout_seconds", 1.0, 120.0);
         let connect = seconds("chain.connect_timeout_seconds", 1.0, 600.0);
         let first = seconds("chain.reconnect_seconds", 0.1, 30.0);
