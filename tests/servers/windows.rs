@@ -95,8 +95,8 @@ pub fn mined_across_an_update_and_a_death(server: Installed) -> Result<String, S
 
 /// What the launcher says an update took.
 fn seconds_of(log: &str) -> String {
-    let told = log.lines().filter(|line| line.contains("The server stood still") && !line.contains("lines="));
-    let steps = told.last().and_then(|line| line.split_once("steps=\"")).and_then(|(_, rest)| rest.split_once('"'));
+    let told = log.lines().rev().find(|line| line.contains("The server stood still") && !line.contains("lines="));
+    let steps = told.and_then(|line| line.split_once("steps=\"")).and_then(|(_, rest)| rest.split_once('"'));
     steps.expect("the launcher tells where the time goes").0.to_owned()
 }
 
