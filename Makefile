@@ -18,10 +18,12 @@ test: SETUP = --reference --sglang
 test: lint build
 	cargo test --workspace --no-fail-fast
 
-# The whole kill matrix (144 cells) and the soak (24 windows): about twenty minutes. `make test` plays the short form.
+# The whole kill matrix (144 cells), the soak (24 windows) and fifty windows on a node: about half an hour. `make test` plays the
+# short forms.
 test-faults: build
 	GRAIL_FAULTS=whole cargo test --package grail-tests --test kill_matrix
 	GRAIL_FAULTS=whole cargo test --package grail-tests --test soak
+	GRAIL_FAULTS=whole cargo test --package grail-tests --test windows
 
 # The real SGLang 0.5.23 and vLLM 0.23.0 on the CPU: windows, updates, refusals and deaths with each; about half an hour.
 test-servers: SETUP = --sglang --vllm

@@ -1,11 +1,11 @@
-"""Makes .venv-reference: a Python that runs transformers on the CPU with the libtorch that our programs link.
+"""Makes .venv-reference: a Python that runs transformers on the CPU with the libtorch that our programs link, and moto's server.
 
 The only torch wheel on PyPI is the CUDA one. Its Python half cannot be loaded without libtorch_cuda.so, and that names ten
 NVIDIA libraries of 2.5 GB, which nothing here ever calls. So they are replaced by empty libraries of the same names: with
 TORCH_USE_RTLD_GLOBAL, torch's own switch, functions are looked up when they are called and not before, and a call into CUDA
 would end the process with the name of what is missing. The kernels of the CPU are the wheel's own, untouched.
 
-600 MB stay, of which 450 MB are shared with third_party/libtorch by hard links. A file `complete` with all versions is
+700 MB stay, of which 450 MB are shared with third_party/libtorch by hard links. A file `complete` with all versions is
 written last; without it, or with other versions, the folder is made anew.
 """
 
@@ -26,6 +26,11 @@ PACKAGES = [
     "certifi==2025.10.5", "charset-normalizer==3.4.4", "filelock==3.20.0", "fsspec==2025.9.0", "idna==3.11",
     "mpmath==1.3.0", "packaging==25.0", "pyyaml==6.0.3", "regex==2025.10.23", "requests==2.32.5", "sympy==1.14.0",
     "tqdm==4.67.1", "typing-extensions==4.15.0", "urllib3==2.5.0",
+    # moto's server, as far as S3 goes: the buckets' second peer.
+    "moto==5.2.5", "boto3==1.44.5", "botocore==1.44.5", "s3transfer==0.19.3", "jmespath==1.1.0", "python-dateutil==2.9.0.post0",
+    "six==1.17.0", "cryptography==50.0.2", "cffi==2.1.1", "pycparser==2.23", "xmltodict==1.0.4", "responses==0.26.3",
+    "py-partiql-parser==0.6.3", "flask==3.1.3", "flask-cors==6.0.5", "werkzeug==3.1.9", "markupsafe==3.0.4", "click==8.5.1",
+    "blinker==1.9.0", "itsdangerous==2.2.0", "jinja2==3.1.6",
 ]
 STAND_INS = [
     "libcublas.so.13", "libcublasLt.so.13", "libcudnn.so.9", "libcufft.so.12", "libcufile.so.0", "libcurand.so.10",

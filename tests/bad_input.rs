@@ -10,6 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
+use grail_node::{Setup, TestNode};
+use grail_store::local_server::LocalBucketServer;
 use grail_tests::{Finished, Host, free_port, one_at_a_time, workspace};
 
 /// Runs the miner and expects that it refuses before anything is started.
@@ -59,6 +61,70 @@ fn a_missing_or_unreadable_wallet_is_refused() {
     assert!(!finished.stderr.contains("5ec2e7"), "the secret must not be shown\n{}", finished.stderr);
     std::fs::write(folder.join("default"), "not json").unwrap();
     refused(&host, &run, 77, &["holds no usable key"]);
+}
+
+/// The Python miner publishes the write key where the read pair is missing; a bucket or a key that is not right costs income too.
+#[test]
+fn credentials_that_would_cost_money_never_reach_the_chain() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let account = "a".repeat(32);
+    let mut host = host();
+    let (node, bucket) = runtime.block_on(async {
+        let folder = host.path().join("r2");
+        let address = "127.0.0.1:0".parse().unwrap();
+        let (key, secret) = ("d".repeat(32), "e".repeat(64));
+        let bucket = LocalBucketServer::start(&folder, address, &key, &secret, &[&account]).await.unwrap();
+        (TestNode::start(Setup::new(&workspace().join("tests/vectors"))).await, bucket)
+    });
+    let wallet = host.path().join("wallets/default/hotkeys");
+    std::fs::create_dir_all(&wallet).unwrap();
+    // //Alice, whom everybody knows.
+    let seed = "0xe5be9a5092b81bca64be81d212e7f2f9eba183bb7a90954f7b76361f6edb5c0a";
+    let address = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY";
+    std::fs::write(wallet.join("default"), format!("{{\"secretSeed\":\"{seed}\",\"ss58Address\":\"{address}\"}}")).unwrap();
+    for (key, value) in [("wallet.development", ""), ("wallet.path", "wallets"), ("storage.local_folder", "")] {
+        host = host.set(key, value);
+    }
+    let variables = [
+        ("BT_CHAIN_ENDPOINT", node.endpoint()),
+        ("R2_ENDPOINT_URL", bucket.endpoint()),
+        ("R2_ACCOUNT_ID", account.clone()),
+        ("R2_BUCKET_ID", account),
+        ("R2_READ_ACCESS_KEY_ID", "b".repeat(32)),
+        ("R2_READ_SECRET_ACCESS_KEY", "c".repeat(64)),
+        ("R2_WRITE_ACCESS_KEY_ID", "d".repeat(32)),
+        ("R2_WRITE_SECRET_ACCESS_KEY", "e".repeat(64)),
+    ];
+    let host = variables.iter().fold(host, |host, (name, value)| host.variable(name, value));
+    let run = |more: &[&str]| {
+        let mut arguments = vec!["run", "--set", "chain.network=finney"];
+        more.iter().for_each(|setting| arguments.extend(["--set", setting]));
+        host.run(&arguments)
+    };
+    let long = format!("storage.read_access_key_id={}", "b".repeat(33));
+    let write_key = format!("storage.read_access_key_id={}", "d".repeat(32));
+    let write_secret = format!("storage.read_secret_access_key={}", "e".repeat(64));
+    for (more, word) in [
+        (&["storage.region=ENAM"][..], "is the place that R2 shows"),
+        (&["storage.bucket=grail"], "validators look for a bucket named like the account"),
+        (&[&write_key], "would be published on chain"),
+        (&[&write_secret], "would be published on chain"),
+        (&["storage.read_access_key_id="], "R2_READ_ACCESS_KEY_ID"),
+        (&["storage.read_secret_access_key="], "R2_READ_SECRET_ACCESS_KEY"),
+        (&[&long], "has 33 characters where at most 32"),
+        (&["storage.endpoint=", "storage.read_access_key_id=short"], "has 5 characters where exactly 32"),
+    ] {
+        let finished = run(more);
+        assert_eq!(finished.code, 64, "{more:?}\n{}", finished.stderr);
+        assert!(finished.stderr.contains("1 mistake(s)") && finished.stderr.contains(word), "{more:?}\n{}", finished.stderr);
+        assert!(!finished.stderr.contains(&"d".repeat(32)) && !finished.stderr.contains(&"e".repeat(64)), "{}", finished.stderr);
+    }
+    assert_eq!(node.requests("chain_getBlockHash"), 0, "nobody has connected");
+    // With nothing wrong the chain is reached, and says that this hotkey is nobody.
+    let finished = run(&[]);
+    assert_eq!(finished.code, 1, "{}", finished.stderr);
+    assert!(finished.stderr.contains("btcli subnet register") && node.requests("chain_getBlockHash") > 0, "{}", finished.stderr);
+    assert_eq!(node.requests("author_submitAndWatchExtrinsic"), 0);
 }
 
 #[test]

@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use grail_chain::node::Endpoints;
+use grail_chain::patience::Patience;
 use grail_node::{BlockClock, Setup, TestNode};
 use grail_protocol::keys::Hotkey;
 use grail_supervisor::buckets::Buckets;
 use grail_supervisor::chain::{BucketCommitment, Chain, NetworkChain, join};
+use grail_tests::testnet::{self, key};
 use grail_tests::{Host, one_at_a_time, workspace};
 use serde_json::Value;
 
@@ -20,32 +22,14 @@ const END: Duration = Duration::from_secs(180);
 /// Nobody listens there: a relay that fails at once.
 const NO_RELAY: &str = "beacon.relays=http://127.0.0.1:1";
 
-fn key(uri: &str) -> [u8; 32] {
-    Hotkey::from_uri(uri).unwrap().public_key()
-}
-
-/// A node whose blocks go by the host's clock, with the trainer as UID 0 and `miners` after it.
-fn node(runtime: &tokio::runtime::Runtime, host: &Host, miners: &[&str]) -> TestNode {
-    let settings: toml::Table = std::fs::read_to_string(host.path().join("host.toml")).unwrap().parse().unwrap();
-    let number = |name: &str| settings["chain"][name].as_float().unwrap();
-    let mut setup = Setup::new(&workspace().join("tests/vectors"));
-    setup.clock = Some(BlockClock { genesis: number("genesis"), seconds: number("block_seconds") });
-    setup.members = std::iter::once(&"//Trainer").chain(miners).map(|uri| key(uri)).collect();
-    setup.commitments = vec![(key("//Trainer"), Buckets::local_trainer().encode().unwrap())];
-    runtime.block_on(TestNode::start(setup))
-}
-
 fn number(status: &Value, path: &str) -> u64 {
     status.pointer(path).and_then(Value::as_u64).unwrap_or(0)
 }
 
-/// A host on such a node, registered, with a checkpoint. The trainer's part happens on the block clock that the node's goes by.
+/// A registered host on a node, with a checkpoint.
 fn registered(runtime: &tokio::runtime::Runtime) -> (Host, TestNode) {
-    let host = Host::new(1.0, 8.0);
-    let node = node(runtime, &host, &["//Alice"]);
-    let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint());
-    let published = host.publish("checkpoint-a", &["--set", "chain.endpoint="]);
-    assert_eq!(published.code, 0, "{}", published.stderr);
+    let (host, node) = testnet::registered(runtime, Host::new(1.0, 8.0), |_| {});
+    testnet::publish(&host, "checkpoint-a", &[]);
     (host, node)
 }
 
@@ -95,7 +79,7 @@ fn the_trainers_bucket_is_waited_for_and_never_replaced_by_our_own() {
         setup.members = vec![key("//Trainer"), key("//Alice")];
         let node = TestNode::start(setup).await;
         let endpoints = Endpoints { addresses: vec![node.endpoint()], genesis: None };
-        let chain: Arc<dyn Chain> = Arc::new(NetworkChain::connect(endpoints, 81, 0.2));
+        let chain: Arc<dyn Chain> = Arc::new(NetworkChain::connect(endpoints, 81, 0.2, Patience::default()));
         let hotkey = Arc::new(Hotkey::from_uri("//Alice").unwrap());
         let bucket = |account: &str| BucketCommitment { account_id: account.into(), ..Buckets::local_trainer() };
         let own = bucket("ours");
@@ -117,14 +101,14 @@ fn the_trainers_bucket_is_waited_for_and_never_replaced_by_our_own() {
 fn an_unregistered_hotkey_ends_with_1_and_the_command_that_registers() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let host = Host::new(1.0, 8.0);
-    let node = node(&runtime, &host, &[]);
+    let node = testnet::node(&runtime, &host, &[], |_| {});
     let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint());
     let finished = host.run(&["run", "--windows", "1"]);
     assert_eq!(finished.code, 1, "{}", finished.stderr);
     assert!(finished.stderr.contains("btcli subnet register --netuid 81"), "{}", finished.stderr);
     let doctor = host.run(&["doctor"]);
     assert_eq!(doctor.code, 1, "{}", doctor.stderr);
-    for part in ["BAD     registration", "good    chain", "good    clock", "good    trainer"] {
+    for part in ["FAILED    registration", "ok        chain", "ok        clock", "ok        trainer"] {
         assert!(doctor.stdout.contains(part), "{part:?} is missing in\n{}", doctor.stdout);
     }
     let elsewhere = host.run(&["run", "--windows", "1", "--set", "chain.netuid=7"]);

@@ -23,7 +23,7 @@ struct Cli {
     command: Option<Command>,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done · 1 not registered, `validate` rejected a window, or `doctor` found something bad · 2 wrong usage, or `validate` found no file · \
+const EXIT_CODES: &str = "Exit codes: 0 done · 1 not registered, `validate` rejected a window, or something failed in `doctor` · 2 wrong usage, or `validate` found no file · \
 3 `validate` could not be set up · 64 configuration · 65 dataset or checkpoint · 69 bucket, port or program unavailable · 70 internal · \
 75 another supervisor has the state folder · 76 every child of a kind is quarantined · 77 wallet";
 
@@ -49,8 +49,14 @@ enum Command {
     Run(RunArguments),
     /// Judge the settings and the layout without starting anything.
     Check,
-    /// Look at wallet, chain, clock, registration, published bucket, trainer and drand; writes nothing. Exit code 1 when something is bad.
-    Doctor,
+    /// Look at everything an operator gets wrong: wallet, chain, clock, registration, buckets and their keys, trainer,
+    /// checkpoint, drand, disk, memory, ports, GPUs, libtorch and generation server, each with what to do. Exit code 1 when
+    /// something failed, 0 otherwise.
+    Doctor {
+        /// One JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print layout, command lines, environment and addresses without starting anything; refuse what cannot work.
     Plan(layout::Arguments),
     /// What the settings are.
@@ -149,15 +155,16 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command.unwrap_or(Command::Run(RunArguments::default())) {
         Command::Run(arguments) => run(&loaded?.settings, &arguments).await,
         Command::Check => check(&loaded?.settings),
-        Command::Doctor => {
-            log::to_stderr("error");
-            let rows = doctor::examine(&loaded?.settings).await?;
-            print(&doctor::table(&rows));
-            let bad = rows.iter().any(|row| row.state == doctor::State::Bad);
-            Ok(ExitCode::from(u8::from(bad)))
+        Command::Doctor { json } => {
+            // The local bucket server tells every refusal, and the doctor asks for some.
+            log::to_stderr("error,s3s=off");
+            let rows = doctor::examine(&loaded?).await;
+            print(&if json { doctor::json(&rows) } else { doctor::table(&rows) });
+            let failed = rows.iter().any(|row| row.verdict == doctor::Verdict::Failed);
+            Ok(ExitCode::from(u8::from(failed)))
         }
         Command::Config { command: ConfigCommand::Explain } => {
-            print(&settings::explain(&loaded?, &environment));
+            print(&settings::explain(&loaded?));
             Ok(ExitCode::SUCCESS)
         }
         Command::PublishCheckpoint(arguments) => {

@@ -8,9 +8,9 @@ use serde::de::DeserializeOwned;
 
 use crate::exit::Failure;
 use crate::journal::{
-    self, CheckpointPassedOver, Entry, Event, FileClosed, FileFound, FileUploaded, GroupDropped, GroupKept, LocalCopyFailed,
-    MiningBegan, Reading, SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed, SpotChecked, SupervisorStarted,
-    SupervisorStopped, WindowEnded, WindowOpened, WorkerDistrusted, WorkersDisagree,
+    self, ChainAnswersAgain, ChainSilent, CheckpointPassedOver, Entry, Event, FileClosed, FileFound, FileUploaded, GroupDropped,
+    GroupKept, LocalCopyFailed, MiningBegan, Reading, SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed,
+    SpotChecked, SupervisorStarted, SupervisorStopped, WindowEnded, WindowOpened, WorkerDistrusted, WorkersDisagree,
 };
 use crate::settings::Settings;
 
@@ -189,6 +189,15 @@ fn line((entry, what): (&&Entry, String)) -> String {
 fn notable(entry: &Entry) -> Option<String> {
     if let Some(event) = entry.event::<SpoolRefused>() {
         return Some(format!("the disk did not take the spool, the window went on in memory: {}", event.why));
+    }
+    if let Some(event) = entry.event::<ChainSilent>() {
+        return Some(format!(
+            "the chain told no new block for {:.0} s ({}); the window went on by the clock",
+            event.seconds, event.why
+        ));
+    }
+    if let Some(event) = entry.event::<ChainAnswersAgain>() {
+        return Some(format!("the chain told new blocks again after {:.0} s", event.seconds));
     }
     if let Some(event) = entry.event::<CheckpointPassedOver>() {
         return Some(format!("checkpoint {} was passed over, because nobody can use it: {}", event.checkpoint, event.why));

@@ -48,7 +48,7 @@ const SECRET_WORDS: [&str; 6] = ["KEY", "SECRET", "TOKEN", "PASSWORD", "MNEMONIC
 pub fn pack(loaded: &Loaded, environment: &BTreeMap<String, String>, output: Option<PathBuf>) -> Result<String, Failure> {
     let path = output.unwrap_or_else(|| format!("grail-incident-{}.tar.gz", clock::since_epoch().as_secs()).into());
     let filter = Filter::new(loaded.secrets(), environment);
-    let parts = gather(loaded, environment);
+    let parts = gather(loaded);
     let parts: Vec<(String, Vec<u8>)> = parts.into_iter().map(|(name, bytes)| (name, filter.clean(bytes))).collect();
     if let Some((name, _)) = parts.iter().find(|(_, bytes)| filter.finds_any(bytes)) {
         return Err(Failure::Internal(format!("{name} would hold a secret even after filtering; nothing was written")));
@@ -62,10 +62,10 @@ pub fn pack(loaded: &Loaded, environment: &BTreeMap<String, String>, output: Opt
 }
 
 /// Everything there is, by name. What cannot be read is said in the first part.
-fn gather(loaded: &Loaded, environment: &BTreeMap<String, String>) -> Vec<(String, Vec<u8>)> {
+fn gather(loaded: &Loaded) -> Vec<(String, Vec<u8>)> {
     let state = &loaded.settings.state;
     let mut missing = String::new();
-    let mut parts = vec![("settings.txt".to_owned(), explain(loaded, environment).into_bytes())];
+    let mut parts = vec![("settings.txt".to_owned(), explain(loaded).into_bytes())];
     let mut add = |name: &str, read: io::Result<Vec<u8>>| match read {
         Ok(bytes) => parts.push((name.to_owned(), bytes)),
         Err(error) => {

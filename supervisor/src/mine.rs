@@ -33,7 +33,7 @@ use crate::state::{Before, StateFolder};
 use crate::status::{self, Board};
 use crate::view::{self, View};
 use crate::wallet;
-use crate::window::{Miner, Subnet};
+use crate::window::{Heads, Miner, Subnet};
 
 /// UID 0 of the local chain.
 const LOCAL_TRAINER: &str = "//Trainer";
@@ -342,6 +342,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         journal: journal.clone(),
         gate: settings.gate,
         schedule,
+        heads: Heads::new(prepared.chain.nominal_block_seconds()),
         shutdown_budget: settings.shutdown_budget,
         under_way: None,
     })
@@ -384,17 +385,17 @@ async fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, Failure> {
         [] => None,
         relays => Some(Relays::new(relays.to_vec()).map_err(|error| Failure::Unavailable(error.to_string()))?),
     };
-    let chain = open_chain(settings, &hotkey, &buckets)?;
+    let chain = open_chain(settings, Some(&hotkey), &buckets)?;
     let joined = join(&chain, &hotkey, &buckets.commitment, settings.netuid).await?;
     Ok(Prepared { state, plan, programs, hotkey, dataset, buckets, chain, joined, relays })
 }
 
-/// The chain of the settings; a local one is founded with the trainer as UID 0 and this hotkey as UID 1. A network's connects in
-/// the background.
+/// The chain of the settings; a local one is founded with the trainer as UID 0 and this hotkey, if there is one, as UID 1. A
+/// network's connects in the background.
 ///
 /// # Errors
 /// When the local chain's file cannot be used.
-pub fn open_chain(settings: &Settings, hotkey: &Hotkey, buckets: &Buckets) -> Result<Arc<dyn Chain>, Failure> {
+pub fn open_chain(settings: &Settings, hotkey: Option<&Hotkey>, buckets: &Buckets) -> Result<Arc<dyn Chain>, Failure> {
     match &settings.chain {
         settings::Chain::Local { genesis, block_seconds, file } => {
             tracing::info!(
@@ -404,17 +405,18 @@ pub fn open_chain(settings: &Settings, hotkey: &Hotkey, buckets: &Buckets) -> Re
                 "A local chain stands in for the network's: a block clock, with registration and commitments in a file."
             );
             let chain = LocalChain::new(*genesis, *block_seconds, file.clone());
-            let trainer = local_trainer()?;
-            chain.found(&[
-                (trainer.address().to_owned(), Buckets::local_trainer()),
-                (hotkey.address().to_owned(), buckets.commitment.clone()),
-            ])?;
+            if let Some(hotkey) = hotkey {
+                chain.found(&[
+                    (local_trainer()?.address().to_owned(), Buckets::local_trainer()),
+                    (hotkey.address().to_owned(), buckets.commitment.clone()),
+                ])?;
+            }
             Ok(Arc::new(chain))
         }
         settings::Chain::Network { name, endpoints, genesis, block_seconds } => {
             tracing::info!(network = name, ?endpoints, netuid = settings.netuid, "The chain is behind these nodes.");
             let endpoints = Endpoints { addresses: endpoints.clone(), genesis: *genesis };
-            Ok(Arc::new(NetworkChain::connect(endpoints, settings.netuid, *block_seconds)))
+            Ok(Arc::new(NetworkChain::connect(endpoints, settings.netuid, *block_seconds, settings.patience.clone())))
         }
     }
 }

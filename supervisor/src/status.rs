@@ -122,6 +122,20 @@ impl FinishedWindow {
     }
 }
 
+/// What is heard of the chain.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ChainStatus {
+    /// The newest block that it has told.
+    pub newest: Option<u64>,
+    /// Seconds since that was told first.
+    pub age_seconds: Option<f64>,
+    /// Whether that is longer than several block times.
+    pub stale: bool,
+    /// Unix seconds when it was told first.
+    #[serde(skip)]
+    pub since: f64,
+}
+
 /// Everything that is shown.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Status {
@@ -129,8 +143,10 @@ pub struct Status {
     pub pid: u32,
     /// The hotkey's address.
     pub hotkey: String,
-    /// Newest block.
+    /// Newest block; by the clock where the chain tells none.
     pub block: u64,
+    /// What is heard of the chain.
+    pub chain: ChainStatus,
     /// Unix seconds of this snapshot.
     pub time: f64,
     /// Children by name.
@@ -206,6 +222,7 @@ impl Board {
     pub fn snapshot(&self) -> Status {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         status.time = clock::unix_seconds();
+        status.chain.age_seconds = status.chain.newest.map(|_| status.time - status.chain.since);
         status
     }
 }

@@ -22,6 +22,8 @@ use sha2::{Digest, Sha256};
 const ROUNDS: u32 = 3;
 /// Time for the look after the deadline; the next window waits meanwhile.
 const LOOK_LIMIT: Duration = Duration::from_secs(15);
+/// Between two looks at the clock while a file is sent.
+const DEADLINE_LOOK: Duration = Duration::from_secs(1);
 /// Time to remove an object.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -50,8 +52,8 @@ pub struct Receipt {
 /// Why a window is not in the bucket, as far as can be told.
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
-    /// There was no time to begin.
-    #[error("the deadline was {late:.1} s ago when the upload was to begin")]
+    /// There was no time to begin, or to end.
+    #[error("the deadline was {late:.1} s ago before anything was sent whole")]
     TooLate {
         /// Seconds since the deadline.
         late: f64,
@@ -107,7 +109,12 @@ pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -
         rounds += 1;
         let begun = clock::monotonic();
         crate::failpoint::pass("uploading").await;
-        let sent = bucket.put_bytes(object.key, object.bytes, &RetryPolicy::until(overall)).await;
+        let policy = RetryPolicy::until(overall);
+        let sent = tokio::select! {
+            biased;
+            () = over(deadline) => None,
+            sent = bucket.put_bytes(object.key, object.bytes, &policy) => Some(sent),
+        };
         let spent = begun.elapsed();
         crate::failpoint::pass("read-back").await;
         let look = look(bucket, object, deadline).await;
@@ -115,11 +122,25 @@ pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -
             return Ok(Receipt { spent, rounds });
         }
         let again = rounds < ROUNDS && left() > spent.as_secs_f64();
-        if again && sent.is_ok() && matches!(look, Look::Absent | Look::Earlier | Look::Different(_)) {
+        let was_sent = sent.as_ref().is_some_and(Result::is_ok);
+        if again && was_sent && matches!(look, Look::Absent | Look::Earlier | Look::Different(_)) {
             tracing::warn!(rounds, ?look, "The bucket does not hold what was sent; it is sent once more.");
             continue;
         }
-        return Err(give_up(bucket, object, sent.err(), look).await);
+        if sent.is_none() && matches!(look, Look::Absent) {
+            return Err(UploadError::TooLate { late: -left() });
+        }
+        return Err(give_up(bucket, object, sent.and_then(Result::err), look).await);
+    }
+}
+
+/// Returns at the deadline, also where the machine was suspended meanwhile and timers stood still.
+async fn over(deadline: f64) {
+    while let Ok(left) = Duration::try_from_secs_f64(deadline - clock::unix_seconds()) {
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(DEADLINE_LOOK)).await;
     }
 }
 

@@ -4,6 +4,7 @@ mod beacon;
 mod extrinsics;
 mod reading;
 mod recorded;
+mod replay;
 mod values;
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! Runs checks over vector files and prints a line per file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ pub struct Report {
 pub struct Cases {
     passed: usize,
     failures: Vec<String>,
+    skipped: BTreeMap<&'static str, usize>,
 }
 
 impl Cases {
@@ -36,6 +37,11 @@ impl Cases {
             Ok(Err(why)) => self.failures.push(format!("{name}: {why}")),
             Err(_) => self.failures.push(format!("{name}: panicked")),
         }
+    }
+
+    /// Passes over something of the file, and says why.
+    pub fn skip(&mut self, why: &'static str) {
+        *self.skipped.entry(why).or_default() += 1;
     }
 
     /// A case that compares two values.
@@ -105,6 +111,9 @@ impl Report {
         println!("{path:<58} {} passed, {} failed", cases.passed, cases.failures.len());
         for failure in cases.failures.iter().take(5) {
             println!("    {failure}");
+        }
+        for (why, count) in &cases.skipped {
+            println!("    {count} skipped: {why}");
         }
     }
 

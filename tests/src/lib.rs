@@ -8,7 +8,9 @@
 
 pub mod oracle;
 pub mod points;
+pub mod set_clock;
 pub mod side_by_side;
+pub mod testnet;
 
 use std::fmt::Write as _;
 use std::io::Read;

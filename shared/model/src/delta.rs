@@ -1,31 +1,26 @@
-//! A sparse change of the weights: new values at listed places, written into the resident tensors (GRAIL checkpoints 5, 6).
+//! A sparse change of one tensor: new values at listed places, written into what is resident (GRAIL checkpoints 5, 6).
 
 use tch::{Device, Kind, TchError, Tensor};
 
 use safetensors::Dtype;
 
 use crate::finite::first_non_finite;
-use crate::native::{bytes_mut, is_plain};
+use crate::native::bytes_mut;
 
 /// Elements that are written at once, which bounds the memory for their positions.
 const AT_ONCE: usize = 1 << 20;
-
-/// What one checkpoint differs in from the one before.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Delta {
-    /// The tensors that differ; what is not named stays as it is.
-    pub tensors: Vec<TensorDelta>,
-}
+/// Bytes that are changed and shown at once: what a core's own cache holds; a multiple of every type's width.
+const PIECE: usize = 256 << 10;
 
 /// What one tensor differs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorDelta {
+pub(crate) struct TensorDelta {
     /// The tensor.
     pub name: String,
     /// The type of the values, which must be the one the tensor is stored in.
     pub kind: Kind,
     /// Row-major flat positions, strictly ascending.
-    pub positions: Vec<u64>,
+    pub positions: Vec<u32>,
     /// The new values (not differences), little-endian, one for each position.
     pub values: Vec<u8>,
 }
@@ -39,12 +34,6 @@ pub enum DeltaError {
     /// No tensor of the checkpoint has this name.
     #[error("delta of tensor {name}: the resident checkpoint has no such tensor; load the whole checkpoint instead")]
     Unknown {
-        /// The tensor.
-        name: String,
-    },
-    /// The tensor is named again.
-    #[error("delta of tensor {name}: the tensor is named twice; fetch the delta again")]
-    Twice {
         /// The tensor.
         name: String,
     },
@@ -80,7 +69,7 @@ pub enum DeltaError {
         /// Index of the entry.
         entry: usize,
         /// Its position.
-        position: u64,
+        position: u32,
         /// Elements of the tensor.
         elements: usize,
     },
@@ -111,10 +100,10 @@ impl TensorDelta {
         }
         let mut least = 0;
         for (entry, &position) in self.positions.iter().enumerate() {
-            if position < least || position >= elements as u64 {
+            if (position as usize) < least || position as usize >= elements {
                 return Err(DeltaError::Position { name: name(), entry, position, elements });
             }
-            least = position + 1;
+            least = position as usize + 1;
         }
         match first_non_finite(&self.values, dtype) {
             None => Ok(()),
@@ -123,18 +112,12 @@ impl TensorDelta {
     }
 
     /// Writes judged entries into a tensor, on whatever device and in whatever type it is.
-    pub(crate) fn write_to(&self, tensor: &mut Tensor) -> Result<(), TchError> {
-        if is_plain(tensor) && tensor.kind() == self.kind {
-            self.write_to_bytes(bytes_mut(tensor));
-            return Ok(());
-        }
+    pub(crate) fn write_to(&self, tensor: &Tensor) -> Result<(), TchError> {
         let mut flat = tensor.f_view(-1)?;
         let width = self.kind.elt_size_in_bytes();
         for (positions, values) in self.positions.chunks(AT_ONCE).zip(self.values.chunks(AT_ONCE * width)) {
             let count = positions.len() as i64;
-            // Judged: every position is below the number of elements, which is an i64 in libtorch.
-            let positions: Vec<i64> = positions.iter().map(|&position| position.cast_signed()).collect();
-            let positions = Tensor::f_from_slice(&positions)?.f_to(tensor.device())?;
+            let positions = on_device(positions, tensor.device())?;
             let values = Tensor::f_from_data_size(values, &[count], self.kind)?.f_to(tensor.device())?;
             let _ = flat.f_index_copy_(0, &positions, &values.f_to_kind(tensor.kind())?)?;
         }
@@ -142,50 +125,51 @@ impl TensorDelta {
     }
 
     /// The values that are at the positions now, in the type that the tensor is stored in.
-    pub(crate) fn values_in(&self, tensor: &mut Tensor) -> Result<Vec<u8>, TchError> {
-        if is_plain(tensor) && tensor.kind() == self.kind {
-            return Ok(self.values_in_bytes(bytes_mut(tensor)));
-        }
+    pub(crate) fn values_in(&self, tensor: &Tensor) -> Result<Vec<u8>, TchError> {
         let flat = tensor.f_view(-1)?;
         let mut values = Vec::with_capacity(self.values.len());
         for positions in self.positions.chunks(AT_ONCE) {
-            let positions: Vec<i64> = positions.iter().map(|&position| position.cast_signed()).collect();
-            let positions = Tensor::f_from_slice(&positions)?.f_to(tensor.device())?;
+            let positions = on_device(positions, tensor.device())?;
             let mut found = flat.f_index_select(0, &positions)?.f_to_kind(self.kind)?.f_to(Device::Cpu)?;
             values.extend_from_slice(bytes_mut(&mut found));
         }
         Ok(values)
     }
 
-    /// The values that are at the positions of a tensor's bytes now.
-    pub(crate) fn values_in_bytes(&self, bytes: &[u8]) -> Vec<u8> {
-        let mut values = vec![0; self.values.len()];
-        if self.kind == Kind::Float {
-            self.gather::<4>(bytes, &mut values)
-        } else {
-            self.gather::<2>(bytes, &mut values)
-        }
-        values
-    }
-
-    fn gather<const WIDTH: usize>(&self, bytes: &[u8], values: &mut [u8]) {
-        let elements = bytes.as_chunks::<WIDTH>().0;
-        for (&position, value) in self.positions.iter().zip(values.as_chunks_mut::<WIDTH>().0) {
-            *value = elements[position as usize];
+    /// Writes the judged entries that fall into `piece`, the tensor's bytes from element `first` on, and appends what was
+    /// there to `before`, which holds the values of all entries in front of the piece.
+    fn exchange<const WIDTH: usize>(&self, piece: &mut [u8], first: usize, before: &mut Vec<u8>) {
+        let elements = piece.as_chunks_mut::<WIDTH>().0;
+        let next = before.len() / WIDTH;
+        let entries = self.positions[next..].iter().zip(&self.values.as_chunks::<WIDTH>().0[next..]);
+        for (&position, value) in entries {
+            let Some(element) = elements.get_mut(position as usize - first) else { break };
+            before.extend_from_slice(element);
+            *element = *value;
         }
     }
+}
 
-    /// Writes judged entries into the bytes of a tensor of their type.
-    pub(crate) fn write_to_bytes(&self, bytes: &mut [u8]) {
-        if self.kind == Kind::Float { self.scatter::<4>(bytes) } else { self.scatter::<2>(bytes) }
-    }
-
-    fn scatter<const WIDTH: usize>(&self, bytes: &mut [u8]) {
-        let elements = bytes.as_chunks_mut::<WIDTH>().0;
-        for (&position, value) in self.positions.iter().zip(self.values.as_chunks::<WIDTH>().0) {
-            elements[position as usize] = *value;
+/// Writes judged changes of one type, one after the other, into the bytes of their tensor, and shows all bytes to `look` in
+/// pieces when they are final. Returns what each change found. One pass: where the bytes are many, memory sets the time.
+pub(crate) fn exchange_in_place(bytes: &mut [u8], changes: &[TensorDelta], look: &mut dyn FnMut(&[u8])) -> Vec<Vec<u8>> {
+    let mut before: Vec<Vec<u8>> = changes.iter().map(|change| Vec::with_capacity(change.values.len())).collect();
+    for (index, piece) in bytes.chunks_mut(PIECE).enumerate() {
+        for (change, before) in changes.iter().zip(&mut before) {
+            if change.kind == Kind::Float {
+                change.exchange::<4>(piece, index * PIECE / 4, before);
+            } else {
+                change.exchange::<2>(piece, index * PIECE / 2, before);
+            }
         }
+        look(piece);
     }
+    before
+}
+
+fn on_device(positions: &[u32], device: Device) -> Result<Tensor, TchError> {
+    let positions: Vec<i64> = positions.iter().map(|&position| i64::from(position)).collect();
+    Tensor::f_from_slice(&positions)?.f_to(device)
 }
 
 #[cfg(test)]
@@ -209,7 +193,7 @@ mod tests {
     }
 
     /// Changes random places of random tensors in `tensors`, and says which.
-    fn change(tensors: &mut fixtures::Stored, dtype: Dtype, choices: &[(usize, u64, u16)]) -> Delta {
+    fn change(tensors: &mut fixtures::Stored, dtype: Dtype, choices: &[(usize, u32, u16)]) -> Vec<TensorDelta> {
         let (kind, width) = if dtype == Dtype::BF16 { (Kind::BFloat16, 2) } else { (Kind::Float, 4) };
         let names: Vec<String> = tensors.keys().cloned().collect();
         let mut changes = std::collections::BTreeMap::new();
@@ -219,7 +203,7 @@ mod tests {
             // Any finite value, negative zero and the smallest ones among them.
             let bits = if bits & 0x7f80 == 0x7f80 { bits & 0xff7f } else { *bits };
             let value = if width == 2 { bits.to_le_bytes().to_vec() } else { [[0x11, 0x22], bits.to_le_bytes()].concat() };
-            changes.entry(name.clone()).or_insert_with(std::collections::BTreeMap::new).insert(position % elements as u64, value);
+            changes.entry(name.clone()).or_insert_with(std::collections::BTreeMap::new).insert(position % elements as u32, value);
         }
         let tensors = changes.into_iter().map(|(name, entries)| {
             let bytes = &mut tensors.get_mut(&name).unwrap().2;
@@ -234,14 +218,14 @@ mod tests {
                 values: entries.into_values().flatten().collect(),
             }
         });
-        Delta { tensors: tensors.collect() }
+        tensors.collect()
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
         fn a_delta_leads_to_the_same_bits_as_the_whole_changed_checkpoint(
-            choices in prop::collection::vec((any::<usize>(), any::<u64>(), any::<u16>()), 0..200),
+            choices in prop::collection::vec((any::<usize>(), any::<u32>(), any::<u16>()), 0..200),
             (dtype, precision) in prop::sample::select(vec![
                 (Dtype::BF16, Precision::Bf16),
                 (Dtype::BF16, Precision::F32),
@@ -253,8 +237,9 @@ mod tests {
             let mut tensors = stored(second.path(), dtype);
             let delta = change(&mut tensors, dtype, &choices);
             fixtures::write(&second.path().join("model.safetensors"), &tensors);
-            model.apply(&delta).unwrap();
             let whole = load(second.path(), precision);
+            let file = fixtures::write_changes(&second.path().join("changes"), &delta);
+            model.apply_files(&[file], whole.weights_hash()).unwrap();
             prop_assert_eq!(model.weights_hash(), whole.weights_hash());
             let tokens: &[u32] = &[1, 5, 9, 7];
             let bits = |model: &Model| {
@@ -271,7 +256,7 @@ mod tests {
         stored(directory.path(), Dtype::BF16);
         let mut model = load(directory.path(), Precision::Bf16);
         let hash = model.weights_hash().to_owned();
-        let tensor = |name: &str, positions: &[u64], values: Vec<u8>| TensorDelta {
+        let tensor = |name: &str, positions: &[u32], values: Vec<u8>| TensorDelta {
             name: name.into(),
             kind: Kind::BFloat16,
             positions: positions.to_vec(),
@@ -281,28 +266,28 @@ mod tests {
         let norm = "model.norm.weight";
         let cases = [
             (tensor("model.extra.weight", &[0], vec![1; 2]), "no such tensor"),
-            (good.clone(), "named twice"),
             (TensorDelta { kind: Kind::Float, ..tensor(norm, &[0], vec![1; 4]) }, "stored as BFloat16"),
             (TensorDelta { kind: Kind::Half, ..tensor(norm, &[0], vec![1; 2]) }, "stored as BFloat16"),
             (tensor(norm, &[0, 1], vec![1; 6]), "6 bytes of values for 2 positions"),
             (tensor(norm, &[0, 32], vec![1; 4]), "position 32, want ascending positions below 32"),
             (tensor(norm, &[5, 5], vec![1; 4]), "entry 1 is for position 5"),
             (tensor(norm, &[5, 4], vec![1; 4]), "entry 1 is for position 4"),
-            (tensor(norm, &[5, u64::MAX], vec![1; 4]), "want ascending"),
+            (tensor(norm, &[5, u32::MAX], vec![1; 4]), "want ascending"),
             (tensor(norm, &[5, 6], vec![1, 1, 0x80, 0x7f]), "entry 1 is NaN or infinite"),
             (tensor("model.layers.0.self_attn.rotary_emb.inv_freq", &[8], vec![1; 2]), "below 8"),
         ];
         for (bad, word) in cases {
-            let error = model.apply(&Delta { tensors: vec![good.clone(), bad] }).unwrap_err();
+            let file = fixtures::write_changes(&directory.path().join("changes"), &[good.clone(), bad]);
+            let error = model.apply_files(&[file], &hash).unwrap_err();
             assert!(matches!(error, ApplyError::Refused(_)) && error.to_string().contains(word), "want {word:?}, got {error}");
         }
         // Read the tensors again, not the hash that is remembered.
-        model.apply(&Delta::default()).unwrap();
+        model.apply_files(&[], &hash).unwrap();
         assert_eq!(model.weights_hash(), hash);
 
         let wide = tempfile::tempdir().unwrap();
         stored(wide.path(), Dtype::F32);
-        let error = load(wide.path(), Precision::Bf16).apply(&Delta::default()).unwrap_err();
+        let error = load(wide.path(), Precision::Bf16).apply_files(&[], &hash).unwrap_err();
         assert!(matches!(error, ApplyError::Refused(DeltaError::Narrowed)), "{error}");
     }
 }

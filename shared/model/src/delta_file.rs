@@ -36,25 +36,24 @@ impl DeltaFile {
         self.tensors.keys().filter_map(|name| name.strip_suffix(POSITIONS))
     }
 
-    /// What it changes in one of them. Whether that fits is not judged here.
-    pub fn read(&self, name: &str) -> Result<TensorDelta, WeightsError> {
-        let (positions, values) = (self.part(name, POSITIONS)?, self.part(name, VALUES)?);
+    /// What it changes in one of them, if anything. Whether that fits is not judged here; that nobody has written to the file
+    /// since it was opened is.
+    pub fn changes(&self, name: &str) -> Result<Option<TensorDelta>, WeightsError> {
+        let Some(positions) = self.tensors.get(&format!("{name}{POSITIONS}")) else { return Ok(None) };
+        let values = self.part(name, VALUES)?;
         let wrong = |got| WeightsError::Dtype { path: self.file.path().to_path_buf(), name: name.to_owned(), got };
         if positions.dtype != Dtype::U32 {
             return Err(wrong(positions.dtype));
         }
         let bytes = self.bytes(positions)?;
-        Ok(TensorDelta {
+        let change = TensorDelta {
             name: name.to_owned(),
             kind: kind(values.dtype).ok_or_else(|| wrong(values.dtype))?,
-            positions: bytes.as_chunks().0.iter().map(|bytes| u64::from(u32::from_le_bytes(*bytes))).collect(),
+            positions: bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect(),
             values: self.bytes(values)?,
-        })
-    }
-
-    /// Refuses a file that somebody has written to since it was opened.
-    pub fn unchanged(&self) -> Result<(), WeightsError> {
-        self.file.unchanged()
+        };
+        self.file.unchanged()?;
+        Ok(Some(change))
     }
 
     fn part(&self, name: &str, suffix: &str) -> Result<&TensorInfo, WeightsError> {
@@ -78,8 +77,7 @@ impl DeltaFile {
 mod tests {
     use std::path::PathBuf;
 
-    use safetensors::tensor::TensorView;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
     use crate::fixtures;
@@ -91,21 +89,16 @@ mod tests {
 
     /// Writes a file of changes: tensor, positions, bf16 bits.
     fn write(path: &Path, changes: &[(&str, &[u32], &[u16])]) -> PathBuf {
-        let parts: Vec<(String, Dtype, usize, Vec<u8>)> = changes
+        let changes: Vec<TensorDelta> = changes
             .iter()
-            .flat_map(|(name, positions, values)| {
-                let positions_bytes = positions.iter().flat_map(|position| position.to_le_bytes()).collect();
-                let values_bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-                [
-                    (format!("{name}{POSITIONS}"), Dtype::U32, positions.len(), positions_bytes),
-                    (format!("{name}{VALUES}"), Dtype::BF16, values.len(), values_bytes),
-                ]
+            .map(|(name, positions, values)| TensorDelta {
+                name: (*name).to_owned(),
+                kind: Kind::BFloat16,
+                positions: positions.to_vec(),
+                values: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
             })
             .collect();
-        let views =
-            parts.iter().map(|(name, dtype, entries, bytes)| (name, TensorView::new(*dtype, vec![*entries], bytes).unwrap()));
-        safetensors::serialize_to_file(views, None, path).unwrap();
-        path.to_path_buf()
+        fixtures::write_changes(path, &changes)
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Tiny checkpoints with random weights, for the tests of this crate.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use rand::rngs::StdRng;
@@ -9,8 +9,10 @@ use rand::{RngExt, SeedableRng};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Map, Value, json};
+use tch::Kind;
 
 use crate::config::{Architecture, ModelConfig};
+use crate::delta::TensorDelta;
 use crate::weights::layout;
 
 /// A small `qwen2` configuration.
@@ -77,6 +79,25 @@ pub(crate) fn write(path: &Path, tensors: &Stored) {
     let views =
         tensors.iter().map(|(name, (dtype, shape, bytes))| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
     safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+/// Writes a file of changes.
+pub(crate) fn write_changes(path: &Path, changes: &[TensorDelta]) -> PathBuf {
+    let tensors = changes.iter().flat_map(|change| {
+        let dtype = match change.kind {
+            Kind::BFloat16 => Dtype::BF16,
+            Kind::Half => Dtype::F16,
+            _ => Dtype::F32,
+        };
+        let positions: Vec<u8> = change.positions.iter().flat_map(|position| position.to_le_bytes()).collect();
+        let entries = change.values.len() * 8 / dtype.bitsize();
+        [
+            (format!("{}.positions", change.name), (Dtype::U32, vec![change.positions.len()], positions)),
+            (format!("{}.values", change.name), (dtype, vec![entries], change.values.clone())),
+        ]
+    });
+    write(path, &tensors.collect());
+    path.to_path_buf()
 }
 
 /// A whole `qwen2` checkpoint in a fresh folder.

@@ -31,7 +31,7 @@ mod weights;
 
 pub use checkpoint::{Checkpoint, WeightsError};
 pub use config::{Architecture, ConfigError, ModelConfig, Rotary, RotaryScaling, stop_token_ids};
-pub use delta::{Delta, DeltaError, TensorDelta};
+pub use delta::DeltaError;
 pub use memory::{empty_cache, free_memory, take_peak};
 pub use model::{ApplyError, Candidate, LoadError, LoadOptions, Model, Precision, ReloadError, judge};
 pub use numerics::{Attention, Numerics, NumericsError, PrecisionTuning, Switches};

@@ -8,7 +8,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::checkpoint::{Checkpoint, WeightsError};
 use crate::config::{ConfigError, ModelConfig};
-use crate::delta::{Delta, DeltaError};
+use crate::delta::DeltaError;
 use crate::native;
 use crate::network::Network;
 use crate::numerics::Attention;
@@ -234,16 +234,6 @@ impl Model {
         weights::layout(config)
     }
 
-    /// Writes a delta's values into the resident tensors, bit for bit. Everything is judged before the first write.
-    ///
-    /// # Errors
-    /// [`ApplyError::Refused`] leaves the old weights serving; after [`ApplyError::Unfit`] the model must be dropped.
-    pub fn apply(&mut self, delta: &Delta) -> Result<(), ApplyError> {
-        let _guard = tch::no_grad_guard();
-        self.weights.check_delta(delta)?;
-        self.weights.apply(delta).map_err(ApplyError::Unfit)
-    }
-
     /// The configuration of the checkpoint that is loaded.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -446,7 +436,7 @@ mod tests {
         std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length / 2).unwrap();
         let error = model.take(candidate).unwrap_err();
         assert!(matches!(error, ReloadError::Refused(_)) && error.to_string().contains("written to after"), "{error}");
-        model.apply(&Delta::default()).unwrap();
+        model.apply_files(&[], &hash).unwrap();
         assert_eq!(model.weights_hash(), hash);
 
         let third = fixtures::checkpoint(3, Dtype::BF16);

@@ -1,13 +1,14 @@
 //! The tensors a model computes with: resident on its device, filled from a checkpoint, refilled in place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use tch::{Device, Kind, TchError, Tensor};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::checkpoint::{Checkpoint, WeightsError, hex128};
 use crate::config::ModelConfig;
-use crate::delta::{Delta, DeltaError, TensorDelta};
+use crate::delta::{DeltaError, TensorDelta, exchange_in_place};
+use crate::delta_file::DeltaFile;
 use crate::native::{bytes_mut, is_plain};
 use crate::transfer::{self, CopyError, Staging};
 use crate::weight_file::threads;
@@ -24,10 +25,27 @@ pub(crate) struct Weights {
     hash: String,
 }
 
+/// What a change replaced.
+pub(crate) struct Found {
+    /// Index of the file of the change.
+    file: usize,
+    /// The tensor.
+    name: String,
+    /// The values that were at the positions of the change, little-endian.
+    values: Vec<u8>,
+}
+
 #[derive(Debug)]
 struct Resident {
     tensor: Tensor,
     stored: Kind,
+}
+
+impl Resident {
+    /// Whether the resident bytes are the file's, in host memory.
+    fn is_as_stored(&self) -> bool {
+        is_plain(&self.tensor) && self.tensor.kind() == self.stored
+    }
 }
 
 /// Names and shapes that a configuration asks for.
@@ -100,9 +118,11 @@ impl Weights {
             resident.stored = checkpoint.kind(name).unwrap_or(resident.stored);
         }
         self.narrowed = !self.tensors.values().all(|resident| holds(resident.tensor.kind(), resident.stored));
-        let plain = |resident: &Resident| is_plain(&resident.tensor) && resident.tensor.kind() == resident.stored;
-        self.hash =
-            if self.tensors.values().all(plain) { self.refill_in_place(checkpoint)? } else { self.refill_staged(checkpoint)? };
+        self.hash = if self.tensors.values().all(Resident::is_as_stored) {
+            self.refill_in_place(checkpoint)?
+        } else {
+            self.refill_staged(checkpoint)?
+        };
         Ok(checkpoint.unchanged()?)
     }
 
@@ -143,28 +163,14 @@ impl Weights {
     /// The checkpoint hash of the resident tensors, which are cast back to the files' types: lossless unless `narrowed`.
     fn read_back(&mut self, staging: &mut Staging) -> Result<String, CopyError> {
         let mut hasher = Xxh3Default::new();
-        let mut names: Vec<&String> = self.tensors.keys().chain(self.unused.keys()).collect();
-        names.sort();
-        for name in names {
-            match (self.tensors.get(name), self.unused.get(name)) {
+        for name in self.names() {
+            match (self.tensors.get(&name), self.unused.get(&name)) {
                 (Some(resident), _) => staging.show(&resident.tensor, resident.stored, &mut |bytes| hasher.update(bytes))?,
                 (None, Some(bytes)) => hasher.update(bytes),
                 (None, None) => {}
             }
         }
         Ok(hex128(hasher.digest128()))
-    }
-
-    /// Judges a delta against what is resident, before anything is written.
-    pub(crate) fn check_delta(&self, delta: &Delta) -> Result<(), DeltaError> {
-        let mut seen = BTreeSet::new();
-        delta.tensors.iter().try_for_each(|change| {
-            if !seen.insert(&change.name) {
-                return Err(DeltaError::Twice { name: change.name.clone() });
-            }
-            self.check_change(change)
-        })?;
-        self.takes_changes()
     }
 
     /// Refuses every change where single values cannot be had as they are stored.
@@ -181,38 +187,72 @@ impl Weights {
         }
     }
 
-    /// Writes the values of a judged delta. After an error the tensors are a mixture.
-    pub(crate) fn apply(&mut self, delta: &Delta) -> Result<(), CopyError> {
-        delta.tensors.iter().try_for_each(|change| self.write(change))?;
-        self.hash_again()
-    }
-
-    /// Writes the judged changes of one tensor; the hash is that of before until [`Weights::hash_again`].
-    pub(crate) fn write(&mut self, change: &TensorDelta) -> Result<(), CopyError> {
-        match (self.tensors.get_mut(&change.name), self.unused.get_mut(&change.name)) {
-            (Some(resident), _) => change.write_to(&mut resident.tensor)?,
-            (None, Some(bytes)) => change.write_to_bytes(bytes),
-            (None, None) => {}
-        }
-        Ok(())
-    }
-
-    /// As [`Weights::write`]; returns what was there before.
-    pub(crate) fn exchange(&mut self, change: &TensorDelta) -> Result<Vec<u8>, CopyError> {
-        let before = match (self.tensors.get_mut(&change.name), self.unused.get(&change.name)) {
-            (Some(resident), _) => change.values_in(&mut resident.tensor)?,
-            (None, Some(bytes)) => change.values_in_bytes(bytes),
-            (None, None) => Vec::new(),
-        };
-        self.write(change)?;
-        Ok(before)
-    }
-
-    /// Reads everything back that is resident, and hashes it.
-    pub(crate) fn hash_again(&mut self) -> Result<(), CopyError> {
+    /// Writes judged files of changes, one after the other, and hashes everything that is resident then: one tensor after the
+    /// other in the order of the hash. Returns what each change found, in the order of writing. After an error the tensors
+    /// are a mixture.
+    pub(crate) fn exchange(&mut self, files: &[DeltaFile]) -> Result<Vec<Found>, CopyError> {
         let mut staging = Staging::new(self.device())?;
-        self.hash = self.read_back(&mut staging)?;
+        let mut hasher = Xxh3Default::new();
+        let mut found = Vec::new();
+        for name in self.names() {
+            let changes = (0..).zip(files).filter_map(|(file, delta)| Some((file, delta.changes(&name).transpose()?)));
+            let (numbers, changes): (Vec<usize>, Vec<TensorDelta>) =
+                changes.map(|(file, change)| Ok((file, change?))).collect::<Result<_, WeightsError>>()?;
+            let old = self.exchange_tensor(&name, &changes, &mut staging, &mut hasher)?;
+            found.extend(numbers.into_iter().zip(old).map(|(file, values)| Found { file, name: name.clone(), values }));
+        }
+        self.hash = hex128(hasher.digest128());
+        Ok(found)
+    }
+
+    fn exchange_tensor(
+        &mut self,
+        name: &str,
+        changes: &[TensorDelta],
+        staging: &mut Staging,
+        hasher: &mut Xxh3Default,
+    ) -> Result<Vec<Vec<u8>>, CopyError> {
+        let look = &mut |bytes: &[u8]| hasher.update(bytes);
+        match (self.tensors.get_mut(name), self.unused.get_mut(name)) {
+            (Some(resident), _) if resident.is_as_stored() => {
+                Ok(exchange_in_place(bytes_mut(&mut resident.tensor), changes, look))
+            }
+            (Some(resident), _) => {
+                let exchange = |change: &TensorDelta| {
+                    let old = change.values_in(&resident.tensor)?;
+                    change.write_to(&resident.tensor).map(|()| old)
+                };
+                let old = changes.iter().map(exchange).collect::<Result<_, _>>()?;
+                staging.show(&resident.tensor, resident.stored, look)?;
+                Ok(old)
+            }
+            (None, Some(bytes)) => Ok(exchange_in_place(bytes, changes, look)),
+            (None, None) => Ok(Vec::new()),
+        }
+    }
+
+    /// Takes an [`Weights::exchange`] of these files back.
+    pub(crate) fn put_back(&mut self, files: &[DeltaFile], found: Vec<Found>) -> Result<(), CopyError> {
+        for Found { file, name, values } in found.into_iter().rev() {
+            let Some(change) = files[file].changes(&name)? else { continue };
+            let change = TensorDelta { values, ..change };
+            match (self.tensors.get_mut(&name), self.unused.get_mut(&name)) {
+                (Some(resident), _) if resident.is_as_stored() => put(bytes_mut(&mut resident.tensor), change),
+                (Some(resident), _) => change.write_to(&resident.tensor)?,
+                (None, Some(bytes)) => put(bytes, change),
+                (None, None) => {}
+            }
+        }
+        // Read anew, not remembered: what serves on is what is resident.
+        self.hash = self.read_back(&mut Staging::new(self.device())?)?;
         Ok(())
+    }
+
+    /// All tensors in the order of the hash.
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.tensors.keys().chain(self.unused.keys()).cloned().collect();
+        names.sort();
+        names
     }
 
     fn device(&self) -> Device {
@@ -229,6 +269,10 @@ impl Weights {
     pub(crate) fn hash(&self) -> &str {
         &self.hash
     }
+}
+
+fn put(bytes: &mut [u8], change: TensorDelta) {
+    exchange_in_place(bytes, &[change], &mut |_| ());
 }
 
 /// Whether every value of `stored` has an exact counterpart in `resident`.

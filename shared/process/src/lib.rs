@@ -2,6 +2,7 @@
 //!
 //! The only crate beside the libtorch shim that may contain `unsafe` (the code that runs between fork and exec).
 
+mod ask;
 pub mod clock;
 pub mod environment;
 mod identity;
@@ -9,8 +10,10 @@ pub mod orphans;
 pub mod proc;
 pub mod records;
 mod spawn;
+pub mod steady;
 mod watched;
 
+pub use ask::Said;
 pub use identity::{Identity, Standing};
 pub use spawn::{Child, Launch, Output, SpawnError, Spawner, outlive_parent};
 pub use watched::Watched;

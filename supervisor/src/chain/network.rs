@@ -28,11 +28,11 @@ pub struct NetworkChain {
 
 impl NetworkChain {
     /// Begins to connect; nothing is waited for. Blocks come every `block_seconds` where nothing is late.
-    pub fn connect(endpoints: Endpoints, netuid: u16, block_seconds: f64) -> Self {
+    pub fn connect(endpoints: Endpoints, netuid: u16, block_seconds: f64, patience: Patience) -> Self {
         // A chain with faster blocks than the network's is asked more often.
         let look = PublishLimits::default().look.min(std::time::Duration::from_secs_f64(block_seconds));
         Self {
-            node: Node::connect(endpoints, Patience::default()),
+            node: Node::connect(endpoints, patience),
             netuid,
             block_seconds,
             limits: PublishLimits { look, ..PublishLimits::default() },

@@ -16,7 +16,7 @@ mod watch;
 
 pub use clearance::{Clearance, Verdict};
 pub use judge::{Judge, Note};
-pub use nvml::Nvml;
+pub use nvml::{Card, Driver, Nvml};
 pub use watch::Gpus;
 
 use std::time::Duration;

@@ -9,7 +9,7 @@ use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::event::EventSet;
-use nvml_wrapper::{Device, Nvml as Library};
+use nvml_wrapper::{Device, Nvml as Library, cuda_driver_version_major, cuda_driver_version_minor};
 
 use super::{GpuProcess, GpuReading, Sensor, SensorError};
 
@@ -24,6 +24,28 @@ pub struct Nvml {
     gpus: Vec<(String, String)>,
     /// `None` where the driver sends no events.
     events: Option<EventSet<'static>>,
+}
+
+/// The driver as it describes itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Driver {
+    /// Its version, such as `580.65.06`.
+    pub version: String,
+    /// Major and minor number of the newest CUDA that it runs.
+    pub cuda: (i32, i32),
+}
+
+/// What one GPU is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Card {
+    /// Its name, such as `NVIDIA H200`.
+    pub name: String,
+    /// Bytes in use, by anybody.
+    pub memory_used: u64,
+    /// Bytes there are.
+    pub memory_total: u64,
+    /// Major and minor number of its compute capability.
+    pub capability: (i32, i32),
 }
 
 impl Nvml {
@@ -46,6 +68,30 @@ impl Nvml {
                 sensor.events.take().and_then(|events| device.register_events(EventTypes::CRITICAL_XID_ERROR, events).ok());
         }
         Ok(sensor)
+    }
+
+    /// The driver, where it says what it is.
+    pub fn driver(&self) -> Option<Driver> {
+        let cuda = self.library.sys_cuda_driver_version().ok()?;
+        let cuda = (cuda_driver_version_major(cuda), cuda_driver_version_minor(cuda));
+        Some(Driver { version: self.library.sys_driver_version().ok()?, cuda })
+    }
+
+    /// What a GPU is, named as in `CUDA_VISIBLE_DEVICES`.
+    ///
+    /// # Errors
+    /// When nothing can be known about it.
+    pub fn card(&self, gpu: &str) -> Result<Card, SensorError> {
+        let device = self.device(gpu)?;
+        let failed = |error: NvmlError| failure(gpu, &error);
+        let memory = device.memory_info().map_err(failed)?;
+        let capability = device.cuda_compute_capability().map_err(failed)?;
+        Ok(Card {
+            name: device.name().map_err(failed)?,
+            memory_used: memory.used,
+            memory_total: memory.total,
+            capability: (capability.major, capability.minor),
+        })
     }
 
     /// A GPU by its index in the order of PCI addresses, or by its UUID or the beginning of it, as CUDA takes them.

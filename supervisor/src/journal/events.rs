@@ -66,6 +66,30 @@ event! {
 }
 
 event! {
+    /// The chain's newest block is old.
+    ChainSilent, "chain_silent", lasting: true, warn "The chain has told no new block for several block times; windows go on by the clock."
+    {
+        /// The newest block that is known, if any is.
+        block: Option<u64>,
+        /// Its age here.
+        seconds: f64,
+        /// What the chain says, if anything.
+        why: String,
+    }
+}
+
+event! {
+    /// There are new blocks again.
+    ChainAnswersAgain, "chain_answers_again", lasting: true, info "The chain tells new blocks again."
+    {
+        /// The newest block.
+        block: u64,
+        /// How long there was none.
+        seconds: f64,
+    }
+}
+
+event! {
     /// A newer checkpoint is damaged so that nobody can use it.
     CheckpointPassedOver, "checkpoint_passed_over", lasting: true, error "The newest checkpoint is damaged, for every reader alike; the one before is mined with."
     {

@@ -16,10 +16,22 @@ const REFRESH: usize = 8;
 const GRID: usize = 48;
 
 /// One group as it was generated.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Shape {
     prompt: u32,
-    longest: u32,
+    /// Of its completions, rising.
+    lengths: Vec<u32>,
+}
+
+impl Shape {
+    fn longest(&self) -> u32 {
+        self.lengths.last().copied().unwrap_or(0)
+    }
+
+    /// Completions that were not done after `age` tokens.
+    fn running_at(&self, age: f64) -> usize {
+        self.lengths.len() - self.lengths.partition_point(|length| f64::from(*length) <= age)
+    }
 }
 
 /// Lengths of the last completions and groups, in tokens.
@@ -32,14 +44,17 @@ pub struct Lengths {
     remaining: Vec<f64>,
     step: f64,
     mean: f64,
-    mean_left: f64,
 }
 
 impl Lengths {
     /// A group of `prompt` tokens was generated with these completions.
     pub fn observe(&mut self, prompt: u32, completions: &[u32]) {
-        let Some(longest) = completions.iter().copied().max() else { return };
-        keep(&mut self.groups, Shape { prompt, longest }, GROUPS);
+        if completions.is_empty() {
+            return;
+        }
+        let mut lengths = completions.to_vec();
+        lengths.sort_unstable();
+        keep(&mut self.groups, Shape { prompt, lengths }, GROUPS);
         completions.iter().for_each(|length| keep(&mut self.completions, *length, COMPLETIONS));
         self.fresh += 1;
         if self.fresh >= REFRESH || self.groups.len() <= ENOUGH {
@@ -49,13 +64,12 @@ impl Lengths {
     }
 
     fn refresh(&mut self) {
-        self.longest = self.groups.iter().map(|shape| shape.longest).collect();
+        self.longest = self.groups.iter().map(Shape::longest).collect();
         self.longest.sort_unstable();
         let mut sorted: Vec<f64> = self.completions.iter().map(|length| f64::from(*length)).collect();
         sorted.sort_unstable_by(f64::total_cmp);
         let count = sorted.len() as f64;
         self.mean = (sorted.iter().sum::<f64>() / count).max(1.0);
-        self.mean_left = sorted.iter().map(|length| length * length).sum::<f64>() / count / (2.0 * self.mean);
         self.step = (sorted.last().copied().unwrap_or(1.0) / GRID as f64).max(1.0);
         // Share of requests that are still under way after k more steps, when requests of all ages are: E[(X - x)+] / E[X].
         let beyond =
@@ -71,11 +85,6 @@ impl Lengths {
     /// Mean length of a completion.
     pub fn mean(&self) -> f64 {
         self.mean
-    }
-
-    /// Mean number of tokens that a request under way still makes.
-    pub fn mean_left(&self) -> f64 {
-        self.mean_left
     }
 
     /// Steps of tokens, and the share of today's requests that is still under way during each, once nothing is begun any more.
@@ -95,17 +104,25 @@ impl Lengths {
         self.longest.get(place.clamp(1, self.longest.len().max(1)) - 1).map_or(0.0, |longest| f64::from(*longest))
     }
 
-    /// Of groups with a prompt like this one that were not done after `age` tokens, the share that was done after `reach` more.
-    /// `None` where too few were seen.
-    pub fn share_ending(&self, prompt: Option<u32>, age: f64, reach: f64) -> Option<f64> {
-        let alive = |shape: &&Shape| f64::from(shape.longest) > age;
-        let alike = |shape: &&Shape| prompt.is_none_or(|prompt| shape.prompt / 2 <= prompt && prompt / 2 <= shape.prompt);
-        let share = |lives: Vec<&Shape>, least: usize| {
-            let ending = lives.iter().filter(|shape| f64::from(shape.longest) <= age + reach).count();
-            (lives.len() >= least).then(|| ending as f64 / lives.len() as f64)
+    /// Of groups that were where this one is, `age` tokens after it began and with `running` completions left, the share that was
+    /// done after `reach` more; of those with a prompt like this one, where enough are known. `None` where too few were seen.
+    pub fn share_ending(&self, prompt: Option<u32>, age: f64, running: usize, reach: f64) -> Option<f64> {
+        let of_size = |shape: &Shape| prompt.is_none_or(|prompt| shape.prompt / 2 <= prompt && prompt / 2 <= shape.prompt);
+        let alive: Vec<(&Shape, usize)> =
+            self.groups.iter().map(|shape| (shape, shape.running_at(age))).filter(|(_, left)| *left > 0).collect();
+        // One more or less of three is alike: groups far ahead or far behind at that age say nothing about this one.
+        let as_far = |left: usize| left * 3 >= running * 2 && left * 2 <= running * 3;
+        let share = |wanted: &dyn Fn(&Shape, usize) -> bool| {
+            let (mut known, mut ending) = (0_usize, 0_usize);
+            for (shape, _) in alive.iter().filter(|(shape, left)| wanted(shape, *left)) {
+                known += 1;
+                ending += usize::from(f64::from(shape.longest()) <= age + reach);
+            }
+            (known >= ENOUGH_ALIKE).then(|| ending as f64 / known as f64)
         };
-        share(self.groups.iter().filter(alive).filter(alike).collect(), ENOUGH_ALIKE)
-            .or_else(|| share(self.groups.iter().filter(alive).collect(), ENOUGH_ALIKE))
+        share(&|shape, left| of_size(shape) && as_far(left))
+            .or_else(|| share(&|_, left| as_far(left)))
+            .or_else(|| share(&|_, _| true))
     }
 }
 
@@ -132,7 +149,6 @@ mod tests {
         assert!(shares[GRID].abs() < 1e-9);
         assert_eq!((lengths.mean(), lengths.longest_at(0.5)), (250.0, 400.0));
         assert_eq!((lengths.share_within(399.0), lengths.share_within(400.0)), (0.0, 1.0));
-        assert!((lengths.mean_left() - 150.0).abs() < 1e-9);
     }
 
     #[test]
@@ -142,9 +158,21 @@ mod tests {
             lengths.observe(100, &[200]);
             lengths.observe(1000, &[900]);
         }
-        assert_eq!(lengths.share_ending(Some(120), 100.0, 100.0), Some(1.0));
-        assert_eq!(lengths.share_ending(Some(900), 100.0, 100.0), Some(0.0));
-        assert_eq!(lengths.share_ending(Some(9), 100.0, 100.0), Some(0.5));
-        assert_eq!(lengths.share_ending(None, 950.0, 100.0), None, "none lived so long");
+        assert_eq!(lengths.share_ending(Some(120), 100.0, 1, 100.0), Some(1.0));
+        assert_eq!(lengths.share_ending(Some(900), 100.0, 1, 100.0), Some(0.0));
+        assert_eq!(lengths.share_ending(Some(9), 100.0, 1, 100.0), Some(0.5));
+        assert_eq!(lengths.share_ending(None, 950.0, 1, 100.0), None, "none lived so long");
+    }
+
+    #[test]
+    fn a_group_is_compared_with_those_that_were_as_far() {
+        let mut lengths = Lengths::default();
+        for _ in 0..30 {
+            lengths.observe(100, &[50, 60, 70, 300]);
+            lengths.observe(100, &[500, 600, 700, 800]);
+        }
+        assert_eq!(lengths.share_ending(None, 100.0, 1, 250.0), Some(1.0));
+        assert_eq!(lengths.share_ending(None, 100.0, 4, 250.0), Some(0.0));
+        assert_eq!(lengths.share_ending(None, 100.0, 2, 250.0), Some(0.5), "none was there: all that were under way count");
     }
 }

@@ -28,7 +28,7 @@ use crate::window::{Clockwork, ClosingTime};
 use drain::Drain;
 use lengths::Lengths;
 use pace::Pace;
-use places::Places;
+use places::{Places, Terms};
 use spread::Spread;
 
 pub use places::{Choice, GroupsInFlight, Reason, ServerLoad};
@@ -43,6 +43,13 @@ const UNBIASED: f64 = 0.99;
 const PROOF_DEVIATIONS: f64 = 1.0;
 /// Standard deviations of upload time that are kept free, beside twice its mean.
 const UPLOAD_DEVIATIONS: f64 = 4.0;
+
+/// Share of a window's groups that may come too late: none lost at all would mean that the end of the window stays unused.
+const LOSS: f64 = 0.01;
+/// Share of what one window teaches about the end of the next ones.
+const LESSON: f64 = 0.25;
+/// Most that one window teaches, in blocks; and most that is learnt in all.
+const LESSON_BLOCKS: (f64, f64) = (0.5, 5.0);
 
 /// What decides whether a group may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +133,10 @@ pub struct Schedule {
     flights: BTreeMap<i64, Flight>,
     span: f64,
     begun: usize,
+    /// Groups of this window that were given up.
+    given_up: usize,
+    /// Seconds by which groups stop to begin earlier than the measurements say, learnt from groups that came too late.
+    lateness: f64,
     looked: f64,
 }
 
@@ -150,16 +161,31 @@ impl Schedule {
             flights: BTreeMap::new(),
             span: nominal_block_seconds * grail_protocol::constants::WINDOW_LENGTH as f64,
             begun: 0,
+            given_up: 0,
+            lateness: 0.0,
             looked: f64::NEG_INFINITY,
         })
     }
 
     /// Mining of a window begins at `now`. Nothing of an earlier one is under way any more.
     pub fn open(&mut self, clockwork: &Clockwork, now: f64) {
+        self.learn_lateness();
         self.flights.clear();
-        (self.begun, self.kept_at, self.looked) = (0, None, f64::NEG_INFINITY);
+        (self.begun, self.given_up, self.kept_at, self.looked) = (0, 0, None, f64::NEG_INFINITY);
         self.clock = TokenClock { at: now, ..TokenClock::default() };
         self.span = (self.cut_off(clockwork, 0) - now).max(1.0);
+    }
+
+    /// What the window before this one lost for lack of time moves the end of admission: the estimates cannot know of groups
+    /// that begin later and slow down those before them, nor of proofs that are all wanted in the last seconds.
+    fn learn_lateness(&mut self) {
+        if self.begun == 0 {
+            return;
+        }
+        let too_many = (self.flights.len() + self.given_up) as f64 - LOSS * self.begun as f64;
+        let (most, all) = (LESSON_BLOCKS.0 * self.block_seconds(), LESSON_BLOCKS.1 * self.block_seconds());
+        let lesson = (LESSON * too_many * self.span / self.begun as f64).min(most);
+        self.lateness = (self.lateness + lesson).clamp(0.0, all);
     }
 
     /// The chain was seen at `block`.
@@ -185,7 +211,8 @@ impl Schedule {
 
     /// How many groups may begin now, in a window of which `kept` rollouts are durable.
     pub fn admits(&self, clockwork: &Clockwork, block: u64, now: f64, kept: usize) -> usize {
-        if self.fits(clockwork, block, now, kept) { self.places() } else { 0 }
+        let places = self.places();
+        if places > 0 && self.fits(clockwork, block, now, kept) { places } else { 0 }
     }
 
     /// Groups for which there is room: in the server, and with the proof workers.
@@ -225,7 +252,7 @@ impl Schedule {
         if self.rules.gate == Gate::Reference || !self.lengths.known() {
             return None;
         }
-        let safety = self.rules.safety_blocks * self.budget.block_seconds();
+        let safety = self.rules.safety_blocks * self.budget.block_seconds() + self.lateness;
         let left = self.cut_off(clockwork, planned).min(clockwork.deadline - safety) - now;
         let ahead = self.proof_gap.at(0.0).unwrap_or(0.0) * (self.flights.len() + 1) as f64;
         if ahead > left {
@@ -272,7 +299,8 @@ impl Schedule {
         if flight.unbiased {
             self.lengths.observe(flight.prompt.unwrap_or(0), &flight.lengths);
         }
-        self.places.reconsider(now, self.span, self.rules.confidence, &self.pace, &self.lengths)
+        let terms = Terms { span: self.span, confidence: self.rules.confidence, proof_gap: self.proof_gap.at(0.0) };
+        self.places.reconsider(now, terms, &self.pace, &self.lengths)
     }
 
     /// Whether the group's sixteen completions have ended.
@@ -322,9 +350,17 @@ impl Schedule {
         };
         let Some(drain) = Drain::of(&self.lengths, &self.pace, self.clock.load as f64) else { return Vec::new() };
         let reach = drain.tokens_within(left);
-        let chance = |flight: &Flight| self.lengths.share_ending(flight.prompt, self.clock.tokens - flight.tokens, reach);
+        if reach >= self.lengths.longest_at(1.0) {
+            return Vec::new();
+        }
+        let chance = |flight: &Flight| {
+            self.lengths.share_ending(flight.prompt, self.clock.tokens - flight.tokens, flight.requests(), reach)
+        };
         let generating = self.flights.iter().filter(|(_, flight)| flight.generated.is_none());
-        generating.filter(|(_, flight)| chance(flight).is_some_and(|chance| chance < HOPELESS)).map(|(index, _)| *index).collect()
+        let hopeless = generating.filter(|(_, flight)| chance(flight).is_some_and(|chance| chance < HOPELESS));
+        let hopeless: Vec<i64> = hopeless.map(|(index, _)| *index).collect();
+        self.given_up += hopeless.len();
+        hopeless
     }
 
     /// When the window's file is begun, whatever is still under way: what is left is for closing a file of `rollouts`, for

@@ -15,6 +15,9 @@ struct Level {
     tokens: f64,
 }
 
+/// A level that lies farther from the others' line than this share is no accident, and is believed.
+const NOISE: f64 = 0.08;
+
 /// Seconds per token of one request, by requests in flight. Measured as it comes back, so queueing and prefill are in it.
 #[derive(Debug, Clone, Default)]
 pub struct Pace {
@@ -50,9 +53,25 @@ impl Pace {
         }
     }
 
-    /// Tokens per second of the server with `load` requests in flight.
+    /// Tokens per second of the server with `load` requests in flight, for comparing loads: they were measured in different windows,
+    /// of which some go slower than others by more than the loads differ. A decode step takes a time of its own and some for each
+    /// request, so what was measured is drawn towards such a line, as far as chance explains the distance.
     pub fn tokens_per_second(&self, load: f64) -> Option<f64> {
-        Some(load / self.seconds_per_token(load)?)
+        let measured = self.seconds_per_token(load)?;
+        let (step, each) = self.line()?;
+        Some(load / (step + each * load).clamp(measured * (1.0 - NOISE), measured * (1.0 + NOISE)))
+    }
+
+    /// Seconds of a step, and of each request in it, by least squares. A level weighs as much as was seen of it.
+    fn line(&self) -> Option<(f64, f64)> {
+        let sum = |of: &dyn Fn(f64, f64) -> f64| -> f64 {
+            self.levels.values().zip(&self.points).map(|(level, (load, pace))| level.weight * of(*load, *pace)).sum()
+        };
+        let weight = sum(&|_, _| 1.0);
+        let (load, pace) = (sum(&|load, _| load) / weight, sum(&|_, pace| pace) / weight);
+        let spread = sum(&|x, _| (x - load) * (x - load));
+        let each = if spread > 0.0 { (sum(&|x, y| (x - load) * (y - pace)) / spread).max(0.0) } else { 0.0 };
+        (weight > 0.0).then_some((pace - each * load, each))
     }
 }
 
@@ -71,7 +90,22 @@ mod tests {
         close(pace.seconds_per_token(40.0), 0.015);
         close(pace.seconds_per_token(128.0), 0.04);
         close(pace.tokens_per_second(64.0), 3200.0);
-        close(pace.tokens_per_second(128.0), 3200.0);
+        close(pace.tokens_per_second(128.0), 3200.0 / 0.92);
+    }
+
+    #[test]
+    fn a_level_of_slow_windows_is_drawn_to_the_line_of_the_others_and_a_cliff_is_believed() {
+        let with = |middle: f64, last: f64| {
+            let mut pace = Pace::default();
+            for (load, slower) in [(64.0, 1.0), (256.0, 1.0), (512.0, middle), (1024.0, last)] {
+                (0..500).for_each(|_| pace.observe(load, 1000.0, 1000.0 * (0.01 + load / 10_000.0) * slower));
+            }
+            (pace.tokens_per_second(512.0).unwrap(), pace.tokens_per_second(1024.0).unwrap())
+        };
+        let ((smooth, full), (slow, _), (_, cliff)) = (with(1.0, 1.0), with(1.05, 1.0), with(1.0, 2.0));
+        assert!((smooth - 512.0 / 0.0612).abs() < 1.0, "{smooth}");
+        assert!(slow > smooth / 1.04 && slow < smooth, "{slow} of {smooth}");
+        assert!(cliff < full / 1.8, "{cliff} of {full}");
     }
 
     #[test]

@@ -83,6 +83,17 @@ pub struct Choice {
     pub reason: Reason,
 }
 
+/// What windows are like.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Seconds of a window for mining.
+    pub span: f64,
+    /// Chance of being in time with which groups begin.
+    pub confidence: f64,
+    /// Seconds between two proved groups while every proof worker is busy, where they ever were.
+    pub proof_gap: Option<f64>,
+}
+
 /// The controller.
 #[derive(Debug, Clone)]
 pub struct Places {
@@ -128,8 +139,8 @@ impl Places {
         self.settle(Choice { groups: fits, reason: Reason::Memory })
     }
 
-    /// A group was generated at `now`; windows have `span` seconds for mining. Returns the choice where it changes.
-    pub fn reconsider(&mut self, now: f64, span: f64, confidence: f64, pace: &Pace, lengths: &Lengths) -> Option<Choice> {
+    /// A group was generated at `now`. Returns the choice where it changes.
+    pub fn reconsider(&mut self, now: f64, terms: Terms, pace: &Pace, lengths: &Lengths) -> Option<Choice> {
         self.generated += 1;
         // A level is known when the groups that began at it have ended.
         if !self.auto || self.generated < 2 * self.choice.groups || !lengths.known() {
@@ -139,7 +150,7 @@ impl Places {
         let (most, limit) = self.limit(now);
         self.explored = self.explored.max(self.choice.groups);
         let tried: Vec<usize> = LADDER.iter().copied().filter(|level| *level <= self.explored && *level <= most).collect();
-        let harvest = |level: usize| expected_groups(level, span, confidence, pace, lengths).unwrap_or(0.0);
+        let harvest = |level: usize| expected_groups(level, terms, pace, lengths).unwrap_or(0.0);
         let best = tried.iter().copied().max_by(|a, b| harvest(*a).total_cmp(&harvest(*b))).unwrap_or(1);
         let rate = |level: usize| pace.tokens_per_second((level * ROLLOUTS_PER_PROBLEM) as f64).unwrap_or(0.0);
         let below = LADDER.iter().copied().take_while(|level| *level < best).last();
@@ -170,16 +181,27 @@ impl Places {
     }
 }
 
-/// Groups that a window of `span` seconds brings with `level` groups in flight: what is made until the drain at its end begins,
-/// and what of the drained is in time.
-fn expected_groups(level: usize, span: f64, confidence: f64, pace: &Pace, lengths: &Lengths) -> Option<f64> {
-    let requests = (level * ROLLOUTS_PER_PROBLEM) as f64;
-    let drain = Drain::of(lengths, pace, requests)?.seconds_for(lengths.longest_at(confidence));
-    let group = ROLLOUTS_PER_PROBLEM as f64 * lengths.mean();
-    let made = pace.tokens_per_second(requests)? * (span - drain).max(0.0) / group;
-    // Of the groups under way then, the newest are in time with the chance they began with, and the older ones more often.
-    let in_time = (3.0 + confidence) / 4.0;
-    Some(made + level as f64 * (in_time * lengths.mean_left() / lengths.mean() - (1.0 - in_time)))
+/// Groups that a window brings with `level` groups in flight. The end of a window is reckoned as half-way between two ends: nothing
+/// begins any more once the full load would be too late, and what is under way runs out; or groups go on to begin at every
+/// lower load until that one would be too late, and none of them loses time by those after it.
+fn expected_groups(level: usize, terms: Terms, pace: &Pace, lengths: &Lengths) -> Option<f64> {
+    let Terms { span, confidence, proof_gap } = terms;
+    let longest = lengths.longest_at(confidence);
+    let requests = |level: usize| (level * ROLLOUTS_PER_PROBLEM) as f64;
+    let (mut rate, mut drain, mut sustained) = (0.0, 0.0, 0.0);
+    for below in LADDER.into_iter().take_while(|below| *below < level).chain([level]) {
+        let next_rate = pace.tokens_per_second(requests(below))?;
+        let next_drain = Drain::of(lengths, pace, requests(below))?.seconds_for(longest);
+        sustained += (rate + next_rate) / 2.0 * (next_drain - drain);
+        (rate, drain) = (next_rate, next_drain);
+    }
+    let run_out = requests(level) * lengths.remaining().map(|(step, share)| step * share).sum::<f64>();
+    let made = rate * (span - drain).max(0.0) + (sustained + run_out) / 2.0;
+    let generated = made / (ROLLOUTS_PER_PROBLEM as f64 * lengths.mean());
+    // Proof workers have nothing to do until the first group is there, which is the later the more groups begin together.
+    let first = longest * pace.seconds_per_token(requests(level))?;
+    let proved = proof_gap.map_or(f64::INFINITY, |gap| (span - first).max(0.0) / gap);
+    Some(generated.min(proved))
 }
 
 #[cfg(test)]
@@ -189,12 +211,13 @@ mod tests {
     /// A server with so many seconds per step and per request in a step.
     fn run(places: &mut Places, step: f64, each: f64, span: f64) -> Vec<Choice> {
         let (mut pace, mut lengths, mut changes) = (Pace::default(), Lengths::default(), Vec::new());
+        let terms = Terms { span, confidence: 0.5, proof_gap: None };
         for group in 0..6000 {
             let load = (places.choice().groups * ROLLOUTS_PER_PROBLEM) as f64;
             pace.observe(load, 1000.0, 1000.0 * (step + each * load));
             let lengths_of = |place: u32| 200 + (group * 37 + place * 61) % 900;
             lengths.observe(100, &(0..16).map(lengths_of).collect::<Vec<_>>());
-            changes.extend(places.reconsider(f64::from(group), span, 0.5, &pace, &lengths));
+            changes.extend(places.reconsider(f64::from(group), terms, &pace, &lengths));
         }
         changes
     }
@@ -206,7 +229,7 @@ mod tests {
         let last = places.choice();
         assert_eq!(last.reason, Reason::Knee, "{changes:?}");
         // Half of the highest rate is at 150 requests.
-        assert!((8..=128).contains(&last.groups), "{last:?} {changes:?}");
+        assert!((8..=192).contains(&last.groups), "{last:?} {changes:?}");
         assert!(changes.len() < 40, "it swings: {changes:?}");
         assert!(changes.windows(2).take(6).all(|pair| pair[0].groups < pair[1].groups), "{changes:?}");
     }

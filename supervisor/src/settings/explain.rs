@@ -1,17 +1,13 @@
 //! `config explain`: every setting, its value, and who set it.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::source::shown;
 use super::table::TABLE;
 use super::{Loaded, Origin};
 
-/// Prefixes of variables that belong to this software family.
-const FAMILIES: [&str; 3] = ["GRAIL_", "R2_", "BT_"];
-
 /// A table for the terminal; secrets are hidden. Ends with variables of the family that this program does not use.
-pub fn explain(loaded: &Loaded, environment: &BTreeMap<String, String>) -> String {
+pub fn explain(loaded: &Loaded) -> String {
     let mut text = String::new();
     for setting in TABLE {
         let (value, origin) = match loaded.values.get(setting.key) {
@@ -22,14 +18,11 @@ pub fn explain(loaded: &Loaded, environment: &BTreeMap<String, String>) -> Strin
         let _ = writeln!(text, "{:<34} {value:<34} {origin}", setting.key);
         let _ = writeln!(text, "    {}{variables}", setting.meaning);
     }
-    let known = |name: &str| TABLE.iter().any(|setting| setting.variables.contains(&name));
-    let unused: Vec<&str> = environment
-        .keys()
-        .map(String::as_str)
-        .filter(|name| FAMILIES.iter().any(|family| name.starts_with(family)) && !known(name))
-        .collect();
-    if !unused.is_empty() {
-        let _ = writeln!(text, "\nIn the environment, but not used by this program: {}", unused.join(", "));
+    if !loaded.unused.is_empty() {
+        let _ = writeln!(text, "\nSet, but not used by this program:");
+    }
+    for (name, reason) in loaded.unused() {
+        let _ = writeln!(text, "{name:<34} {}", reason.unwrap_or("no setting is made of it; is it spelt right?"));
     }
     text
 }

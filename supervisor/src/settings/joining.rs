@@ -2,7 +2,9 @@
 //! the chain.
 
 use std::path::Path;
+use std::time::Duration;
 
+use grail_chain::patience::{Backoff, Patience};
 use grail_chain::relays::PUBLIC_RELAYS;
 
 use super::{Chain, KeyPair, Reader, Secret, Storage};
@@ -38,6 +40,16 @@ impl Reader<'_> {
         let genesis = network.and_then(|(.., genesis)| hex::decode(genesis).ok()?.try_into().ok());
         let endpoints = network.map(|(_, address, _)| (*address).to_owned()).into_iter().collect();
         Chain::Network { name, endpoints, genesis, block_seconds }
+    }
+
+    pub(super) fn patience(&mut self) -> Patience {
+        let mut seconds = |key: &str, low: f64, high: f64| Duration::from_secs_f64(self.number(key, low, high));
+        let request = seconds("chain.call_timeout_seconds", 1.0, 120.0);
+        let connect = seconds("chain.connect_timeout_seconds", 1.0, 600.0);
+        let first = seconds("chain.reconnect_seconds", 0.1, 30.0);
+        let tries = self.whole("chain.call_tries", 1, 20);
+        let usual = Patience::default();
+        Patience { request, metadata: 4 * request, connect, tries, backoff: Backoff { first, ..usual.backoff }, ..usual }
     }
 
     /// The local chain has no beacon: it works without any network.

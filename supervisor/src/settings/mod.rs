@@ -1,15 +1,18 @@
 //! Settings: read once, judged whole, before anything is started. All mistakes are reported at once.
 
 mod explain;
+mod foreign;
 mod joining;
 mod source;
 mod table;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use grail_chain::patience::Patience;
 use grail_engines::Engine;
 
 use crate::gate::AgreementLimits;
@@ -70,6 +73,8 @@ pub struct Settings {
     pub wallet: Wallet,
     /// Which chain.
     pub chain: Chain,
+    /// How long is waited for nodes of a network, and how often they are asked.
+    pub patience: Patience,
     /// Subnet.
     pub netuid: u16,
     /// Relays of drand, asked in order; none = the block hash alone makes the randomness.
@@ -288,9 +293,16 @@ pub struct Loaded {
     /// The settings.
     pub settings: Settings,
     values: Values,
+    /// Variables of the environment and of `.env` that are of this software family and no setting's.
+    unused: BTreeSet<String>,
 }
 
 impl Loaded {
+    /// Variables that are set and change nothing, each with the reason where it is a known one.
+    pub fn unused(&self) -> impl Iterator<Item = (&str, Option<&'static str>)> {
+        self.unused.iter().map(|name| (name.as_str(), foreign::reason(name)))
+    }
+
     /// Every secret value that is set, for keeping them out of what leaves this host.
     pub fn secrets(&self) -> Vec<String> {
         let secret = |setting: &&Setting| setting.form == Form::Secret;
@@ -305,13 +317,13 @@ impl Loaded {
 /// All mistakes at once.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     let mut errors = Vec::new();
-    let values = collect(sources, &mut errors);
+    let (values, unused) = collect(sources, &mut errors);
     let base = sources.file.as_deref().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
     let home = sources.environment.get("HOME").map(PathBuf::from);
     let mut reader = Reader { values: &values, errors, base, home };
     let settings = reader.settings();
     let errors = reader.errors;
-    if errors.is_empty() { Ok(Loaded { settings, values }) } else { Err(ConfigErrors(errors)) }
+    if errors.is_empty() { Ok(Loaded { settings, values, unused }) } else { Err(ConfigErrors(errors)) }
 }
 
 /// Turns values into settings and collects what is wrong with them.
@@ -329,6 +341,7 @@ impl Reader<'_> {
         Settings {
             wallet: self.wallet(local_chain),
             chain: self.chain(local_chain, &state),
+            patience: self.patience(),
             netuid: u16::try_from(self.whole("chain.netuid", 0, u32::from(u16::MAX))).unwrap_or_default(),
             beacon: self.beacon(local_chain),
             storage: self.storage(local_chain),

@@ -1,14 +1,14 @@
 //! Where values come from, in rising order: defaults, the TOML file, the environment, `.env` (which the guide lets win over
 //! the shell), `--set`. Reads files and the environment once; everything after works on the result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use toml::Value;
 
-use super::ConfigError;
 use super::table::{Form, Setting, TABLE, find};
+use super::{ConfigError, foreign};
 
 /// Who set a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +62,9 @@ pub struct Sources {
 /// Every setting that has a value, by key.
 pub type Values = BTreeMap<&'static str, Sourced>;
 
-/// Collects the values; every mistake of form is added to `errors`.
-pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> Values {
+/// Collects the values, and the variables that nothing was made of; every mistake of form is added to `errors`.
+pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> (Values, BTreeSet<String>) {
+    let mut unused = foreign::names(&sources.environment);
     let mut values = defaults();
     if let Some(path) = &sources.file {
         for (key, value) in file_values(path, errors) {
@@ -75,6 +76,7 @@ pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> Values {
     if let Some(path) = dot_env {
         let variables = dot_env_variables(&path, errors);
         insert_variables(&mut values, &variables, |name| Origin::DotEnv(path.clone(), name), errors);
+        unused.extend(foreign::names(&variables));
     }
     for (key, text) in &sources.overrides {
         match find(key).map(|setting| from_text(setting, text)) {
@@ -83,7 +85,7 @@ pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> Values {
             None => errors.push(unknown(key, &Origin::CommandLine)),
         }
     }
-    values
+    (values, unused)
 }
 
 fn defaults() -> Values {

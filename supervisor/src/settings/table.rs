@@ -81,6 +81,28 @@ pub const TABLE: &[Setting] = &[
         "WebSocket addresses of nodes instead of the network's own, separated by commas, taken in turn.",
     ),
     setting("chain.netuid", &["NETUID", "BT_NETUID"], Form::Whole, "81", "Subnet."),
+    setting(
+        "chain.call_timeout_seconds",
+        &["BT_CALL_TIMEOUT"],
+        Form::Number,
+        "15.0",
+        "Longest wait for one answer of a node; metadata, which is large, may take four times as long.",
+    ),
+    setting("chain.call_tries", &["BT_CALL_RETRIES"], Form::Whole, "3", "Tries of one question to a node, the first counted."),
+    setting(
+        "chain.reconnect_seconds",
+        &["BT_CALL_BACKOFF"],
+        Form::Number,
+        "1.0",
+        "Pause before a lost connection is made anew; doubled with each failure, up to 30 s.",
+    ),
+    setting(
+        "chain.connect_timeout_seconds",
+        &["BT_INIT_TIMEOUT"],
+        Form::Number,
+        "30.0",
+        "Longest opening of a connection, before the next endpoint is tried.",
+    ),
     setting("chain.genesis", &[], Form::Number, "1767225600.0", "Unix seconds of block 0 of the local chain."),
     setting("chain.block_seconds", &[], Form::Number, "12.0", "Nominal seconds of one block."),
     setting(

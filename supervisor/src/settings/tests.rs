@@ -60,7 +60,11 @@ fn a_key_in_the_wrong_section_is_found() {
 fn the_guides_variables_win_over_the_file_and_dot_env_over_the_shell() {
     let (folder, path) = file(LOCAL);
     let dot_env = folder.path().join("dot.env");
-    std::fs::write(&dot_env, "# a comment\nGRAIL_PIPELINE_MAX_CONCURRENT=\"64\"\nGRAIL_PIPELINE_PROOF_GPU_IDS=4,5\n").unwrap();
+    std::fs::write(
+        &dot_env,
+        "# a comment\nGRAIL_PIPELINE_MAX_CONCURRENT=\"64\"\nGRAIL_PIPELINE_PROOF_GPU_IDS=4,5\nR2_FORCE_PATH_STYLE=true\n",
+    )
+    .unwrap();
     let sources = Sources {
         file: Some(path),
         environment: environment(&[
@@ -68,6 +72,7 @@ fn the_guides_variables_win_over_the_file_and_dot_env_over_the_shell() {
             ("BT_NETUID", "7"),
             ("NETUID", ""),
             ("GRAIL_NONSENSE", "1"),
+            ("BT_CLOSE_TIMEOUT", "60"),
         ]),
         dot_env: Some(dot_env),
         overrides: vec![("schedule.safety_blocks".into(), "2".into())],
@@ -76,12 +81,14 @@ fn the_guides_variables_win_over_the_file_and_dot_env_over_the_shell() {
     assert_eq!(loaded.settings.generation.max_concurrent, 64);
     assert_eq!(loaded.settings.proof.slots, ProofSlots::Gpus(vec![4, 5]));
     assert_eq!(loaded.settings.safety_blocks, 2.0);
-    let text = explain(&loaded, &sources.environment);
+    let text = explain(&loaded);
     for part in [
         "environment BT_NETUID",
         "dot.env GRAIL_PIPELINE_MAX_CONCURRENT",
         "command line",
-        "not used by this program: GRAIL_NONSENSE",
+        "GRAIL_NONSENSE                     no setting is made of it",
+        "BT_CLOSE_TIMEOUT                   nothing waits for a connection",
+        "R2_FORCE_PATH_STYLE                addresses are always path style",
     ] {
         assert!(text.contains(part), "{part:?} is missing in\n{text}");
     }
@@ -98,7 +105,7 @@ fn secrets_are_never_shown() {
         ("R2_WRITE_SECRET_ACCESS_KEY", "hushhush4"),
     ];
     let loaded = load_text("[chain]\nnetwork = 'local'\n", &variables).unwrap();
-    let texts = [explain(&loaded, &environment(&variables)), format!("{:?}", loaded.settings)];
+    let texts = [explain(&loaded), format!("{:?}", loaded.settings)];
     assert!(texts.iter().all(|text| !text.contains("hushhush")), "{texts:?}");
     let mut same = variables;
     same[2].1 = "hushhush3";
@@ -201,6 +208,22 @@ fn networks_are_known_by_name_and_endpoints_win() {
     assert_eq!(joining(&[]).unwrap().settings.netuid, 81);
     assert_eq!(joining(&[("BT_NETUID", "429")]).unwrap().settings.netuid, 429);
     assert!(joining(&[("NETUID", "65536")]).unwrap_err().contains("outside 0 to 65535"));
+}
+
+#[test]
+fn the_guides_limits_of_the_chain_have_their_meaning() {
+    let patience = |changes: &[(&str, &str)]| joining(changes).map(|loaded| loaded.settings.patience);
+    assert_eq!(patience(&[]).unwrap(), Patience::default());
+    let guide = [("BT_CALL_TIMEOUT", "20"), ("BT_CALL_RETRIES", "5"), ("BT_CALL_BACKOFF", "2.5"), ("BT_INIT_TIMEOUT", "120")];
+    let asked = patience(&guide).unwrap();
+    assert_eq!((asked.request.as_secs(), asked.metadata.as_secs(), asked.tries), (20, 80, 5));
+    assert_eq!((asked.connect.as_secs(), asked.backoff.first.as_millis()), (120, 2500));
+    for (variable, value) in
+        [("BT_CALL_TIMEOUT", "0"), ("BT_CALL_RETRIES", "0"), ("BT_CALL_BACKOFF", "31"), ("BT_INIT_TIMEOUT", "-1")]
+    {
+        let error = patience(&[(variable, value)]).unwrap_err();
+        assert!(error.contains(variable) && error.contains("outside"), "{error}");
+    }
 }
 
 #[test]

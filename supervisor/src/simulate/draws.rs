@@ -8,9 +8,13 @@ use rand::{RngExt, SeedableRng};
 pub struct Draws(StdRng);
 
 impl Draws {
-    /// From a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(StdRng::seed_from_u64(seed))
+    /// Those of one thing in one window, whatever else was drawn: every way of mining meets the same windows, problems and troubles.
+    pub fn of(seed: u64, window: u64, thing: u64) -> Self {
+        let mut bytes = [0; 32];
+        for (place, part) in bytes.chunks_exact_mut(8).zip([seed, window, thing]) {
+            place.copy_from_slice(&part.to_le_bytes());
+        }
+        Self(StdRng::from_seed(bytes))
     }
 
     /// Uniform in [0, 1).
@@ -41,10 +45,11 @@ mod tests {
 
     #[test]
     fn jitter_has_mean_one_and_is_repeatable() {
-        let mut draws = Draws::new(7);
+        let mut draws = Draws::of(7, 0, 0);
         let all: Vec<f64> = (0..20_000).map(|_| draws.jitter(0.5)).collect();
         let mean = all.iter().sum::<f64>() / all.len() as f64;
         assert!((mean - 1.0).abs() < 0.02, "{mean}");
-        assert_eq!(Draws::new(7).jitter(0.5).to_bits(), all[0].to_bits());
+        assert_eq!(Draws::of(7, 1, 2).jitter(0.5).to_bits(), Draws::of(7, 1, 2).jitter(0.5).to_bits());
+        assert_ne!(Draws::of(7, 1, 2).share().to_bits(), Draws::of(7, 2, 1).share().to_bits());
     }
 }

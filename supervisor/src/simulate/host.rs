@@ -153,8 +153,6 @@ pub struct Settings {
     pub groups_in_flight: u32,
     /// `generation.max_concurrent`.
     pub max_concurrent: usize,
-    /// Batch sizes of the double-buffered comparison, in groups.
-    pub batches: Vec<usize>,
 }
 
 impl Host {

@@ -1,5 +1,14 @@
 //! `simulate`: windows of a host in virtual time, mined by the same [`crate::schedule::Schedule`] as the daemon's, beside the
-//! guide's double-buffered batches under the same curves and draws.
+//! guide's double-buffered batches of the best size, under the same curves, windows, problems and troubles.
+//!
+//! What is assumed, of both ways alike: requests in a server share its throughput evenly; a group goes to the least loaded server;
+//! the prompt of a group is prefilled and proved once, and decoding stands still meanwhile; no group is dropped for what its
+//! completions say; a request of a server that dies is lost with its group; nothing of a window can begin before its first block,
+//! because prompts come from that block's hash, so the places of groups given up late stay free until the next one.
+//!
+//! Of the batches: one begins when the last completion of the one before it is there, while that one is proved; the reference's
+//! averages and its three safety blocks decide whether one more begins, of full size; the file is begun as late as the schedule's,
+//! and what is proved by then counts, which is kinder than the guide's loop. Their size is searched for.
 
 mod draws;
 mod engine;
@@ -8,15 +17,20 @@ mod report;
 mod windows;
 mod world;
 
+use std::collections::BTreeSet;
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Args;
+use grail_protocol::time_budget::TimeBudgetError;
 
 use crate::exit::Failure;
+use crate::schedule::Choice;
 use crate::settings::{ConfigError, ConfigErrors};
 use host::Host;
 use report::{Run, Summary};
-use windows::{Batches, Outcome};
+use windows::Batches;
 use world::World;
 
 /// Arguments of `simulate`.
@@ -55,20 +69,97 @@ fn read(file: Option<&std::path::Path>) -> Result<Host, Failure> {
     Host::read(&text).map_err(|error| refuse(error.to_string()))
 }
 
-fn simulate(host: &Host, windows: u32, seed: u64) -> Result<Summary<'_>, grail_protocol::time_budget::TimeBudgetError> {
-    let starts = || (0..u64::from(windows)).map(|window| window * grail_protocol::constants::WINDOW_LENGTH);
-    let mut schedule = windows::schedule(host)?;
-    let mut world = World::new(host, seed);
-    let outcomes: Vec<Outcome> = starts().map(|window| windows::scheduled(host, &mut world, &mut schedule, window)).collect();
-    let scheduled = Run::new(format!("schedule, {} groups", schedule.choice().groups), host, outcomes, &world);
-    let mut batched = Vec::new();
-    for size in &host.schedule.batches {
-        let mut world = World::new(host, seed);
-        let mut batches = Batches::new(host, *size)?;
-        let outcomes = starts().map(|window| windows::batched(host, &mut world, &mut batches, window)).collect();
-        batched.push(Run::new(format!("batches of {size} groups"), host, outcomes, &world));
-    }
-    Ok(Summary { host, scheduled, batched, choice: schedule.choice() })
+/// Sizes that batches are tried with first, in groups; the best of them are tried again with their neighbours.
+const COARSE: [usize; 20] = [8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 136, 144, 152, 160];
+/// How far a neighbour is from a size that was best.
+const NEIGHBOURS: [isize; 7] = [-6, -4, -2, 0, 2, 4, 6];
+/// Sizes whose neighbours are tried.
+const PROMISING: usize = 2;
+/// A first look takes one window of so many, and no fewer than [`LEAST_WINDOWS`].
+const FIRST_LOOK: u32 = 10;
+const LEAST_WINDOWS: u32 = 20;
+
+/// What is made better to see what limits.
+const REMEDIES: [(&str, fn(&mut Host)); 4] = [
+    ("generation (servers twice as fast)", |host| host.generation.throughput.iter_mut().for_each(|(_, rate)| *rate *= 2.0)),
+    ("proofs (workers twice as fast)", |host| {
+        host.proof.tokens_per_second *= 2.0;
+        host.proof.group_seconds /= 2.0;
+    }),
+    ("upload (twice as fast)", |host| {
+        host.upload.bytes_per_second *= 2.0;
+        host.upload.seconds /= 2.0;
+    }),
+    ("the deadline (no safety blocks)", |host| host.schedule.safety_blocks = 0.0),
+];
+
+fn simulate(host: &Host, windows: u32, seed: u64) -> Result<Summary<'_>, TimeBudgetError> {
+    let few = (windows / FIRST_LOOK).max(LEAST_WINDOWS).min(windows);
+    let (scheduled, choice) = scheduled(host, windows, seed)?;
+    let remedied = remedied(host, few, seed)?;
+    Ok(Summary { host, scheduled, batched: best_batches(host, windows, few, seed)?, choice, remedied })
+}
+
+/// What each remedy brings, as a share of what there is.
+fn remedied(host: &Host, windows: u32, seed: u64) -> Result<Vec<(&'static str, f64)>, TimeBudgetError> {
+    let (known, _) = scheduled(host, windows, seed)?;
+    side_by_side(&REMEDIES, |(name, remedy)| {
+        let mut better = host.clone();
+        remedy(&mut better);
+        Ok((*name, scheduled(&better, windows, seed)?.0.mean / known.mean.max(1.0) - 1.0))
+    })
+}
+
+fn starts(windows: u32) -> impl Iterator<Item = u64> {
+    (0..u64::from(windows)).map(|window| window * grail_protocol::constants::WINDOW_LENGTH)
+}
+
+fn scheduled(host: &Host, windows: u32, seed: u64) -> Result<(Run, Choice), TimeBudgetError> {
+    let (mut schedule, mut world) = (windows::schedule(host)?, World::new(host, seed));
+    let outcomes = starts(windows).map(|window| windows::scheduled(host, &mut world, &mut schedule, window)).collect();
+    let choice = schedule.choice();
+    Ok((Run::new(format!("schedule, {} groups", choice.groups), host, outcomes, &world), choice))
+}
+
+fn batched(host: &Host, size: usize, windows: u32, seed: u64) -> Result<(usize, Run), TimeBudgetError> {
+    let (mut batches, mut world) = (Batches::new(host, size)?, World::new(host, seed));
+    let outcomes = starts(windows).map(|window| windows::batched(host, &mut world, &mut batches, window)).collect();
+    Ok((size, Run::new(format!("batches of {size} groups"), host, outcomes, &world)))
+}
+
+/// Batches of the sizes that bring most, the best first: a first look at all sizes, then all windows for the neighbours of the
+/// best ones.
+fn best_batches(host: &Host, windows: u32, few: u32, seed: u64) -> Result<Vec<Run>, TimeBudgetError> {
+    let by_mean = |runs: &mut Vec<(usize, Run)>| runs.sort_by(|(_, a), (_, b)| b.mean.total_cmp(&a.mean));
+    let mut looked = side_by_side(&COARSE, |size| batched(host, *size, few, seed))?;
+    by_mean(&mut looked);
+    let near = |size: usize| NEIGHBOURS.iter().filter_map(move |away| size.checked_add_signed(*away)).filter(|size| *size > 0);
+    let sizes: BTreeSet<usize> = looked.iter().take(PROMISING).flat_map(|(size, _)| near(*size)).collect();
+    let mut runs = side_by_side(&sizes.into_iter().collect::<Vec<_>>(), |size| batched(host, *size, windows, seed))?;
+    by_mean(&mut runs);
+    Ok(runs.into_iter().map(|(_, run)| run).collect())
+}
+
+/// All of them, on as many threads as there are cores; in their order.
+fn side_by_side<T: Sync, R: Send>(
+    all: &[T],
+    run: impl Fn(&T) -> Result<R, TimeBudgetError> + Sync,
+) -> Result<Vec<R>, TimeBudgetError> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(all.len());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mine = std::iter::from_fn(|| {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            Some((at, run(all.get(at)?)))
+        });
+        mine.collect::<Vec<_>>()
+    };
+    let mut results: Vec<(usize, Result<R, TimeBudgetError>)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    results.sort_by_key(|(at, _)| *at);
+    results.into_iter().map(|(_, result)| result).collect()
 }
 
 #[cfg(test)]

@@ -26,9 +26,29 @@ pub struct Outcome {
     /// Seconds that the upload was before the deadline.
     pub spare: f64,
     /// Groups that were begun and did not get into the file.
-    pub lost: usize,
+    pub lost: Lost,
     /// Mining ended because there was enough.
     pub enough: bool,
+}
+
+/// Groups that were begun and did not get into the file, by cause.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lost {
+    /// Given up before the end: they would have been too late.
+    pub given_up: usize,
+    /// Under way at the cut-off: in the server …
+    pub generating: usize,
+    /// … and with the proof workers.
+    pub proving: usize,
+    /// With their server.
+    pub server: usize,
+}
+
+impl Lost {
+    /// All of them.
+    pub fn all(&self) -> usize {
+        self.given_up + self.generating + self.proving + self.server
+    }
 }
 
 /// A window's clock: what the miner believes, and what the chain does.
@@ -39,7 +59,7 @@ struct Clock {
 }
 
 impl Clock {
-    fn draw(host: &Host, draws: &mut Draws, window: u64) -> Self {
+    fn draw(host: &Host, draws: &mut Draws, window: u64) -> (Self, f64) {
         let mut at = 0.0;
         let mut blocks = vec![0.0];
         for _ in 0..WINDOW_LENGTH {
@@ -48,7 +68,7 @@ impl Clock {
             blocks.push(at + host.jitter.block_seconds * draws.normal());
         }
         let deadline = WINDOW_LENGTH as f64 * BLOCK_SECONDS - DEADLINE_SLACK_SECONDS;
-        Self { clockwork: Clockwork { window, deadline }, blocks }
+        (Self { clockwork: Clockwork { window, deadline }, blocks }, at)
     }
 
     fn block(&self, now: f64) -> u64 {
@@ -59,10 +79,6 @@ impl Clock {
     /// When validators stop listening.
     fn deadline(&self) -> f64 {
         self.blocks.last().copied().unwrap_or(0.0) - DEADLINE_SLACK_SECONDS
-    }
-
-    fn length(&self) -> f64 {
-        self.blocks.last().copied().unwrap_or(0.0)
     }
 }
 
@@ -78,11 +94,11 @@ fn upload(host: &Host, draws: &mut Draws, begun: f64, groups: usize) -> (f64, f6
     (begun + closing + sending, closing, sending)
 }
 
-fn outcome(clock: &Clock, at: f64, groups: usize, begun: usize, enough: bool) -> Outcome {
+fn outcome(clock: &Clock, at: f64, groups: usize, lost: Lost) -> Outcome {
     let spare = clock.deadline() - at;
     let late = groups > 0 && spare < 0.0;
     let rollouts = if late { 0 } else { groups * ROLLOUTS_PER_PROBLEM };
-    Outcome { rollouts, late, spare, lost: begun - groups, enough }
+    Outcome { rollouts, late, spare, lost, enough: groups * ROLLOUTS_PER_PROBLEM >= ROLLOUT_TARGET }
 }
 
 /// The schedule of `host`'s settings.
@@ -108,10 +124,9 @@ pub fn schedule(host: &Host) -> Result<Schedule, TimeBudgetError> {
 
 /// One window as the miner mines it.
 pub fn scheduled(host: &Host, world: &mut World, schedule: &mut Schedule, window: u64) -> Outcome {
-    let clock = Clock::draw(host, world.draws(), window);
-    world.open(clock.length());
+    let clock = world.open(window, |draws| Clock::draw(host, draws, window));
     schedule.open(&clock.clockwork, world.now);
-    let (mut kept, mut begun, mut under_way) = (0_usize, 0_usize, 0_usize);
+    let (mut kept, mut under_way, mut lost) = (0_usize, 0_usize, Lost::default());
     loop {
         let (now, rollouts) = (world.now, kept * ROLLOUTS_PER_PROBLEM);
         let block = clock.block(now);
@@ -120,7 +135,7 @@ pub fn scheduled(host: &Host, world: &mut World, schedule: &mut Schedule, window
         for index in schedule.hopeless(&clock.clockwork, now, rollouts) {
             world.abort(index);
             schedule.dropped(index, now, false);
-            under_way -= 1;
+            (lost.given_up, under_way) = (lost.given_up + 1, under_way - 1);
         }
         let open = rollouts < ROLLOUT_TARGET && world.serves();
         let places = if open { schedule.admits(&clock.clockwork, block, now, rollouts) } else { 0 };
@@ -128,7 +143,7 @@ pub fn scheduled(host: &Host, world: &mut World, schedule: &mut Schedule, window
             let (index, prompt) = world.begin();
             schedule.begin(index, &clock.clockwork, now, rollouts);
             schedule.prompted(index, prompt);
-            (begun, under_way) = (begun + 1, under_way + 1);
+            under_way += 1;
         }
         let cut_off = schedule.cut_off(&clock.clockwork, rollouts + under_way.max(1) * ROLLOUTS_PER_PROBLEM);
         if now >= cut_off || (under_way == 0 && rollouts >= ROLLOUT_TARGET) {
@@ -149,16 +164,17 @@ pub fn scheduled(host: &Host, world: &mut World, schedule: &mut Schedule, window
                 }
                 Happening::Lost(index) => {
                     schedule.dropped(index, now, false);
-                    under_way -= 1;
+                    (lost.server, under_way) = (lost.server + 1, under_way - 1);
                 }
             }
         }
     }
+    (lost.generating, lost.proving) = world.under_way();
     let ended = world.now;
-    let (at, closing, sending) = upload(host, world.draws(), ended, kept);
+    let (at, closing, sending) = upload(host, &mut world.of_the_file(), ended, kept);
     schedule.closed(kept * ROLLOUTS_PER_PROBLEM, closing);
     schedule.uploaded(sending);
-    outcome(&clock, at, kept, begun, kept * ROLLOUTS_PER_PROBLEM >= ROLLOUT_TARGET)
+    outcome(&clock, at, kept, lost)
 }
 
 /// What the guide's loop remembers between windows.
@@ -183,9 +199,8 @@ impl Batches {
 /// One window in double-buffered batches: a batch is collected when its last completion is there, and proved while the next
 /// one is generated. What is proved before the cut-off counts, which is kinder than the guide's loop.
 pub fn batched(host: &Host, world: &mut World, batches: &mut Batches, window: u64) -> Outcome {
-    let clock = Clock::draw(host, world.draws(), window);
-    world.open(clock.length());
-    let (mut kept, mut begun, mut since) = (0_usize, 0_usize, 0.0);
+    let clock = world.open(window, |draws| Clock::draw(host, draws, window));
+    let (mut kept, mut lost, mut since) = (0_usize, Lost::default(), 0.0);
     // Requests in flight of each group of the batch.
     let mut generating: BTreeMap<i64, usize> = BTreeMap::new();
     let mut proving = 0_usize;
@@ -196,7 +211,7 @@ pub fn batched(host: &Host, world: &mut World, batches: &mut Batches, window: u6
         let enough = (kept + proving) * ROLLOUTS_PER_PROBLEM >= ROLLOUT_TARGET;
         if generating.is_empty() && !enough && world.serves() && batches.budget.admits(block, window) {
             generating = (0..batches.size).map(|_| (world.begin().0, ROLLOUTS_PER_PROBLEM)).collect();
-            (begun, since) = (begun + batches.size, now);
+            since = now;
         }
         let planned = rollouts + (generating.len() + proving).max(1) * ROLLOUTS_PER_PROBLEM;
         let cut_off = batches.schedule.cut_off(&clock.clockwork, planned);
@@ -211,6 +226,7 @@ pub fn batched(host: &Host, world: &mut World, batches: &mut Batches, window: u6
                 Happening::Proved(_) => (kept, proving) = (kept + 1, proving - 1),
                 Happening::Lost(index) => {
                     generating.remove(&index);
+                    lost.server += 1;
                 }
             }
         }
@@ -222,10 +238,11 @@ pub fn batched(host: &Host, world: &mut World, batches: &mut Batches, window: u6
             }
         }
     }
+    (lost.generating, lost.proving) = world.under_way();
     let ended = world.now;
-    let (at, closing, sending) = upload(host, world.draws(), ended, kept);
+    let (at, closing, sending) = upload(host, &mut world.of_the_file(), ended, kept);
     batches.schedule.closed(kept * ROLLOUTS_PER_PROBLEM, closing);
     batches.schedule.uploaded(sending);
     batches.budget.observe_upload(sending);
-    outcome(&clock, at, kept, begun, kept * ROLLOUTS_PER_PROBLEM >= ROLLOUT_TARGET)
+    outcome(&clock, at, kept, lost)
 }

@@ -20,12 +20,17 @@ pub enum Happening {
     Lost(i64),
 }
 
+/// What is drawn for a window itself, before its groups.
+const OF_THE_WINDOW: u64 = u64::MAX;
+/// What is drawn for its file.
+const OF_THE_FILE: u64 = u64::MAX - 1;
+
 /// A group that is generated.
 #[derive(Debug)]
 struct Going {
     replica: usize,
-    /// Of its prompt and all its completions.
-    tokens: f64,
+    /// Seconds of its proof.
+    proof: f64,
 }
 
 /// A proof worker.
@@ -48,7 +53,8 @@ enum Death {
 #[derive(Debug)]
 pub struct World<'a> {
     host: &'a Host,
-    draws: Draws,
+    seed: u64,
+    window: u64,
     /// Seconds since the window opened.
     pub now: f64,
     engines: Vec<Engine>,
@@ -67,7 +73,8 @@ impl<'a> World<'a> {
         let engine = || Engine::new(generation.throughput.clone(), generation.prefill_tokens_per_second, generation.max_running);
         Self {
             host,
-            draws: Draws::new(seed),
+            seed,
+            window: 0,
             now: 0.0,
             engines: (0..generation.replicas).map(|_| engine()).collect(),
             down_until: vec![0.0; generation.replicas],
@@ -79,9 +86,13 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A new window of `length` seconds: nothing is under way, and what will break is drawn.
-    pub fn open(&mut self, length: f64) {
-        let Self { host, draws, engines, down_until, workers, .. } = self;
+    /// A new window: nothing is under way, and what will break is drawn. Returns what is drawn of it by `clock`, of which it
+    /// needs the length in seconds.
+    pub fn open<C>(&mut self, window: u64, clock: impl FnOnce(&mut Draws) -> (C, f64)) -> C {
+        let mut draws = Draws::of(self.seed, window, OF_THE_WINDOW);
+        let (clock, length) = clock(&mut draws);
+        (self.window, self.next_index) = (window, 0);
+        let Self { host, engines, down_until, workers, .. } = self;
         engines.iter_mut().for_each(|engine| engine.clear(draws.jitter(host.jitter.generation_sigma)));
         down_until.iter_mut().for_each(|until| *until -= length);
         for worker in workers.iter_mut() {
@@ -102,11 +113,12 @@ impl<'a> World<'a> {
         self.waiting.clear();
         self.going.clear();
         self.now = host.generation.weights_seconds;
+        clock
     }
 
-    /// The draws, for what is outside the host.
-    pub fn draws(&mut self) -> &mut Draws {
-        &mut self.draws
+    /// The draws of the window's file.
+    pub fn of_the_file(&self) -> Draws {
+        Draws::of(self.seed, self.window, OF_THE_FILE)
     }
 
     /// Whether any server answers.
@@ -118,13 +130,14 @@ impl<'a> World<'a> {
     pub fn begin(&mut self) -> (i64, u32) {
         let index = self.next_index;
         self.next_index += 1;
-        let lengths = &self.host.lengths;
-        let prompt = (lengths.prompt * self.draws.jitter(lengths.prompt_sigma)).clamp(1.0, lengths.longest) as u32;
-        let problem = lengths.completion * self.draws.jitter(lengths.group_sigma);
+        let Host { lengths, proof, jitter, .. } = self.host;
+        let mut draws = Draws::of(self.seed, self.window, index.unsigned_abs());
+        let prompt = (lengths.prompt * draws.jitter(lengths.prompt_sigma)).clamp(1.0, lengths.longest) as u32;
+        let problem = lengths.completion * draws.jitter(lengths.group_sigma);
         let completion = |draws: &mut Draws| {
             (problem * draws.jitter(lengths.completion_sigma)).clamp(lengths.shortest, lengths.longest) as u32
         };
-        let all: Vec<u32> = (0..ROLLOUTS_PER_PROBLEM).map(|_| completion(&mut self.draws)).collect();
+        let all: Vec<u32> = (0..ROLLOUTS_PER_PROBLEM).map(|_| completion(&mut draws)).collect();
         let load = |replica: &usize| {
             let (running, queued) = self.engines[*replica].load();
             (self.down_until[*replica] > self.now, running + queued)
@@ -133,7 +146,8 @@ impl<'a> World<'a> {
         self.engines[replica].add(index, f64::from(prompt), &all);
         // The prompt of a group is proved once.
         let tokens = f64::from(prompt) + all.iter().map(|length| f64::from(*length)).sum::<f64>();
-        self.going.insert(index, Going { replica, tokens });
+        let proof = (tokens / proof.tokens_per_second + proof.group_seconds) * draws.jitter(jitter.proof_sigma);
+        self.going.insert(index, Going { replica, proof });
         (index, prompt)
     }
 
@@ -142,6 +156,12 @@ impl<'a> World<'a> {
         if let Some(going) = self.going.remove(&index) {
             self.engines[going.replica].abort(index);
         }
+    }
+
+    /// Groups that are generated, and groups that are with the proof workers.
+    pub fn under_way(&self) -> (usize, usize) {
+        let proving = self.workers.iter().filter(|worker| worker.job.is_some()).count();
+        (self.going.len(), self.waiting.len() + proving)
     }
 
     /// What the servers say about themselves.
@@ -155,10 +175,8 @@ impl<'a> World<'a> {
 
     /// A group's completions go to the proof workers.
     pub fn prove(&mut self, index: i64) {
-        let Some(Going { tokens, .. }) = self.going.remove(&index) else { return };
-        let proof = &self.host.proof;
-        let seconds = (tokens / proof.tokens_per_second + proof.group_seconds) * self.draws.jitter(self.host.jitter.proof_sigma);
-        self.waiting.push_back((index, seconds));
+        let Some(Going { proof, .. }) = self.going.remove(&index) else { return };
+        self.waiting.push_back((index, proof));
         self.hand_out();
     }
 

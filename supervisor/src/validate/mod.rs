@@ -117,7 +117,7 @@ impl Validator {
         let dataset = check_dataset(settings.dataset.as_deref())?;
         let attempt = Duration::from_secs_f64(settings.upload_timeout);
         let buckets = Buckets::open(&settings.storage, attempt, false).await?;
-        let chain = open_chain(settings, &hotkey, &buckets)?;
+        let chain = open_chain(settings, Some(&hotkey), &buckets)?;
         let standing = chain.standing(hotkey.address()).await?;
         let uid = standing.uid.ok_or_else(|| {
             Failure::Data(format!("the hotkey {} is not in the metagraph, so no validator looks at it", hotkey.address()))

@@ -66,12 +66,15 @@ impl Miner {
         crate::failpoint::pass("closing").await;
         let total = Closed::of(&kept);
         let groups = kept.len();
-        let file = make_file(kept, &gathering.harvest).await.map_err(NoFile::HeldBack)?;
+        let judge = gathering.harvest.judge();
+        let looking = self.still_has(&opened.clockwork, &judge.block_hash);
+        let (file, unchanged) = tokio::join!(make_file(kept, &gathering.harvest), looking);
+        let file = file.map_err(NoFile::HeldBack)?;
         let seconds = begun.elapsed().as_secs_f64();
         self.schedule.closed(groups * ROLLOUTS_PER_PROBLEM, seconds);
         let bytes = file.bytes.len() as u64;
         self.journal.record(&FileClosed { window, groups, bytes, seconds, spot_checks: findings.agreed });
-        self.still_has(window, &gathering.harvest.judge().block_hash).await?;
+        unchanged?;
         self.board.window(|status| status.phase = "uploading".into());
         let copy = self.keep_copy(window, &key, file.bytes.clone());
         let sent = self.send(opened, &gathering.harvest, &key, &file, groups, earlier.as_ref()).await;

@@ -53,8 +53,11 @@ impl Miner {
 
     /// Whether the window's first block still is what its rows were made from. A chain that gives no answer is no reason to hold
     /// them back.
-    pub(super) async fn still_has(&self, window: u64, block_hash: &str) -> Result<(), NoFile> {
-        match tokio::time::timeout(CHAIN_PATIENCE, self.chain.block_hash(window)).await {
+    pub(super) async fn still_has(&self, clockwork: &Clockwork, block_hash: &str) -> Result<(), NoFile> {
+        let window = clockwork.window;
+        // What is left is for the upload.
+        let quarter = Duration::try_from_secs_f64((clockwork.deadline - clock::unix_seconds()) / 4.0).unwrap_or_default();
+        match tokio::time::timeout(CHAIN_PATIENCE.min(quarter), self.chain.block_hash(window)).await {
             Ok(Ok(now)) if now != block_hash => Err(NoFile::HeldBack(format!(
                 "the chain was reorganised: block {window} was {block_hash} when the rows were made and is {now} now, so every row \
                  would be rejected"

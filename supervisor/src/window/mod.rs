@@ -13,6 +13,7 @@ mod clockwork;
 mod closing;
 mod facts;
 mod harvest;
+mod heads;
 mod shift;
 mod subnet;
 
@@ -36,11 +37,13 @@ use crate::journal::{Journal, MiningBegan, SpoolExpired, SpoolRefused, WindowEnd
 use crate::schedule::Schedule;
 use crate::settings;
 use crate::spool::{Expired, FileSystem, Indices, Left, Spool, WindowSheet};
-use crate::status::{Board, FinishedWindow, WindowStatus};
+use crate::status::{Board, ChainStatus, FinishedWindow, WindowStatus};
 
 pub use clockwork::{Clockwork, ClosingTime};
 use closing::Closed;
 pub use harvest::{Harvest, Kept};
+pub use heads::Heads;
+use heads::Told;
 use shift::{Findings, Site};
 pub use subnet::Subnet;
 
@@ -50,6 +53,8 @@ pub use shift::ROLLOUT_TARGET;
 const CHAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// Questions to the chain at the beginning of a window, a second apart: without an answer the window is lost.
 const CHAIN_TRIES: u32 = 10;
+/// Between two questions to a chain that gives no head.
+const HEAD_PAUSE: Duration = Duration::from_secs(2);
 /// Time that opening the spool may take.
 const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -81,6 +86,8 @@ pub struct Miner {
     pub gate: settings::Gate,
     /// What decides about time.
     pub schedule: Schedule,
+    /// The chain's newest block.
+    pub heads: Heads,
     /// Seconds for an orderly stop.
     pub shutdown_budget: f64,
     /// The window that is being attempted.
@@ -120,17 +127,12 @@ impl Miner {
         let mut last = None;
         let mut attempted = 0;
         while !stop.is_cancelled() && limit.is_none_or(|limit| attempted < limit) {
-            let window = match self.chain.head().await {
-                Ok(block) => {
-                    self.board.update(|status| status.block = block);
-                    window_start(block)
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "The chain gives no head.");
-                    pause(stop, Duration::from_secs(2)).await;
-                    continue;
-                }
+            let Ok(block) = self.head().await else {
+                pause(stop, HEAD_PAUSE).await;
+                continue;
             };
+            self.board.update(|status| status.block = block);
+            let window = window_start(block);
             if last.is_some_and(|last| window <= last) {
                 self.await_window(window + WINDOW_LENGTH, stop).await;
                 continue;
@@ -142,6 +144,23 @@ impl Miner {
             self.finish(finished);
             last = Some(window);
         }
+    }
+
+    /// The chain's newest block. What it says, and that it says nothing, is told where it is news.
+    async fn head(&mut self) -> Result<u64, String> {
+        let answer = match tokio::time::timeout(CHAIN_PATIENCE, self.chain.head()).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", CHAIN_PATIENCE.as_secs())),
+        };
+        match self.heads.heard(clock::unix_seconds(), answer.clone()) {
+            Some(Told::Silent(event)) => self.journal.record(&event),
+            Some(Told::Again(event)) => self.journal.record(&event),
+            None => {}
+        }
+        let (newest, since) = self.heads.newest().unzip();
+        let chain = ChainStatus { newest, since: since.unwrap_or_default(), stale: self.heads.is_stale(), age_seconds: None };
+        self.board.update(|status| status.chain = chain);
+        answer
     }
 
     /// Puts on record that the window that [`Miner::run`] had under way was not brought to its end, if there is one.
@@ -167,7 +186,10 @@ impl Miner {
 
     async fn await_window(&self, window: u64, stop: &CancellationToken) {
         self.board.window(|status| status.phase = format!("waiting for window {window}"));
-        let left = self.chain.block_time(window).await.map_or(2.0, |time| time - clock::unix_seconds());
+        // A node that hangs must not keep the next window from being seen.
+        let patience = CHAIN_PATIENCE.min(Duration::from_secs_f64(self.chain.nominal_block_seconds()));
+        let opens = tokio::time::timeout(patience, self.chain.block_time(window)).await;
+        let left = opens.ok().and_then(Result::ok).map_or(2.0, |time| time - clock::unix_seconds());
         crate::failpoint::pass("idle").await;
         pause(stop, Duration::from_secs_f64(left.clamp(0.05, 2.0))).await;
     }

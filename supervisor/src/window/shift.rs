@@ -16,9 +16,9 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::Miner;
 use super::clockwork::Clockwork;
 use super::harvest::Harvest;
-use super::{CHAIN_PATIENCE, Miner};
 use crate::children::ProofPool;
 use crate::gate::{Claim, Finding, Scope, SecondOpinion, SpotPlan, check};
 use crate::groups::{self, Dropped, Group, Milestone, Terms, WindowFacts};
@@ -172,13 +172,10 @@ impl Miner {
 
     /// The newest block, by the clock where the chain does not say.
     async fn block(&mut self, clockwork: &Clockwork, now: f64) -> u64 {
-        let block = match tokio::time::timeout(CHAIN_PATIENCE, self.chain.head()).await {
-            Ok(Ok(block)) => {
-                self.schedule.observe_block(block, now);
-                block
-            }
-            _ => clockwork.block_at(now, self.schedule.block_seconds()),
-        };
+        if let Ok(block) = self.head().await {
+            self.schedule.observe_block(block, now);
+        }
+        let block = self.heads.block(clockwork.block_at(now, self.schedule.block_seconds()));
         self.board.update(|status| status.block = block);
         block
     }

@@ -20,6 +20,7 @@ pub fn run(report: &mut Report) {
         report.check(file, |path, cases| {
             let metadata = metadata_218(path);
             let lines = json_lines(path);
+            super::replay::run(path, &lines, cases);
             blocks(&metadata, &lines, cases);
             commitments(&metadata, &lines, cases);
         });

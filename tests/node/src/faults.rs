@@ -8,6 +8,8 @@ use std::time::Duration;
 pub struct Faults {
     /// The clock makes no blocks.
     pub frozen: bool,
+    /// Nobody gets a connection.
+    pub down: bool,
     /// Methods that are never answered.
     pub unanswered: BTreeSet<&'static str>,
     /// Methods that this node does not have.

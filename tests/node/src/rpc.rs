@@ -17,7 +17,9 @@ type Answer = Result<Value, (i64, String, Value)>;
 
 pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
-        tokio::spawn(connection(stream, shared.clone()));
+        if !shared.faults().down {
+            tokio::spawn(connection(stream, shared.clone()));
+        }
     }
 }
 

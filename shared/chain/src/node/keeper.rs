@@ -8,9 +8,9 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use grail_process::clock;
+use grail_process::clock::{self, Verdict};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
@@ -23,13 +23,16 @@ use crate::patience::Patience;
 /// A head that is lower than one already seen by more than this means a node that lags.
 const LAG_BLOCKS: u64 = 5;
 
+/// A wall clock that was set by this much more is looked at again at once.
+const STEP_SECONDS: f64 = 2.0;
+
 /// The newest block that the node has told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
     /// Number.
     pub number: u64,
-    /// When it was told.
-    pub since: Instant,
+    /// When it was told, in time since the machine's start: a suspend does not keep a head young.
+    pub since: Duration,
 }
 
 /// The present connection.
@@ -61,7 +64,7 @@ pub(crate) struct Told {
 
 /// Runs until it is aborted.
 pub(crate) async fn keep(endpoints: Endpoints, patience: Arc<Patience>, told: Told) {
-    let mut keeper = Keeper { endpoints, patience, told, runtime: None, highest: 0, stale: false };
+    let mut keeper = Keeper { endpoints, patience, told, runtime: None, highest: 0, stale: false, judged: 0.0 };
     let mut failures: u32 = 0;
     for turn in 0_usize.. {
         let endpoint = keeper.endpoints.addresses[turn % keeper.endpoints.addresses.len()].clone();
@@ -91,6 +94,8 @@ struct Keeper {
     runtime: Option<Arc<Runtime>>,
     highest: u64,
     stale: bool,
+    /// Seconds by which the wall clock was set, as last judged.
+    judged: f64,
 }
 
 impl Keeper {
@@ -132,7 +137,8 @@ impl Keeper {
         let mut heads = session.subscribe("chain_subscribeNewHeads", json!([])).await.ok();
         let mut upgrades = session.subscribe("state_subscribeRuntimeVersion", json!([])).await.ok();
         let mut poll = tokio::time::interval(self.patience.poll);
-        let (mut news, mut checked, mut compared) = (clock::monotonic(), None::<Instant>, clock::monotonic());
+        let (mut news, mut checked, mut compared) = (clock::since_boot(), None::<Duration>, clock::monotonic());
+        let quiet_for = |news: Duration| clock::since_boot().saturating_sub(news);
         let mut newest = None;
         loop {
             let told = tokio::select! {
@@ -145,10 +151,10 @@ impl Keeper {
                     None
                 }
                 _ = poll.tick() => {
-                    let quiet = heads.is_none() || newest.is_none() || news.elapsed() > self.patience.poll * 5;
+                    let quiet = heads.is_none() || newest.is_none() || quiet_for(news) > self.patience.poll * 5;
                     let header = if quiet { session.request("chain_getHeader", json!([])).await.ok() } else { None };
-                    if news.elapsed() > self.patience.silence {
-                        return format!("it has told no new block for {} s", news.elapsed().as_secs());
+                    if quiet_for(news) > self.patience.silence {
+                        return format!("it has told no new block for {} s", quiet_for(news).as_secs());
                     }
                     if compared.elapsed() > self.patience.recheck {
                         compared = clock::monotonic();
@@ -163,11 +169,12 @@ impl Keeper {
             if let Some(number) = told.as_ref().and_then(header_number) {
                 if newest != Some(number) {
                     newest = Some(number);
-                    news = clock::monotonic();
+                    news = clock::since_boot();
                     self.head(number, &live.endpoint);
                 }
-                if checked.is_none_or(|checked| checked.elapsed() > self.patience.stale / 2) {
-                    checked = Some(clock::monotonic());
+                let stepped = (clock::step_seconds() - self.judged).abs() > STEP_SECONDS;
+                if stepped || checked.is_none_or(|checked| quiet_for(checked) > self.patience.stale / 2) {
+                    checked = Some(clock::since_boot());
                     self.check_age(live).await;
                 }
             }
@@ -198,7 +205,7 @@ impl Keeper {
             tracing::warn!(endpoint, number, highest = self.highest, "The node lags: a higher block was seen before.");
         }
         self.highest = self.highest.max(number);
-        self.told.head.send_replace(Some(Head { number, since: clock::monotonic() }));
+        self.told.head.send_replace(Some(Head { number, since: clock::since_boot() }));
     }
 
     /// Tells once when the head is older than it may be, and once when it is young again.
@@ -207,6 +214,7 @@ impl Keeper {
         let Some(hash) = head.as_str() else { return };
         let runtime = live.runtime.borrow().clone();
         let Ok(Some(time)) = read_timestamp(&live.session, &runtime.metadata, hash).await else { return };
+        self.judge_step(time);
         let age = clock::unix_seconds() - time;
         let stale = age.abs() > self.patience.stale.as_secs_f64();
         if stale && !self.stale {
@@ -219,6 +227,31 @@ impl Keeper {
             tracing::info!(endpoint = live.endpoint, "The newest block is of now again.");
         }
         self.stale = stale;
+    }
+}
+
+impl Keeper {
+    /// Whether a wall clock that was set is followed; told once for every step.
+    fn judge_step(&mut self, time: f64) {
+        let verdict = clock::judge(time);
+        let step = match verdict {
+            Verdict::Kept(step) => step,
+            Verdict::Agreed | Verdict::Followed(_) => 0.0,
+        };
+        match verdict {
+            Verdict::Followed(seconds) => tracing::warn!(
+                seconds,
+                "This machine's clock was set, and the chain's newest block says that it is right now: time is told by it."
+            ),
+            Verdict::Kept(seconds) if (step - self.judged).abs() > STEP_SECONDS => tracing::warn!(
+                seconds,
+                "This machine's clock was set, and the chain's newest block says that it was right before: windows and signatures go \
+                 on by the time before. Set it right (timedatectl)."
+            ),
+            Verdict::Agreed if self.judged != 0.0 => tracing::info!("This machine's clock is right again."),
+            Verdict::Kept(_) | Verdict::Agreed => {}
+        }
+        self.judged = step;
     }
 }
 

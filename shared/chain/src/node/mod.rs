@@ -7,6 +7,7 @@ mod session;
 
 use std::sync::Arc;
 
+use grail_process::clock;
 use scale_value::Value as Scale;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -91,7 +92,7 @@ impl Node {
         let seconds = self.patience.request.as_secs();
         let late = NodeError::Late { method: "chain_subscribeNewHeads", seconds };
         let head = told.ok().and_then(Result::ok).and_then(|head| *head).ok_or(late)?;
-        let age = head.since.elapsed();
+        let age = clock::since_boot().saturating_sub(head.since);
         if age > self.patience.silence { Err(NodeError::Stale { seconds: age.as_secs(), number: head.number }) } else { Ok(head) }
     }
 

@@ -34,3 +34,30 @@ async fn the_first_round_that_verifies_is_taken() {
     let lying = Relays::new(addresses[..3].to_vec()).unwrap().latest(|| time).await.unwrap_err().to_string();
     assert!(lying.contains("is not drand's"), "{lying}");
 }
+
+/// Every round below is drand's own, signature and all; only it is not the one that is due.
+#[tokio::test]
+async fn a_real_round_that_is_not_the_one_due_is_refused() {
+    let file: Value = serde_json::from_slice(&std::fs::read(vectors().join("chain/drand.json")).unwrap()).unwrap();
+    let rounds = file["rounds"].as_array().unwrap();
+    let due = &rounds[1];
+    let time = due["time"].as_f64().unwrap() + 4.0;
+    let others = rounds.iter().filter(|round| round["round"].as_u64().unwrap().abs_diff(123) > 100);
+    let mut seen = 0;
+    for other in others {
+        let served = relay(other.to_string()).await;
+        let error = Relays::new(vec![served]).unwrap().latest(|| time).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("round {} was served where round 124 is due", other["round"])), "{error}");
+        // The same, as if it were the one that is due.
+        let mut relabelled = other.clone();
+        relabelled["round"] = due["round"].clone();
+        let addresses = vec![relay(relabelled.to_string()).await, relay(due.to_string()).await];
+        let error = Relays::new(addresses[..1].to_vec()).unwrap().latest(|| time).await.unwrap_err().to_string();
+        assert!(error.contains("the signature of round 123 is not drand's"), "{error}");
+        // The next relay's is taken.
+        let found = Relays::new(addresses).unwrap().latest(|| time).await.unwrap();
+        assert_eq!(found, (123, due["randomness"].as_str().unwrap().to_owned()));
+        seen += 1;
+    }
+    assert!(seen > 2, "the vectors hold other rounds");
+}

@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 
 use super::{ApplyError, Model};
-use crate::delta::TensorDelta;
 use crate::delta_file::DeltaFile;
-use crate::transfer::CopyError;
 
 impl Model {
     /// Writes files of changes into the resident tensors, in this order, bit for bit, and hashes everything that is resident
@@ -22,42 +20,16 @@ impl Model {
         let files = opened.map_err(ApplyError::File)?;
         for file in &files {
             for name in file.names() {
-                self.weights.check_change(&file.read(name).map_err(ApplyError::File)?)?;
+                let change = file.changes(name).map_err(ApplyError::File)?;
+                change.map_or(Ok(()), |change| self.weights.check_change(&change))?;
             }
-            file.unchanged().map_err(ApplyError::File)?;
         }
-        let before = self.exchange(&files).map_err(ApplyError::Unfit)?;
+        let found = self.weights.exchange(&files).map_err(ApplyError::Unfit)?;
         let got = self.weights.hash().to_owned();
         if got == want {
             return Ok(());
         }
-        self.put_back(&files, before).map_err(ApplyError::Unfit)?;
+        self.weights.put_back(&files, found).map_err(ApplyError::Unfit)?;
         Err(ApplyError::OtherHash { got, want: want.to_owned() })
-    }
-
-    /// Writes judged files; returns what was there before, in the order of writing.
-    fn exchange(&mut self, files: &[DeltaFile]) -> Result<Vec<Vec<u8>>, CopyError> {
-        let mut before = Vec::new();
-        for file in files {
-            for name in file.names() {
-                let change = file.read(name)?;
-                // What was judged is what is written.
-                file.unchanged()?;
-                before.push(self.weights.exchange(&change)?);
-            }
-        }
-        self.weights.hash_again()?;
-        Ok(before)
-    }
-
-    /// Takes the writing of `files` back, the last first.
-    fn put_back(&mut self, files: &[DeltaFile], mut before: Vec<Vec<u8>>) -> Result<(), CopyError> {
-        let written: Vec<(&DeltaFile, &str)> = files.iter().flat_map(|file| file.names().map(move |name| (file, name))).collect();
-        for (file, name) in written.into_iter().rev() {
-            let change = TensorDelta { values: before.pop().unwrap_or_default(), ..file.read(name)? };
-            file.unchanged()?;
-            self.weights.write(&change)?;
-        }
-        self.weights.hash_again()
     }
 }

@@ -4,7 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
+use grail_process::clock;
 
 /// One request, named in every error it causes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +47,17 @@ pub enum BucketError {
         request: Box<Request>,
         /// The service's answer.
         detail: String,
+    },
+    /// The service refuses a request for the time it was signed at.
+    #[error(
+        "{request} was refused: the service's clock and this machine's are too far apart ({}). Set this machine's clock: \
+         timedatectl set-ntp true", skew_text(*.skew_seconds)
+    )]
+    Clock {
+        /// The request that was refused.
+        request: Box<Request>,
+        /// Seconds that this machine's clock is ahead of the service's; `None` where its answer has no date.
+        skew_seconds: Option<f64>,
     },
     /// The bucket can be read with these credentials but not written.
     #[error("{request} was denied ({detail}), although the bucket can be read: the key pair is read-only. Use the write pair")]
@@ -128,15 +142,16 @@ impl BucketError {
             SdkError::ServiceError(answer) => (answer.raw().status().as_u16(), answer.err().code().unwrap_or_default()),
             SdkError::ResponseError(answer) => (answer.raw().status().as_u16(), ""),
             SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => {
-                return Self::Unreachable { request, detail: brief(&DisplayErrorContext(error)) };
+                return Self::Unreachable { request, detail: brief(error) };
             }
-            _ => return Self::Other { request, status: 0, detail: brief(&DisplayErrorContext(error)) },
+            _ => return Self::Other { request, status: 0, detail: brief(error) },
         };
         let detail = match error.message() {
             Some(message) => format!("{code} {message}, status {status}"),
             None => format!("{code} status {status}"),
         };
         match (status, code) {
+            (_, "RequestTimeTooSkewed") => Self::Clock { request, skew_seconds: error.raw_response().and_then(skew_seconds) },
             (_, "NoSuchBucket") => Self::NoBucket(request),
             (404, _) => Self::NotFound(request),
             (412 | 416, _) => Self::Replaced(request),
@@ -151,9 +166,24 @@ impl BucketError {
     }
 }
 
-/// An error's text, cut: SDK contexts repeat whole responses.
-fn brief(error: &impl fmt::Display) -> String {
-    let text = error.to_string();
-    let first = text.split(" (").next().unwrap_or(&text);
-    first.chars().take(300).collect()
+/// What this machine's clock is ahead of the service's, by the date of its answer.
+fn skew_seconds(answer: &HttpResponse) -> Option<f64> {
+    let date = DateTime::from_str(answer.headers().get("date")?, Format::HttpDate).ok()?;
+    Some(clock::unix_seconds() - date.as_secs_f64())
+}
+
+fn skew_text(seconds: Option<f64>) -> String {
+    match seconds {
+        Some(seconds) if seconds < 0.0 => format!("this machine's is {:.0} s behind", -seconds),
+        Some(seconds) => format!("this machine's is {seconds:.0} s ahead"),
+        None => "by more than it allows, usually 15 minutes".into(),
+    }
+}
+
+/// An error's text with those of its causes, cut: a context of the SDK would repeat whole responses.
+fn brief(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
+    texts.dedup();
+    texts.join(": ").chars().take(300).collect()
 }

@@ -19,8 +19,10 @@ use aws_sdk_s3::config::{
     BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
 };
 use aws_sdk_s3::primitives::ByteStream;
+use aws_smithy_async::time::TimeSource;
 use aws_smithy_http_client::{Builder, tls};
 use bytes::{Bytes, BytesMut};
+use grail_process::clock;
 
 pub use download::FileDigest;
 pub use error::{BucketError, Request};
@@ -90,6 +92,16 @@ impl Default for TransferLimits {
     }
 }
 
+/// The time that requests are signed with: a wall clock that is set by an hour must not make every signature too old.
+#[derive(Debug)]
+struct HostTime;
+
+impl TimeSource for HostTime {
+    fn now(&self) -> SystemTime {
+        clock::system()
+    }
+}
+
 /// What a bucket says about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectHead {
@@ -133,6 +145,7 @@ impl Bucket {
         let config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(http_client(secure))
+            .time_source(HostTime)
             .endpoint_url(&settings.endpoint)
             .region(Region::new(settings.region.clone()))
             .credentials_provider(credentials)

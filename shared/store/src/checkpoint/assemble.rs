@@ -10,7 +10,7 @@ use super::error::local;
 use super::objects::check_room;
 use super::rebuild::rebuild;
 use super::sparse::{SparseError, SparseFormat};
-use super::weights::{file_sha256, tensor_places};
+use super::weights::tensor_places;
 use super::{CheckpointError, Manifest, Metadata};
 
 /// Name of a rebuilt checkpoint's weights.
@@ -102,9 +102,10 @@ impl Assembly {
         check_room(target.path(), places.values().map(|place| place.length).sum())?;
         let changes: Vec<Changes> = changes.iter().map(|file| Changes::open(file)).collect::<Result<_, _>>()?;
         let weights = target.path().join(WEIGHTS);
-        check_hash(self.window, &self.metadata, rebuild(&places, &changes, &weights)?, true)?;
+        let rebuilt = rebuild(&places, &changes, &weights)?;
+        check_hash(self.window, &self.metadata, rebuilt.weights_hash, true)?;
         File::open(&weights).and_then(|file| file.sync_all()).map_err(local(&weights))?;
-        let mut manifest = vec![(WEIGHTS.to_owned(), file_sha256(&weights)?)];
+        let mut manifest = vec![(WEIGHTS.to_owned(), rebuilt.sha256)];
         for (name, sha256) in self.base.file_manifest.files().filter(|(name, _)| !is_of_weights(name)) {
             let (from, to) = (self.base_dir.join(name), target.path().join(name));
             std::fs::copy(&from, &to).and_then(|_| File::open(&to)?.sync_all()).map_err(local(&to))?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -17,7 +18,7 @@ pub enum Fault {
     Internal,
     /// 503, as S3 and R2 throttle.
     SlowDown,
-    /// 403, as S3 answers a clock that is wrong.
+    /// 403, as S3 answers a clock that is 20 minutes ahead.
     Skewed,
     /// The connection is closed instead of an answer.
     Reset,
@@ -90,7 +91,7 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Resp
     match fault {
         Some(Fault::Internal) => refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
         Some(Fault::SlowDown) => refusal(StatusCode::SERVICE_UNAVAILABLE, "SlowDown"),
-        Some(Fault::Skewed) => refusal(StatusCode::FORBIDDEN, "RequestTimeTooSkewed"),
+        Some(Fault::Skewed) => skewed(),
         Some(Fault::Reset) => Response::new(broken_body(Bytes::new())),
         Some(Fault::Silent) => std::future::pending().await,
         _ if shared.refuses_checksums.load(Ordering::Relaxed) && has_checksum(&parts.headers) => {
@@ -113,6 +114,14 @@ fn has_checksum(headers: &HeaderMap) -> bool {
 fn refusal(status: StatusCode, code: &str) -> Response<Body> {
     let text = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>A bad day.</Message></Error>");
     Response::builder().status(status).header("content-type", "application/xml").body(Body::from(text)).unwrap()
+}
+
+fn skewed() -> Response<Body> {
+    let mut response = refusal(StatusCode::FORBIDDEN, "RequestTimeTooSkewed");
+    let earlier = aws_smithy_types::DateTime::from(grail_process::clock::system() - Duration::from_secs(1200));
+    let date = earlier.fmt(aws_smithy_types::date_time::Format::HttpDate).unwrap();
+    response.headers_mut().insert("date", date.parse().unwrap());
+    response
 }
 
 /// A body that ends with a closed connection.

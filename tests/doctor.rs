@@ -1,0 +1,204 @@
+//! `doctor` against a node and a bucket with a writer's and a reader's pair: what is in order, and each thing that is not.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests start programs, measure time and may panic; the rules are for the product"
+)]
+
+use std::path::Path;
+
+use grail_fakes::{LyingBucket, MINER_BUCKET, READ_PAIR, WRITE_PAIR};
+use grail_node::{BlockClock, Setup, TestNode};
+use grail_protocol::keys::Hotkey;
+use grail_supervisor::buckets::Buckets;
+use grail_supervisor::chain::BucketCommitment;
+use grail_supervisor::settings::Secret;
+use grail_tests::{Host, free_port, now, workspace};
+use serde_json::Value;
+
+/// Nobody listens there: a relay that fails at once.
+const NO_RELAY: &str = "beacon.relays=http://127.0.0.1:1";
+const EVERY_ROW: [&str; 21] = [
+    "wallet",
+    "chain",
+    "clock",
+    "registration",
+    "publication",
+    "trainer",
+    "drand",
+    "bucket write",
+    "bucket read",
+    "read-only pair",
+    "checkpoint",
+    "disk",
+    "memory",
+    "open files",
+    "ports",
+    "state",
+    "dataset",
+    "GPUs",
+    "proof worker",
+    "server",
+    "variables",
+];
+
+fn key(uri: &str) -> [u8; 32] {
+    Hotkey::from_uri(uri).unwrap().public_key()
+}
+
+/// A miner on a network: registered and published, a checkpoint in the trainer's bucket.
+struct Site {
+    host: Host,
+    node: TestNode,
+    _bucket: LyingBucket,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Site {
+    fn start() -> Self {
+        let host = Host::new(1.0, -2.0);
+        let published = host.publish("checkpoint-a", &[]);
+        assert_eq!(published.code, 0, "{}", published.stderr);
+        let bucket = LyingBucket::start(&host.path().join("buckets"), Vec::new()).unwrap();
+        let mut setup = Setup::new(&workspace().join("tests/vectors"));
+        // A window after the checkpoint's is under way.
+        setup.clock = Some(BlockClock { genesis: now() - 65.0, seconds: 1.0 });
+        setup.members = vec![key("//Trainer"), key("//Alice")];
+        setup.commitments = vec![(key("//Trainer"), Buckets::local_trainer().encode().unwrap())];
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let node = runtime.block_on(TestNode::start(setup));
+        let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint()).variable("BT_CLOSE_TIMEOUT", "60").with_bucket(&bucket);
+        let site = Self { host, node, _bucket: bucket, _runtime: runtime };
+        site.publish_pair(READ_PAIR);
+        site
+    }
+
+    fn publish_pair(&self, (id, secret): (&str, &str)) {
+        let (account_id, access_key_id) = (MINER_BUCKET.into(), id.into());
+        let commitment = BucketCommitment { account_id, access_key_id, secret_access_key: Secret::new(secret) };
+        self.node.commit(&key("//Alice"), &commitment.encode().unwrap());
+        // What is finalised is one block behind.
+        self.node.make_block();
+        self.node.make_block();
+    }
+
+    /// The doctor's exit code and rows, with more settings.
+    fn examine(&self, more: &[&str]) -> Rows {
+        let mut arguments = vec!["doctor", "--json", "--set", NO_RELAY];
+        more.iter().for_each(|setting| arguments.extend(["--set", setting]));
+        let finished = self.host.run(&arguments);
+        let answer: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{}", finished.stderr));
+        for secret in [READ_PAIR.1, WRITE_PAIR.1] {
+            assert!(!finished.stdout.contains(secret) && !finished.stderr.contains(secret), "{}", finished.stdout);
+        }
+        let rows = Rows { code: finished.code, answer };
+        let objects = objects(&self.host.miner_bucket());
+        assert!(objects.is_empty(), "nothing of the doctor's stays in the bucket: {objects:?}");
+        rows
+    }
+}
+
+fn objects(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { objects(&path) } else { vec![path] }).collect()
+}
+
+struct Rows {
+    code: i32,
+    answer: Value,
+}
+
+impl Rows {
+    fn all(&self) -> &[Value] {
+        self.answer["rows"].as_array().unwrap()
+    }
+
+    /// Asserts a row's verdict and that its text holds `word`; the exit code follows from all rows.
+    #[track_caller]
+    fn has(&self, what: &str, verdict: &str, word: &str) {
+        let found = self.all().iter().filter(|row| row["what"] == what && row["verdict"] == verdict);
+        let texts: Vec<String> = found.map(ToString::to_string).collect();
+        assert!(
+            texts.iter().any(|text| text.contains(word)),
+            "no {what} that is {verdict} and says {word:?} in\n{:#}",
+            self.answer
+        );
+        let failed = self.all().iter().filter(|row| row["verdict"] == "failed").count();
+        assert_eq!((self.code, self.answer["failed"].as_u64()), (i32::from(failed > 0), Some(failed as u64)));
+        for what in EVERY_ROW {
+            assert!(self.all().iter().any(|row| row["what"] == what), "no {what} in\n{:#}", self.answer);
+        }
+    }
+}
+
+#[test]
+fn a_host_in_order_passes_and_each_fault_has_its_row() {
+    let site = Site::start();
+    let rows = site.examine(&[]);
+    let amiss: Vec<&Value> = rows.all().iter().filter(|row| row["verdict"] != "ok" && row["what"] != "drand").collect();
+    assert!(amiss.is_empty() && rows.code == 0, "{amiss:#?}");
+    rows.has("drand", "warning", "127.0.0.1:1");
+    rows.has("registration", "ok", "UID 1 on subnet 81");
+    rows.has("bucket read", "ok", "the pair published on chain");
+    rows.has("checkpoint", "ok", "(FULL) for gsm8k");
+    rows.has("proof worker", "ok", "libtorch 2.11");
+    rows.has("variables", "ok", "BT_CLOSE_TIMEOUT");
+
+    // The chain still holds the write pair: everybody could write.
+    site.publish_pair(WRITE_PAIR);
+    let rows = site.examine(&[]);
+    rows.has("publication", "warning", "another read pair");
+    rows.has("read-only pair", "failed", "may PUT and DELETE");
+    rows.has("bucket read", "ok", "not on chain yet");
+    site.publish_pair((READ_PAIR.0, "mistyped"));
+    let rows = site.examine(&[]);
+    rows.has("bucket read", "warning", "may not HEAD");
+    rows.has("read-only pair", "ok", "denied");
+    // Configured wrong as well, it is a fault.
+    let rows = site.examine(&["storage.read_secret_access_key=amistyped"]);
+    rows.has("bucket read", "failed", "may not HEAD");
+    site.publish_pair(READ_PAIR);
+
+    // One thing that fails stops nothing else.
+    let nobody = format!("chain.endpoint=ws://127.0.0.1:{}", free_port());
+    let rows = site.examine(&["storage.write_secret_access_key=mistyped", "wallet.development=", &nobody]);
+    rows.has("wallet", "failed", "there is no hotkey file");
+    rows.has("chain", "failed", "chain.endpoint");
+    rows.has("clock", "not_asked", "");
+    rows.has("publication", "not_asked", "");
+    rows.has("bucket write", "failed", "the write pair may not PUT");
+    rows.has("bucket read", "not_asked", "nothing could be written");
+    rows.has("checkpoint", "not_asked", "");
+    rows.has("proof worker", "ok", "");
+}
+
+#[test]
+fn a_host_that_cannot_work_is_told_why() {
+    let site = Site::start();
+    let ready = site.host.trainer_bucket().join("grail/checkpoints");
+    std::fs::rename(&ready, ready.with_file_name("elsewhere")).unwrap();
+    std::fs::write(site.host.path().join("not-a-folder"), "").unwrap();
+    let rows = site.examine(&[
+        "generation.backend=sglang",
+        "generation.sglang_python=/no/such/python",
+        "environment.dataset=/no/such/file",
+        "checkpoints.cache=not-a-folder/cache",
+        "programs.folder=/no/such/folder",
+        "storage.bucket=other",
+        "chain.netuid=7",
+    ]);
+    rows.has("registration", "failed", "has no subnet 7");
+    rows.has("trainer", "warning", "");
+    rows.has("bucket read", "failed", "does not find what was just written");
+    rows.has("checkpoint", "not_asked", "");
+    rows.has("disk", "failed", "not-a-folder");
+    rows.has("dataset", "failed", "/no/such/file");
+    rows.has("GPUs", "failed", "out of range");
+    rows.has("proof worker", "failed", "grail-proof-worker");
+    rows.has("server", "failed", "generation.sglang_python");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("storage.local_address={}", taken.local_addr().unwrap());
+    let rows = site.examine(&["storage.local_folder=buckets", &address, "generation.sglang_python=python3"]);
+    rows.has("ports", "failed", &taken.local_addr().unwrap().to_string());
+    rows.has("checkpoint", "warning", "no checkpoint was ready");
+}
