@@ -127,7 +127,8 @@ async fn sglang_is_started_and_updated_in_the_safe_order() {
 
     assert_eq!(rig.calls(), Vec::<String>::new());
     serving(&rig.reload(60, checkpoint()).await, 60);
-    let safe = ["/pause_generation", "/update_weights_from_disk", "/flush_cache?timeout=60", "/continue_generation"];
+    let safe =
+        ["/pause_generation", "/abort_request", "/update_weights_from_disk", "/flush_cache?timeout=60", "/continue_generation"];
     assert_eq!(rig.calls(), safe);
 
     // It says 400, and has the new weights over an old cache.

@@ -101,6 +101,8 @@ fn launch(file: &Value, cases: &mut Cases) {
             let options = ServerOptions {
                 model,
                 port: 30123,
+                cpu: false,
+                dtype: "auto".into(),
                 tensor_parallel: count("vllm_tp"),
                 memory_share: config["gpu_memory_utilization"].as_f64().expect("a share"),
                 context_length: count("max_model_len"),
@@ -122,7 +124,7 @@ fn launch(file: &Value, cases: &mut Cases) {
             cases.equal(format!("{name}: {key}"), got, want);
         }
         let extra = &case["vllm_env_extra"];
-        for (variable, value) in grail_engines::environment(Engine::Vllm) {
+        for (variable, value) in grail_engines::environment(Engine::Vllm, false) {
             cases.equal(format!("{name}: {variable}"), Some(value), extra[variable].as_str());
         }
     }

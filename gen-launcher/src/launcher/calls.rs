@@ -1,7 +1,7 @@
 //! The calls that look at a server and change its weights (generation-servers 1.4 to 1.6 and 2.3).
 //!
 //! ```text
-//!  SGLang, embedded   pause(abort) → update, new weight_version → /model_info says it → flush → continue
+//!  SGLang, embedded   pause(retract) → abort all → update, new weight_version → /model_info says it → flush → continue
 //!  vLLM               pause(abort) → reload_weights → reset_prefix_cache → resume
 //! ```
 //!
@@ -97,8 +97,10 @@ impl Calls {
 
     async fn update_sglang(&self, directory: &Path, old: &str, new: &str) -> Result<(), UpdateError> {
         let mut stand_still = StandStill::begin();
-        // Whatever runs would be sampled with both weights; nobody wants it any more.
-        self.done("/pause_generation", Some(json!({"mode": "abort"})), UPDATE_LIMIT).await.map_err(UpdateError::Unknown)?;
+        // Whatever runs would be sampled with both weights; nobody wants it any more. A pause that aborts looks once a second
+        // whether nothing runs; one that takes requests back answers at once, and what it took back can be aborted then.
+        self.done("/pause_generation", Some(json!({"mode": "retract"})), UPDATE_LIMIT).await.map_err(UpdateError::Unknown)?;
+        self.done("/abort_request", Some(json!({"abort_all": true})), CALL_LIMIT).await.map_err(UpdateError::Unknown)?;
         stand_still.ended("pause");
         let body = json!({"model_path": directory, "weight_version": new});
         let sent = self.client.post(format!("{}/update_weights_from_disk", self.url)).timeout(UPDATE_LIMIT).json(&body).send();

@@ -35,8 +35,15 @@ pub struct Line<'a> {
 }
 
 /// Lines that come with every request or batch, and those of model files that need kernels nobody installed.
-const ROUTINE: [&str; 6] =
-    ["HTTP/1.1\" 200", "Prefill batch", "Decode batch", "Avg prompt throughput", "Ignore import error", "shards:"];
+const ROUTINE: [&str; 7] = [
+    "HTTP/1.1\" 200",
+    "\"GET /health",
+    "Prefill batch",
+    "Decode batch",
+    "Avg prompt throughput",
+    "Ignore import error",
+    "shards:",
+];
 /// Words with which a server announces its end.
 const FATAL: [&str; 9] = [
     "hit an exception",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use grail_process::{Launch, Spawner, clock};
+use grail_process::{Launch, Spawner, Watched, clock};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -107,4 +107,18 @@ async fn a_process_that_is_not_given_out_blocks_nobody() {
     assert_eq!(code, Some(5), "another child is started and reaped meanwhile");
     debugger.kill().await.unwrap();
     assert_eq!(child.kill().await.unwrap().to_string(), "signal: 9 (SIGKILL)");
+}
+
+#[tokio::test]
+async fn the_end_of_somebody_elses_child_is_an_event() {
+    let spawner = Spawner::start().unwrap();
+    let mut child = spawner.spawn(shell("sleep 300 & echo $!; wait; sleep 300")).await.unwrap();
+    let mut lines = BufReader::new(child.take_output().unwrap().stdout).lines();
+    let pid: u32 = lines.next_line().await.unwrap().unwrap().parse().unwrap();
+    let watched = Watched::of(pid).unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(200), watched.ended()).await;
+    assert!(early.is_err(), "it runs");
+    kill(Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL).unwrap();
+    tokio::time::timeout(Duration::from_secs(5), watched.ended()).await.expect("its end is told");
+    child.kill().await;
 }
