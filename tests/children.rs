@@ -10,7 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use grail_tests::{Host, Running, assert_all_gone, lives, one_at_a_time, programs, tree};
+use grail_fakes::Script;
+use grail_tests::{Cast, Host, Running, assert_all_gone, lives, one_at_a_time, programs, tree};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -208,4 +209,34 @@ fn a_stopped_process_is_noticed_within_seconds_and_its_work_goes_on_elsewhere() 
     assert_eq!(host.uploaded().len(), 1, "{}\n{}", finished.stdout, finished.stderr);
     let validated = host.run(&["validate", "--test-mode", "--last", "1"]);
     assert_eq!(validated.code, 0, "{}\n{}", validated.stdout, validated.stderr);
+}
+
+/// Two servers side by side: one is killed in mid-window, the other one goes on; a new checkpoint reaches both.
+#[test]
+fn one_dead_replica_does_not_stop_the_other_and_a_checkpoint_reaches_both() {
+    let _turn = one_at_a_time();
+    let script = Script { job_seconds: 0.05, completion_seconds: 0.1, load_seconds: 0.1, ..Script::default() };
+    let host = Host::new(0.5, 5.0).cast(Cast::Fakes, &script).set("generation.replicas", "2");
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run", "--windows", "2"]);
+    let replica = |status: &Value, number: u32| status["children"][format!("generation {number}")].clone();
+    let progress = |status: &Value, number: u32| replica(status, number)["progress"].as_u64().unwrap_or(0);
+    let status = host.await_status("work of both", &mut miner, 60, |status| {
+        (0..2).all(|number| progress(status, number) > 0) && status["window"]["spooled"].as_u64() >= Some(2)
+    });
+    assert_eq!(host.publish("checkpoint-b", &[]).code, 0);
+    let (before, server) = (progress(&status, 1), tree(pid_of(&replica(&status, 0)))[1]);
+    kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
+    let status = host.await_status("the death, and work of the other one", &mut miner, 30, |status| {
+        replica(status, 0)["ends"] == 1 && progress(status, 1) > before
+    });
+    assert_eq!(replica(&status, 1)["ends"], 0);
+    let first = replica(&status, 1)["revision"].clone();
+    host.await_status("the new checkpoint in both", &mut miner, 60, |status| {
+        let revision = &status["window"]["revision"];
+        *revision != first && (0..2).all(|number| replica(status, number)["revision"] == *revision)
+    });
+    let finished = miner.finish(END + END);
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    assert_eq!(host.uploaded().len(), 2, "{}\n{}", finished.stdout, finished.stderr);
 }

@@ -185,6 +185,8 @@ pub struct Generation {
     pub gpu: u32,
     /// GPUs from that one on.
     pub tensor_parallel: u32,
+    /// Servers, each on as many GPUs.
+    pub replicas: u32,
     /// Longest prompt plus completion.
     pub max_model_length: u32,
     /// Requests in flight.
@@ -381,6 +383,7 @@ impl Reader<'_> {
             backend,
             gpu: self.whole("generation.gpu", 0, 1023),
             tensor_parallel: self.whole("generation.tensor_parallel", 1, 64),
+            replicas: self.whole("generation.replicas", 1, 64),
             max_model_length: self.whole("generation.max_model_length", 64, 1 << 20),
             max_concurrent: self.whole("generation.max_concurrent", 1, 65_536),
             groups_in_flight: match self.text("generation.groups_in_flight").as_str() {

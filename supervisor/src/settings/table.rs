@@ -168,7 +168,20 @@ pub const TABLE: &[Setting] = &[
         "0",
         "First generation GPU, counted within CUDA_VISIBLE_DEVICES.",
     ),
-    setting("generation.tensor_parallel", &["GRAIL_PIPELINE_VLLM_TP"], Form::Whole, "1", "Generation GPUs from that one on."),
+    setting(
+        "generation.tensor_parallel",
+        &["GRAIL_PIPELINE_VLLM_TP"],
+        Form::Whole,
+        "1",
+        "GPUs of one generation server, from generation.gpu on.",
+    ),
+    setting(
+        "generation.replicas",
+        &[],
+        Form::Whole,
+        "1",
+        "Generation servers side by side, each on its own generation.tensor_parallel GPUs; a group goes to the least loaded one.",
+    ),
     setting(
         "generation.max_model_length",
         &["GRAIL_PIPELINE_MAX_MODEL_LEN"],
