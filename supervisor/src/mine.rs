@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::buckets::{Buckets, preflight};
 use crate::chain::{Chain, Joined, LocalChain, NetworkChain, join};
 use crate::checkpoints::{Checkpoints, check_dataset};
-use crate::children::{ChildEvent, ChildPrograms, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings};
+use crate::children::{ChildEvent, ChildPrograms, Elsewhere, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings};
 use crate::completions::Completions;
 use crate::exit::Failure;
 use crate::gpu::{Gpus, Nvml};
@@ -304,9 +304,17 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         }
     };
     let launchers = prepared.plan.generation.iter().enumerate().map(launcher).collect();
-    let generator = Generator::start(launchers, &spawner, board);
-    let completions = Completions::new(settings.generation.engine(), settings.generation.max_concurrent)
+    let engine = settings.generation.engine();
+    let completions = Completions::new(engine, settings.generation.max_concurrent)
         .map_err(|error| Failure::internal("make the HTTP client", error))?;
+    let elsewhere = settings.generation.servers.iter().enumerate().map(|(place, url)| Elsewhere {
+        name: format!("generation server {place}"),
+        url: url.clone(),
+        engine,
+        cache: settings.cache.clone(),
+        seen_as: settings.generation.servers_cache.clone(),
+    });
+    let generator = Generator::start(launchers, elsewhere.collect(), completions.http(), &spawner, board);
     let rules = Rules {
         gate: settings.admission,
         confidence: settings.confidence,

@@ -41,7 +41,7 @@ pub struct ProofSlot {
 /// The layout of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// GPUs of each generation server, one after the other; none for the embedded engine.
+    /// GPUs of each generation server that is started here, one after the other; none for the embedded engine.
     pub generation: Vec<Vec<String>>,
     /// One worker each.
     pub proof: Vec<ProofSlot>,
@@ -55,7 +55,8 @@ impl Plan {
     pub fn new(generation: &Generation, proof: &Proof, visible: &VisibleGpus) -> Result<Self, Vec<ConfigError>> {
         let mut claims = Claims { visible, taken: BTreeMap::new(), errors: Vec::new() };
         let width = if generation.backend == "embedded" { 0 } else { generation.tensor_parallel };
-        let generation = (0..generation.replicas)
+        let launched = if generation.servers.is_empty() { generation.replicas } else { 0 };
+        let generation = (0..launched)
             .map(|replica| {
                 let first = generation.gpu.saturating_add(replica.saturating_mul(width));
                 (first..first.saturating_add(width)).filter_map(|index| claims.claim(index, "generation.gpu")).collect()
@@ -114,6 +115,8 @@ pub(crate) mod tests {
             gpu: 0,
             tensor_parallel: 1,
             replicas: 1,
+            servers: Vec::new(),
+            servers_cache: None,
             python: "python3".into(),
             memory_share: 0.9,
             max_running: 64,
@@ -160,6 +163,9 @@ pub(crate) mod tests {
             assert_eq!(plan.generation.concat(), ["0", "1", "2", "3"]);
             assert!(plan.generation.iter().all(|gpus| gpus.len() == tensor_parallel as usize));
         }
+        let elsewhere = Generation { servers: vec!["http://10.0.0.2:30000".into()], ..sglang() };
+        let plan = Plan::new(&elsewhere, &proof(vec![0]), &visible).unwrap();
+        assert!(plan.generation.is_empty(), "no GPU of this host is for servers that run elsewhere");
         let errors = Plan::new(&generation(3, 2), &proof(vec![3]), &visible).unwrap_err();
         let text: Vec<String> = errors.iter().map(ToString::to_string).collect();
         assert!(text[0].contains("GPU 5 is out of range") && text[1].contains("GPU 3 is used twice"), "{text:?}");

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::death::Cause;
+use super::elsewhere::{Elsewhere, Probing};
 use super::event::ChildEvent;
 use super::keep::{Kept, keep};
 use super::life::{Life, Muster};
@@ -91,11 +92,18 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Starts a task for each launcher; the servers themselves are started by the first [`Generator::reload`].
-    pub fn start(launchers: Vec<LauncherSettings>, spawner: &Spawner, board: &Board) -> Self {
+    /// Starts a task for each launcher, and for each server that runs elsewhere, which is asked through `http`; the launchers'
+    /// servers themselves are started by the first [`Generator::reload`].
+    pub fn start(
+        launchers: Vec<LauncherSettings>,
+        elsewhere: Vec<Elsewhere>,
+        http: &reqwest::Client,
+        spawner: &Spawner,
+        board: &Board,
+    ) -> Self {
         let (target, _) = watch::channel(None);
-        let (stop, refusals) = (CancellationToken::new(), Refusals::new(launchers.len()));
-        let muster = Muster::new("generation launcher", launchers.len());
+        let (stop, refusals) = (CancellationToken::new(), Refusals::new(launchers.len() + elsewhere.len()));
+        let muster = Muster::new("generation launcher", launchers.len() + elsewhere.len());
         let (mut task, mut replicas) = (tokio::task::JoinSet::new(), Vec::new());
         for (place, settings) in launchers.into_iter().enumerate() {
             let (report, serving) = watch::channel(None);
@@ -106,6 +114,24 @@ impl Generator {
             let (wanted, flow) = (target.subscribe(), traffic.watch());
             let slot = Slot { settings, place, spawner: spawner.clone(), wanted, report, refusals: refusals.clone(), flow };
             task.spawn(async move { keep(slot, &life, &gpus, stopping).await });
+            replicas.push(Replica { serving, traffic });
+        }
+        for server in elsewhere {
+            let (report, serving) = watch::channel(None);
+            let traffic = Traffic::default();
+            let probing = Probing {
+                place: replicas.len(),
+                server,
+                http: http.clone(),
+                wanted: target.subscribe(),
+                report,
+                refusals: refusals.clone(),
+                flow: traffic.watch(),
+                board: board.clone(),
+                held: None,
+                refused: None,
+            };
+            task.spawn(probing.run(stop.clone()));
             replicas.push(Replica { serving, traffic });
         }
         Self { target, replicas: Replicas::new(replicas), refusals, stop, task: task.into(), muster }

@@ -6,11 +6,13 @@
 //!   ├── death        why it died, and what follows (pure)          event      what is worth a line
 //!   ├── session      spawn, hello, messages                        output     its log lines, the last ones kept
 //!   └── proof_slot · generator   what a worker and a launcher are asked for
+//!       elsewhere  servers that somebody else runs
 //!       replicas   which of the launchers' servers a group goes to
 //! ```
 
 mod agreement;
 mod death;
+mod elsewhere;
 mod event;
 mod generator;
 mod job_queue;
@@ -27,6 +29,7 @@ mod session;
 mod traffic;
 
 pub use death::{Cause, Death, DeathClass, Exit, Facts, Reaction, classify};
+pub use elsewhere::Elsewhere;
 pub use event::ChildEvent;
 pub use generator::{Generator, LauncherSettings, Serving};
 pub use life_cycle::{Action, ChildState, Event, LifeCycle, LifePolicy, Overdue, RestartPolicy};

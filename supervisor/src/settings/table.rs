@@ -16,6 +16,8 @@ pub enum Form {
     Number,
     /// true or false; in a variable 1, true or yes, and 0, false or no.
     Flag,
+    /// A list of addresses, or one text with commas between them.
+    Addresses,
     /// A list of whole numbers, or `1,2,3` in a variable.
     WholeList,
     /// Text that never reaches a log, an error or a child.
@@ -190,11 +192,26 @@ pub const TABLE: &[Setting] = &[
         "Longest prompt plus completion, in tokens.",
     ),
     setting(
+        "generation.servers",
+        &[],
+        Form::Addresses,
+        "",
+        "Addresses of servers that run elsewhere and speak as generation.backend says; they are probed and given weights, and no \
+         server is started here.",
+    ),
+    setting(
+        "generation.servers_cache",
+        &[],
+        Form::Text,
+        "",
+        "Where those servers see checkpoints.cache; default at the same path.",
+    ),
+    setting(
         "generation.max_concurrent",
         &["GRAIL_PIPELINE_MAX_CONCURRENT"],
-        Form::Whole,
-        "48",
-        "Requests in flight to the server.",
+        Form::WholeOrAuto,
+        "'auto'",
+        "Requests in flight to all servers; auto leaves it to generation.groups_in_flight (the guide's 48 would be three groups).",
     ),
     setting(
         "generation.groups_in_flight",
@@ -235,9 +252,10 @@ pub const TABLE: &[Setting] = &[
     setting(
         "generation.max_running",
         &["GRAIL_PIPELINE_MAX_NUM_SEQS"],
-        Form::Whole,
-        "64",
-        "Requests that SGLang or vLLM works on at once; more wait in it.",
+        Form::WholeOrAuto,
+        "'auto'",
+        "Requests that one server works on at once, more wait in it; auto is 1024, of the embedded engine 48 (the guide's 64 would \
+         be four groups).",
     ),
     setting(
         "generation.disable_cuda_graph",
