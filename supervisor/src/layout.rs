@@ -107,7 +107,11 @@ pub fn report(settings: &Settings, plan: &Plan, arguments: &Arguments) -> Result
         let _ = writeln!(text, "  port: a free one of 127.0.0.1, chosen at each start");
     }
     for url in &generation.servers {
-        let _ = writeln!(text, "generation: {} at {url}, which somebody else runs; it is probed and updated, not started", generation.backend);
+        let _ = writeln!(
+            text,
+            "generation: {} at {url}, which somebody else runs; it is probed and updated, not started",
+            generation.backend
+        );
         let seen_as = generation.servers_cache.as_ref().unwrap_or(&settings.cache);
         let _ = writeln!(text, "  weights: below {}, as it sees {}", seen_as.display(), settings.cache.display());
     }

@@ -57,7 +57,11 @@ impl Elsewhere {
     pub fn directory(&self, here: &Path) -> Result<PathBuf, String> {
         let Some(seen_as) = &self.seen_as else { return Ok(here.to_path_buf()) };
         let within = here.strip_prefix(&self.cache).map_err(|_| {
-            format!("{} is not below checkpoints.cache ({}), which generation.servers_cache stands for", here.display(), self.cache.display())
+            format!(
+                "{} is not below checkpoints.cache ({}), which generation.servers_cache stands for",
+                here.display(),
+                self.cache.display()
+            )
         })?;
         Ok(seen_as.join(within))
     }

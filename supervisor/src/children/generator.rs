@@ -251,7 +251,8 @@ struct Launcher {
 
 impl Slot {
     fn report(&self, serving: Option<Serving>, life: &Life) {
-        life.board.child(&self.settings.name, |child| child.revision = serving.as_ref().map(|serving| serving.revision.to_string()));
+        life.board
+            .child(&self.settings.name, |child| child.revision = serving.as_ref().map(|serving| serving.revision.to_string()));
         self.report.send_replace(serving);
     }
 

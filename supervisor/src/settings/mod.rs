@@ -425,7 +425,10 @@ impl Reader<'_> {
             self.refuse(key, "need generation.backend = \"sglang\" or \"vllm\", which says how they are spoken to");
         }
         if !servers.is_empty() && self.whole("generation.replicas", 1, 64) > 1 {
-            self.refuse("generation.replicas", "are servers started here, and none is where generation.servers names some; leave one out");
+            self.refuse(
+                "generation.replicas",
+                "are servers started here, and none is where generation.servers names some; leave one out",
+            );
         }
         if self.optional("generation.servers_cache").is_some_and(|path| !path.starts_with('/')) {
             self.refuse("generation.servers_cache", "is no absolute path; it is a folder on the servers' machines");
@@ -442,6 +445,12 @@ impl Reader<'_> {
     fn proof(&mut self) -> Proof {
         if !self.flag("proof.subprocess") {
             self.refuse("proof.subprocess", "is not possible: every proof worker is a process of its own; leave the setting out");
+        }
+        if self.flag("proof.flash_attention") {
+            self.refuse(
+                "proof.flash_attention",
+                "is not possible: the proof workers compute libtorch's own attention; leave it out",
+            );
         }
         let slots = if self.choice("proof.device", &["cuda", "cpu"]) == "cpu" {
             ProofSlots::Cpu(self.whole("proof.cpu_slots", 1, 64))

@@ -303,6 +303,13 @@ pub const TABLE: &[Setting] = &[
         "true",
         "Proof workers are processes of their own; anything else is refused.",
     ),
+    setting(
+        "proof.flash_attention",
+        &["GRAIL_PIPELINE_PROOF_FLASH_ATTN"],
+        Form::Flag,
+        "false",
+        "Proofs by flash-attn; refused, for validators compare with libtorch's own attention.",
+    ),
     setting("proof.cpu_slots", &[], Form::Whole, "2", "Proof workers where proof.device is cpu."),
     setting("proof.threads", &[], Form::Whole, "1", "Threads of one proof worker on the CPU."),
     setting("proof.dtype", &[], Form::Text, "'auto'", "auto (bf16 on CUDA, f32 on the CPU), f32, bf16 or f16."),
