@@ -168,12 +168,13 @@ impl Probing {
     }
 
     fn leave_out(&mut self, reason: String) {
-        self.held = None;
+        // One that has not been there yet has not ended either.
+        let served = self.held.take().is_some();
         self.report.send_replace(None);
         let mut told = false;
         self.board.child(&self.server.name, |child| {
             told = child.state == ChildState::Absent && child.last_end.is_some();
-            child.ends += u32::from(!told);
+            child.ends += u32::from(served);
             (child.state, child.revision, child.last_end) = (ChildState::Absent, None, Some(reason.clone()));
         });
         if !told {
