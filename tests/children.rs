@@ -10,7 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use grail_tests::{Host, Running, assert_all_gone, lives, one_at_a_time, programs, tree};
+use grail_fakes::Script;
+use grail_tests::{Cast, Host, Running, assert_all_gone, lives, one_at_a_time, programs, tree};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -208,4 +209,91 @@ fn a_stopped_process_is_noticed_within_seconds_and_its_work_goes_on_elsewhere() 
     assert_eq!(host.uploaded().len(), 1, "{}\n{}", finished.stdout, finished.stderr);
     let validated = host.run(&["validate", "--test-mode", "--last", "1"]);
     assert_eq!(validated.code, 0, "{}\n{}", validated.stdout, validated.stderr);
+}
+
+/// Two servers side by side: one is killed in mid-window, the other one goes on; a new checkpoint reaches both.
+#[test]
+fn one_dead_replica_does_not_stop_the_other_and_a_checkpoint_reaches_both() {
+    let _turn = one_at_a_time();
+    let script = Script { job_seconds: 0.05, completion_seconds: 0.1, load_seconds: 0.1, ..Script::default() };
+    let host = Host::new(0.5, 5.0).cast(Cast::Fakes, &script).set("generation.replicas", "2");
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run", "--windows", "2"]);
+    let replica = |status: &Value, number: u32| status["children"][format!("generation {number}")].clone();
+    let progress = |status: &Value, number: u32| replica(status, number)["progress"].as_u64().unwrap_or(0);
+    let status = host.await_status("work of both", &mut miner, 60, |status| {
+        (0..2).all(|number| progress(status, number) > 0) && status["window"]["spooled"].as_u64() >= Some(2)
+    });
+    assert_eq!(host.publish("checkpoint-b", &[]).code, 0);
+    let (before, server) = (progress(&status, 1), tree(pid_of(&replica(&status, 0)))[1]);
+    kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
+    let status = host.await_status("the death, and work of the other one", &mut miner, 30, |status| {
+        replica(status, 0)["ends"] == 1 && progress(status, 1) > before
+    });
+    assert_eq!(replica(&status, 1)["ends"], 0);
+    let first = replica(&status, 1)["revision"].clone();
+    host.await_status("the new checkpoint in both", &mut miner, 60, |status| {
+        let revision = &status["window"]["revision"];
+        *revision != first && (0..2).all(|number| replica(status, number)["revision"] == *revision)
+    });
+    let finished = miner.finish(END + END);
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    assert_eq!(host.uploaded().len(), 2, "{}\n{}", finished.stdout, finished.stderr);
+}
+
+/// A server that somebody else runs: the embedded engine, started by the test.
+struct Stranger(std::process::Child);
+
+impl Stranger {
+    fn start(port: u16) -> Self {
+        let model = grail_tests::workspace().join("demo/checkpoint-a");
+        let mut command = std::process::Command::new(programs().join("grail-gen-launcher"));
+        command.arg("embedded").arg("--model-path").arg(model).args([
+            "--port",
+            &port.to_string(),
+            "--max-running-requests",
+            "48",
+        ]);
+        let quiet = std::process::Stdio::null;
+        Self(command.stdout(quiet()).stderr(quiet()).spawn().unwrap())
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Servers that run elsewhere are given the weights, left out while they are away, taken back, and never ended.
+#[test]
+fn servers_elsewhere_are_given_weights_left_out_and_taken_back() {
+    let _turn = one_at_a_time();
+    let ports = [grail_tests::free_port(), grail_tests::free_port()];
+    let mut servers = ports.map(Stranger::start);
+    let addresses = ports.map(|port| format!("http://127.0.0.1:{port}")).join(",");
+    let script = Script { job_seconds: 0.05, load_seconds: 0.1, ..Script::default() };
+    let host = Host::new(1.0, 5.0).cast(Cast::RealLauncher, &script);
+    let host = host.set("generation.backend", "sglang").set("generation.servers", &addresses);
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let mut miner = host.start(&["run", "--windows", "1"]);
+    let server = |status: &Value, number: u32| status["children"][format!("generation server {number}")].clone();
+    host.await_status("work of both", &mut miner, 60, |status| {
+        (0..2).all(|number| server(status, number)["progress"].as_u64() > Some(0))
+            && status["window"]["spooled"].as_u64() >= Some(1)
+    });
+    servers[0].0.kill().unwrap();
+    let status = host.await_status("one left out", &mut miner, 30, |status| server(status, 0)["state"] == "absent");
+    assert!(server(&status, 0)["last_end"].as_str().unwrap().contains("/health"), "{status:#}");
+    servers[0] = Stranger::start(ports[0]);
+    let status = host.await_status("it is taken back", &mut miner, 30, |status| server(status, 0)["state"] == "ready");
+    assert_eq!(server(&status, 0)["revision"], status["window"]["revision"]);
+    assert_eq!((server(&status, 0)["ends"].as_u64(), server(&status, 1)["ends"].as_u64()), (Some(1), Some(0)));
+    assert!(status["children"]["generation"].is_null(), "no launcher was started");
+    assert!(host.log().contains("left out until it answers"), "{}", host.log());
+    let finished = miner.finish(END);
+    assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    assert_eq!(host.uploaded().len(), 1, "{}\n{}", finished.stdout, finished.stderr);
+    assert!(servers.iter_mut().all(|server| server.0.try_wait().unwrap().is_none()), "they are not ours to end");
 }

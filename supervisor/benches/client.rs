@@ -10,7 +10,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use grail_engines::Engine;
 use grail_link::message::Revision;
 use grail_protocol::generation_params::GenerationParams;
-use grail_supervisor::children::{Serving, Traffic};
+use grail_supervisor::children::{Replica, Replicas, Serving, Traffic};
 use grail_supervisor::completions::Completions;
 use nix::sys::resource::{UsageWho, getrusage};
 
@@ -66,17 +66,21 @@ fn cpu() -> Result<Duration, nix::Error> {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let revision = Revision { window: 30, weights_hash: "ab".into() };
     let serving = Serving { revision: revision.clone(), url: stub(&revision)?, context_length: 4096 };
-    let (_server, servings) = tokio::sync::watch::channel(Some(serving));
+    let (_server, serving) = tokio::sync::watch::channel(Some(serving));
+    let replicas = Replicas::new(vec![Replica { serving, traffic: Traffic::default() }]);
     let prompt: Vec<u32> = (0..PROMPT).map(|id| id * 101 % 151_936).collect();
     let params =
         GenerationParams { max_new_tokens: 2048, temperature: 0.7, top_p: 0.9, top_k: Some(50), repetition_penalty: 1.0 };
-    let client = Completions::new(Engine::Sglang, IN_FLIGHT, Traffic::default())?;
+    let client = Completions::new(Engine::Sglang, IN_FLIGHT)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut costs = Vec::new();
     for _ in 0..ROUNDS {
         let (before, begun) = (cpu()?, Instant::now());
         let done = runtime.block_on(async {
-            let requests = (0..IN_FLIGHT).map(|_| client.complete(&servings, &prompt, &params, &revision));
+            // Sixteen requests share a home, as those of a group do.
+            let homes: Vec<_> = (0..IN_FLIGHT / 16).map(|_| replicas.home()).collect();
+            let homes = homes.iter().flat_map(|home| std::iter::repeat_n(home, 16));
+            let requests = homes.map(|home| client.complete(home, &prompt, &params, &revision));
             requests.collect::<FuturesUnordered<_>>().filter(|done| std::future::ready(done.is_ok())).count().await
         });
         assert_eq!(done, IN_FLIGHT as usize, "every request is answered");

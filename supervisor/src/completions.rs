@@ -9,9 +9,9 @@ use grail_engines::{Engine, Reply};
 use grail_link::message::Revision;
 use grail_protocol::generation_params::GenerationParams;
 use reqwest::header::CONTENT_TYPE;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
-use crate::children::{Serving, Traffic};
+use crate::children::{Home, Serving};
 
 /// Longest wait for one completion (grail-miner 5).
 const REQUEST_LIMIT: Duration = Duration::from_secs(300);
@@ -56,18 +56,17 @@ pub struct Completions {
     engine: Engine,
     http: reqwest::Client,
     in_flight: Semaphore,
-    traffic: Traffic,
 }
 
 impl Completions {
-    /// A client of `engine` with at most `max_concurrent` requests in flight, each counted in `traffic`.
+    /// A client of `engine` with at most `max_concurrent` requests in flight.
     ///
     /// # Errors
     /// When the HTTP client cannot be built.
-    pub fn new(engine: Engine, max_concurrent: u32, traffic: Traffic) -> Result<Self, reqwest::Error> {
+    pub fn new(engine: Engine, max_concurrent: u32) -> Result<Self, reqwest::Error> {
         let http =
             reqwest::Client::builder().connect_timeout(Duration::from_secs(3)).timeout(REQUEST_LIMIT).no_proxy().build()?;
-        Ok(Self { engine, http, in_flight: Semaphore::new(max_concurrent as usize), traffic })
+        Ok(Self { engine, http, in_flight: Semaphore::new(max_concurrent as usize) })
     }
 
     /// The HTTP client, for other questions to the server.
@@ -75,34 +74,49 @@ impl Completions {
         &self.http
     }
 
-    /// One completion of `prompt`, sampled with exactly `wanted`. Every attempt asks whoever is `serving` then: a server that dies costs
-    /// an attempt, and the wait for its successor costs none. Dropping the future closes the connection, which makes the server
+    /// One completion of `prompt`, sampled with exactly `wanted`. Every attempt asks the server that is the group's `home` then: one
+    /// that dies costs an attempt, and the wait for its successor costs none. Dropping the future closes the connection, which makes the server
     /// abandon the request.
     ///
     /// # Errors
     /// When every attempt failed, or the weights are others.
     pub async fn complete(
         &self,
-        serving: &watch::Receiver<Option<Serving>>,
+        home: &Home,
         prompt: &[u32],
         params: &GenerationParams,
         wanted: &Revision,
     ) -> Result<Completion, CompletionError> {
         // The semaphore is never closed.
         let _permit = self.in_flight.acquire().await;
+        let completion = self.attempts(home, prompt, params, wanted).await;
+        home.ended();
+        completion
+    }
+
+    async fn attempts(
+        &self,
+        home: &Home,
+        prompt: &[u32],
+        params: &GenerationParams,
+        wanted: &Revision,
+    ) -> Result<Completion, CompletionError> {
         let (mut url, mut reason) = (String::new(), "the launcher has ended for good".to_owned());
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 tokio::time::sleep(Duration::from_secs(1 << (attempt - 1))).await;
             }
-            let Some(serving) = Serving::awaited(serving.clone(), wanted).await else { break };
-            let in_flight = self.traffic.request(params.max_new_tokens);
+            let Some((serving, traffic)) = home.server(wanted).await else { break };
+            let in_flight = traffic.request(params.max_new_tokens);
             match self.attempt(&serving, prompt, params).await {
                 Ok(answer) => {
                     in_flight.answered();
                     return judge(answer, wanted);
                 }
-                Err(error) => (url, reason) = (serving.url, error),
+                Err(error) => {
+                    home.leave(&serving.url, wanted);
+                    (url, reason) = (serving.url, error);
+                }
             }
         }
         Err(CompletionError::Failed { url, reason })

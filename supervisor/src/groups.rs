@@ -194,11 +194,15 @@ struct Scored {
 }
 
 async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt, tell: &impl Telling) -> Result<Vec<Scored>, Dropped> {
-    let serving = workshop.generator.serving().ok_or_else(|| Dropped::Generation("no server is there".into()))?;
-    if serving.revision != terms.revision {
-        return Err(Dropped::Revision);
+    let replicas = workshop.generator.replicas();
+    let serving = replicas.serving();
+    if serving.is_empty() {
+        return Err(Dropped::Generation("no server is there".into()));
     }
-    let longest = u64::from(workshop.max_model_length.min(serving.context_length));
+    // Whichever of them gets the group, its prompt fits.
+    let ours = serving.iter().filter(|serving| serving.revision == terms.revision);
+    let context = ours.map(|serving| serving.context_length).min().ok_or(Dropped::Revision)?;
+    let longest = u64::from(workshop.max_model_length.min(context));
     if prompt.ids.len() as u64 + terms.params.max_new_tokens > longest {
         return Err(Dropped::PromptTooLong);
     }
@@ -206,9 +210,9 @@ async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt, tell: &im
         // SGLang dies of such an id (generation-servers 0).
         return Err(Dropped::Prompt(format!("the tokenizer gives id {id}, the model has {}", terms.vocab_size)));
     }
-    let servings = workshop.generator.servings();
+    let home = replicas.home();
     let requests = (0..ROLLOUTS_PER_PROBLEM).map(|place| {
-        let answer = workshop.completions.complete(&servings, &prompt.ids, &terms.params, &terms.revision);
+        let answer = workshop.completions.complete(&home, &prompt.ids, &terms.params, &terms.revision);
         async move { (place, answer.await) }
     });
     let mut requests: FuturesUnordered<_> = requests.collect();

@@ -97,12 +97,24 @@ impl ModelSize {
 pub fn report(settings: &Settings, plan: &Plan, arguments: &Arguments) -> Result<String, Failure> {
     let generation = &settings.generation;
     let mut text = String::new();
-    let _ = writeln!(text, "generation: {} on {}", generation.backend, gpus(&plan.generation));
-    let _ = writeln!(text, "  environment: CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={}", plan.generation.join(","));
-    if generation.backend != "embedded" {
-        server(&mut text, generation)?;
+    for (replica, gpus_of) in plan.generation.iter().enumerate() {
+        let number = if plan.generation.len() > 1 { format!(" {replica}") } else { String::new() };
+        let _ = writeln!(text, "generation{number}: {} on {}", generation.backend, gpus(gpus_of));
+        let _ = writeln!(text, "  environment: CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={}", gpus_of.join(","));
+        if generation.backend != "embedded" {
+            server(&mut text, generation)?;
+        }
+        let _ = writeln!(text, "  port: a free one of 127.0.0.1, chosen at each start");
     }
-    let _ = writeln!(text, "  port: a free one of 127.0.0.1, chosen at each start");
+    for url in &generation.servers {
+        let _ = writeln!(
+            text,
+            "generation: {} at {url}, which somebody else runs; it is probed and updated, not started",
+            generation.backend
+        );
+        let seen_as = generation.servers_cache.as_ref().unwrap_or(&settings.cache);
+        let _ = writeln!(text, "  weights: below {}, as it sees {}", seen_as.display(), settings.cache.display());
+    }
     for slot in &plan.proof {
         let gpu: Vec<String> = slot.gpu.iter().cloned().collect();
         let _ = writeln!(text, "proof-worker {}: {}", slot.slot, gpus(&gpu));
@@ -171,9 +183,9 @@ fn memory(text: &mut String, settings: &Settings, plan: &Plan, directory: &Path,
         .into());
     }
     let mut errors = Vec::new();
-    if !plan.generation.is_empty() {
+    if plan.generation.iter().any(|gpus| !gpus.is_empty()) {
         match size.room(&settings.generation, gpu * GIB) {
-            Ok(room) => _ = writeln!(text, "  cache: room for {room:.0} tokens on the generation GPUs"),
+            Ok(room) => _ = writeln!(text, "  cache: room for {room:.0} tokens on the GPUs of each server"),
             Err(error) => errors.push(error),
         }
     }

@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::buckets::{Buckets, preflight};
 use crate::chain::{Chain, Joined, LocalChain, NetworkChain, join};
 use crate::checkpoints::{Checkpoints, check_dataset};
-use crate::children::{ChildEvent, ChildPrograms, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings};
+use crate::children::{ChildEvent, ChildPrograms, Elsewhere, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings};
 use crate::completions::Completions;
 use crate::exit::Failure;
 use crate::gpu::{Gpus, Nvml};
@@ -147,7 +147,7 @@ async fn attend(settings: &Settings, miner: &mut Miner, windows: Option<u64>, mu
                 tracing::info!(signal = name, "Stopping: finished groups are uploaded, then the children end. A second signal hurries it.");
             }
             () = workshop.proofs.none_left() => outcome = Err(exhausted("every proof worker")),
-            () = workshop.generator.none_left() => outcome = Err(exhausted("the generation launcher")),
+            () = workshop.generator.none_left() => outcome = Err(exhausted("every generation launcher")),
         }
         stop.cancel();
         let mut shutdown = Shutdown::new(zero.elapsed(), budget);
@@ -275,7 +275,7 @@ fn signals() -> Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal
 
 fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Board, journal: &Journal) -> Result<Miner, Failure> {
     let grace = Shutdown::grace(Duration::from_secs_f64(settings.shutdown_budget));
-    let gpus = watch_gpus(&prepared.plan, board)?;
+    let gpus_watched = watch_gpus(&prepared.plan, board)?;
     let workers = WorkerSettings {
         programs: prepared.programs.clone(),
         sockets: prepared.state.sockets(),
@@ -284,20 +284,37 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         threads: settings.proof.threads,
         numerics: settings.proof.numerics,
         grace,
-        gpus: gpus.clone(),
+        gpus: gpus_watched.clone(),
     };
-    let launcher = LauncherSettings {
-        programs: prepared.programs.clone(),
-        socket: prepared.state.sockets().join("generation.sock"),
-        generation: settings.generation.clone(),
-        gpus: prepared.plan.generation.clone(),
-        records: prepared.state.children(),
-        grace,
-        watch: gpus,
+    let launcher = |(place, gpus): (usize, &Vec<String>)| {
+        // A host with one server calls it as it always did.
+        let (name, socket) = match prepared.plan.generation.len() {
+            1 => ("generation".to_owned(), "generation.sock".to_owned()),
+            _ => (format!("generation {place}"), format!("generation-{place}.sock")),
+        };
+        LauncherSettings {
+            name,
+            programs: prepared.programs.clone(),
+            socket: prepared.state.sockets().join(socket),
+            generation: settings.generation.clone(),
+            gpus: gpus.clone(),
+            records: prepared.state.children(),
+            grace,
+            watch: gpus_watched.clone(),
+        }
     };
-    let generator = Generator::start(launcher, spawner.clone(), board.clone());
-    let completions = Completions::new(settings.generation.engine(), settings.generation.max_concurrent, generator.traffic())
+    let launchers = prepared.plan.generation.iter().enumerate().map(launcher).collect();
+    let engine = settings.generation.engine();
+    let completions = Completions::new(engine, settings.generation.max_concurrent)
         .map_err(|error| Failure::internal("make the HTTP client", error))?;
+    let elsewhere = settings.generation.servers.iter().enumerate().map(|(place, url)| Elsewhere {
+        name: format!("generation server {place}"),
+        url: url.clone(),
+        engine,
+        cache: settings.cache.clone(),
+        seen_as: settings.generation.servers_cache.clone(),
+    });
+    let generator = Generator::start(launchers, elsewhere.collect(), completions.http(), &spawner, board);
     let rules = Rules {
         gate: settings.admission,
         confidence: settings.confidence,
@@ -351,7 +368,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
 /// Watches the GPUs of the plan through NVML, where there are any and it is there.
 fn watch_gpus(plan: &Plan, board: &Board) -> Result<Gpus, Failure> {
     let mut named: Vec<String> = plan.proof.iter().filter_map(|slot| slot.gpu.clone()).collect();
-    named.extend(plan.generation.iter().cloned());
+    named.extend(plan.generation.iter().flatten().cloned());
     let opened = named.clone();
     Gpus::watch(named, board.clone(), move || Nvml::open(&opened))
         .map_err(|error| Failure::internal("start the GPU watch", error))

@@ -41,8 +41,8 @@ pub struct ProofSlot {
 /// The layout of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// GPUs of the generation server; empty for the embedded engine.
-    pub generation: Vec<String>,
+    /// GPUs of each generation server that is started here, one after the other; none for the embedded engine.
+    pub generation: Vec<Vec<String>>,
     /// One worker each.
     pub proof: Vec<ProofSlot>,
 }
@@ -54,13 +54,14 @@ impl Plan {
     /// Every GPU that is out of range or used twice (the guide's `ProtocolViolationError`), with the setting that names it.
     pub fn new(generation: &Generation, proof: &Proof, visible: &VisibleGpus) -> Result<Self, Vec<ConfigError>> {
         let mut claims = Claims { visible, taken: BTreeMap::new(), errors: Vec::new() };
-        let generation = match generation.backend.as_str() {
-            "embedded" => Vec::new(),
-            _ if generation.cpu => Vec::new(),
-            _ => (generation.gpu..generation.gpu.saturating_add(generation.tensor_parallel))
-                .filter_map(|index| claims.claim(index, "generation.gpu"))
-                .collect(),
-        };
+        let width = if generation.backend == "embedded" || generation.cpu { 0 } else { generation.tensor_parallel };
+        let launched = if generation.servers.is_empty() { generation.replicas } else { 0 };
+        let generation = (0..launched)
+            .map(|replica| {
+                let first = generation.gpu.saturating_add(replica.saturating_mul(width));
+                (first..first.saturating_add(width)).filter_map(|index| claims.claim(index, "generation.gpu")).collect()
+            })
+            .collect();
         let proof = match &proof.slots {
             ProofSlots::Cpu(slots) => (0..*slots).map(|slot| ProofSlot { slot, gpu: None }).collect(),
             ProofSlots::Gpus(indices) => {
@@ -113,6 +114,9 @@ pub(crate) mod tests {
             backend: "sglang".into(),
             gpu: 0,
             tensor_parallel: 1,
+            replicas: 1,
+            servers: Vec::new(),
+            servers_cache: None,
             python: "python3".into(),
             cpu: false,
             memory_share: 0.9,
@@ -141,8 +145,31 @@ pub(crate) mod tests {
     #[test]
     fn indices_are_mapped_through_the_visible_ones() {
         let plan = plan(0, 2, &[2, 3], "4,GPU-5,6,7").unwrap();
-        assert_eq!(plan.generation, ["4", "GPU-5"]);
+        assert_eq!(plan.generation, [["4", "GPU-5"]]);
         assert_eq!(plan.proof.iter().map(|slot| slot.gpu.as_deref().unwrap()).collect::<Vec<_>>(), ["6", "7"]);
+    }
+
+    #[test]
+    fn replicas_have_gpus_of_their_own_one_after_the_other() {
+        let generation = |replicas, tensor_parallel| Generation { replicas, tensor_parallel, ..sglang() };
+        let proof = |gpus: Vec<u32>| Proof {
+            slots: ProofSlots::Gpus(gpus),
+            threads: 1,
+            dtype: "auto".into(),
+            numerics: Default::default(),
+        };
+        let visible = VisibleGpus::new(Some("0,1,2,3,4"), 0);
+        for (replicas, tensor_parallel) in [(1, 4), (2, 2), (4, 1)] {
+            let plan = Plan::new(&generation(replicas, tensor_parallel), &proof(vec![4]), &visible).unwrap();
+            assert_eq!(plan.generation.concat(), ["0", "1", "2", "3"]);
+            assert!(plan.generation.iter().all(|gpus| gpus.len() == tensor_parallel as usize));
+        }
+        let elsewhere = Generation { servers: vec!["http://10.0.0.2:30000".into()], ..sglang() };
+        let plan = Plan::new(&elsewhere, &proof(vec![0]), &visible).unwrap();
+        assert!(plan.generation.is_empty(), "no GPU of this host is for servers that run elsewhere");
+        let errors = Plan::new(&generation(3, 2), &proof(vec![3]), &visible).unwrap_err();
+        let text: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert!(text[0].contains("GPU 5 is out of range") && text[1].contains("GPU 3 is used twice"), "{text:?}");
     }
 
     #[test]

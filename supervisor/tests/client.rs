@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use grail_engines::Engine;
 use grail_link::message::Revision;
 use grail_protocol::generation_params::GenerationParams;
-use grail_supervisor::children::{Serving, Traffic};
+use grail_supervisor::children::{Replica, Replicas, Serving, Traffic};
 use grail_supervisor::completions::{Completion, CompletionError, Completions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -57,9 +57,10 @@ async fn serve(answers: Vec<String>) -> (Serving, Arc<AtomicUsize>) {
 
 async fn ask(answers: Vec<String>) -> (Result<Completion, CompletionError>, usize) {
     let (serving, count) = serve(answers).await;
-    let client = Completions::new(Engine::Sglang, 4, Traffic::default()).unwrap();
-    let (_server, servings) = watch::channel(Some(serving));
-    let completion = client.complete(&servings, &[1, 2, 3], &PARAMS, &revision()).await;
+    let client = Completions::new(Engine::Sglang, 4).unwrap();
+    let (_server, serving) = watch::channel(Some(serving));
+    let home = Replicas::new(vec![Replica { serving, traffic: Traffic::default() }]).home();
+    let completion = client.complete(&home, &[1, 2, 3], &PARAMS, &revision()).await;
     (completion, count.load(Ordering::SeqCst))
 }
 

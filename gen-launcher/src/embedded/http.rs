@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -55,6 +56,7 @@ pub async fn serve(address: SocketAddr, engine: Handle) -> anyhow::Result<()> {
         .route("/server_info", get(server_info))
         .route("/get_server_info", get(server_info))
         .route("/v1/models", get(models))
+        .route("/metrics", get(metrics))
         .route("/update_weights_from_disk", post(update_weights))
         .route("/flush_cache", post(flush).get(flush))
         .route("/abort_request", post(abort))
@@ -190,6 +192,18 @@ async fn server_info(State(server): State<Server>) -> Json<Value> {
             "generation_tokens_total": gauges.tokens,
         }],
     }))
+}
+
+/// What SGLang tells of its load, under its names. There is no share of a cache: a request's keys and values have memory of their own.
+async fn metrics(State(server): State<Server>) -> ([(HeaderName, &'static str); 1], String) {
+    let gauges = server.engine.gauges();
+    let values = [
+        ("num_running_reqs", "gauge", gauges.running as u64),
+        ("num_queue_reqs", "gauge", gauges.queued as u64),
+        ("generation_tokens_total", "counter", gauges.tokens),
+    ];
+    let lines = values.map(|(name, kind, value)| format!("# TYPE sglang:{name} {kind}\nsglang:{name} {value}\n"));
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], lines.concat())
 }
 
 async fn models(State(server): State<Server>) -> Json<Value> {

@@ -57,6 +57,13 @@ pub enum ChildEvent {
         #[serde(flatten)]
         death: Death,
     },
+    /// A server that runs elsewhere cannot be used; it is probed on.
+    LeftOut {
+        /// The server.
+        child: String,
+        /// Why.
+        reason: String,
+    },
     /// Every child of a kind is quarantined: nothing can be mined.
     NoneLeft {
         /// `proof worker` or `generation launcher`.
@@ -144,6 +151,9 @@ impl Event for ChildEvent {
                     ?threads,
                     "The child is quarantined; mend the cause and restart the supervisor."
                 );
+            }
+            Self::LeftOut { child, reason } => {
+                tracing::warn!(child, reason, "The generation server is left out until it answers; groups go to the others.");
             }
             Self::NoneLeft { kind } => {
                 tracing::error!(

@@ -1,5 +1,5 @@
-//! The generation side's child: one launcher, which owns the server. The supervisor learns the server's address from it and
-//! then talks to the server itself.
+//! The generation side's children: launchers, each of which owns one server on GPUs of its own. The supervisor learns a server's
+//! address from its launcher and then talks to the server itself.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::death::Cause;
+use super::elsewhere::{Elsewhere, Probing};
 use super::event::ChildEvent;
 use super::keep::{Kept, keep};
 use super::life::{Life, Muster};
 use super::life_cycle::{Event, LifePolicy, RestartPolicy};
 use super::progress::ProgressPolicy;
 use super::refusals::Refusals;
+use super::replicas::{Replica, Replicas};
 use super::session::{self, ChildPrograms, Incoming, Opening, Programs};
 use super::traffic::{Flow, Traffic};
 use crate::gpu::Gpus;
 use crate::settings::Generation;
 use crate::status::Board;
-
-const NAME: &str = "generation";
 
 /// A server that answers with known weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,9 +45,11 @@ impl Serving {
     }
 }
 
-/// How the launcher is started.
+/// How a launcher is started.
 #[derive(Debug, Clone)]
 pub struct LauncherSettings {
+    /// How logs and status call it.
+    pub name: String,
     /// Where the programs are.
     pub programs: Programs,
     /// The socket's path.
@@ -79,72 +81,85 @@ fn policy(server_timeout: Duration) -> LifePolicy {
     }
 }
 
-/// The launcher and what it serves. Dropping it ends both; [`Generator::stop`] waits until they are gone.
+/// The launchers and what they serve. Dropping it ends all; [`Generator::stop`] waits until they are gone.
 pub struct Generator {
     target: watch::Sender<Option<ReloadCommand>>,
-    serving: watch::Receiver<Option<Serving>>,
+    replicas: Replicas,
     refusals: Refusals,
-    traffic: Traffic,
     stop: CancellationToken,
     task: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
     muster: Arc<Muster>,
 }
 
 impl Generator {
-    /// Starts the launcher's task; the server itself is started by the first [`Generator::reload`].
-    pub fn start(settings: LauncherSettings, spawner: Spawner, board: Board) -> Self {
-        let (target, wanted) = watch::channel(None);
-        let (report, serving) = watch::channel(None);
-        let (stop, refusals, traffic) = (CancellationToken::new(), Refusals::new(1), Traffic::default());
-        let muster = Muster::new("generation launcher", 1);
-        let policy = policy(Duration::from_secs_f64(settings.generation.server_timeout));
-        let life = Life::new(NAME.into(), policy, board, muster.clone());
-        let gpus = settings.watch.clone();
-        let slot = Slot { settings, spawner, wanted, report, refusals: refusals.clone(), flow: traffic.watch() };
-        let mut task = tokio::task::JoinSet::new();
-        let stopping = stop.clone();
-        task.spawn(async move { keep(slot, &life, &gpus, stopping).await });
-        Self { target, serving, refusals, traffic, stop, task: task.into(), muster }
+    /// Starts a task for each launcher, and for each server that runs elsewhere, which is asked through `http`; the launchers'
+    /// servers themselves are started by the first [`Generator::reload`].
+    pub fn start(
+        launchers: Vec<LauncherSettings>,
+        elsewhere: Vec<Elsewhere>,
+        http: &reqwest::Client,
+        spawner: &Spawner,
+        board: &Board,
+    ) -> Self {
+        let (target, _) = watch::channel(None);
+        let (stop, refusals) = (CancellationToken::new(), Refusals::new(launchers.len() + elsewhere.len()));
+        let muster = Muster::new("generation launcher", launchers.len() + elsewhere.len());
+        let (mut task, mut replicas) = (tokio::task::JoinSet::new(), Vec::new());
+        for (place, settings) in launchers.into_iter().enumerate() {
+            let (report, serving) = watch::channel(None);
+            let traffic = Traffic::default();
+            let policy = policy(Duration::from_secs_f64(settings.generation.server_timeout));
+            let life = Life::new(settings.name.clone(), policy, board.clone(), muster.clone());
+            let (gpus, stopping) = (settings.watch.clone(), stop.clone());
+            let (wanted, flow) = (target.subscribe(), traffic.watch());
+            let slot = Slot { settings, place, spawner: spawner.clone(), wanted, report, refusals: refusals.clone(), flow };
+            task.spawn(async move { keep(slot, &life, &gpus, stopping).await });
+            replicas.push(Replica { serving, traffic });
+        }
+        for server in elsewhere {
+            let (report, serving) = watch::channel(None);
+            let traffic = Traffic::default();
+            let probing = Probing {
+                place: replicas.len(),
+                server,
+                http: http.clone(),
+                wanted: target.subscribe(),
+                report,
+                refusals: refusals.clone(),
+                flow: traffic.watch(),
+                board: board.clone(),
+                held: None,
+                refused: None,
+            };
+            task.spawn(probing.run(stop.clone()));
+            replicas.push(Replica { serving, traffic });
+        }
+        Self { target, replicas: Replicas::new(replicas), refusals, stop, task: task.into(), muster }
     }
 
-    /// Counts requests to the server. Its client must use it: forward progress is judged by it.
-    pub fn traffic(&self) -> Traffic {
-        self.traffic.clone()
+    /// The servers, for their client.
+    pub fn replicas(&self) -> &Replicas {
+        &self.replicas
     }
 
-    /// Waits until the launcher is quarantined.
+    /// Waits until every launcher is quarantined.
     pub async fn none_left(&self) {
         self.muster.none_left().await;
     }
 
-    /// The server shall hold these weights. Asked again for weights that it refused, it tries again: a start may fail for
+    /// Every server shall hold these weights. Asked again for weights that it refused, one tries again: a start may fail for
     /// reasons that pass.
     pub fn reload(&self, command: ReloadCommand) {
         self.refusals.clear();
         self.target.send_replace(Some(command));
     }
 
-    /// Who serves now, if anybody.
-    pub fn serving(&self) -> Option<Serving> {
-        self.serving.borrow().clone()
-    }
-
-    /// Waits until somebody serves `revision`. The caller sets the time limit.
-    pub async fn serving_revision(&self, revision: &Revision) -> Option<Serving> {
-        Serving::awaited(self.serving.clone(), revision).await
-    }
-
-    /// Who serves, now and later.
-    pub fn servings(&self) -> watch::Receiver<Option<Serving>> {
-        self.serving.clone()
-    }
-
-    /// Waits until the server refuses `revision`, and says why. The caller sets the time limit.
+    /// Waits until every server refuses `revision`, and says why one does. The caller sets the time limit.
     pub async fn refusing(&self, revision: &Revision) -> String {
         self.refusals.of(revision).await
     }
 
-    /// Ends launcher and server and waits until both are gone.
+    /// Ends launchers and servers and waits until all are gone.
     pub async fn stop(&self) {
         self.stop.cancel();
         while self.task.lock().await.join_next().await.is_some() {}
@@ -158,6 +173,8 @@ impl Generator {
 
 struct Slot {
     settings: LauncherSettings,
+    /// Which of the launchers it is, from 0.
+    place: usize,
     spawner: Spawner,
     wanted: watch::Receiver<Option<ReloadCommand>>,
     report: watch::Sender<Option<Serving>>,
@@ -234,7 +251,8 @@ struct Launcher {
 
 impl Slot {
     fn report(&self, serving: Option<Serving>, life: &Life) {
-        life.board.child(NAME, |child| child.revision = serving.as_ref().map(|serving| serving.revision.to_string()));
+        life.board
+            .child(&self.settings.name, |child| child.revision = serving.as_ref().map(|serving| serving.revision.to_string()));
         self.report.send_replace(serving);
     }
 
@@ -260,7 +278,7 @@ impl Slot {
         self.report(None, life);
         let began = clock::monotonic();
         let revision = command.revision.clone();
-        let child = NAME.to_owned();
+        let child = self.settings.name.clone();
         // What is under way meanwhile is no measure of the server: an update pauses it.
         launcher.answered = None;
         life.tell(Event::Loading);
@@ -274,7 +292,7 @@ impl Slot {
             }
             FromLauncher::ReloadRefused { reason, .. } => {
                 life.board.event(ChildEvent::Refused { child, revision: revision.to_string(), reason: reason.clone() });
-                self.refusals.tell(0, revision.clone(), reason);
+                self.refusals.tell(self.place, revision.clone(), reason);
                 launcher.refused = true;
             }
             other => return Err(session::unexpected(&other)),

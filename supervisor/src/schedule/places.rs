@@ -47,6 +47,17 @@ pub struct ServerLoad {
     pub cache_use: f64,
 }
 
+impl ServerLoad {
+    /// Of several servers as if they were one; the fullest cache counts.
+    pub fn of_all(loads: Vec<Self>) -> Self {
+        loads.into_iter().fold(Self::default(), |all, one| Self {
+            running: all.running + one.running,
+            queued: all.queued + one.queued,
+            cache_use: all.cache_use.max(one.cache_use),
+        })
+    }
+}
+
 /// Why the number of groups is what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {

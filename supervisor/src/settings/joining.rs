@@ -129,7 +129,7 @@ impl Reader<'_> {
     }
 
     /// Addresses separated by commas.
-    fn addresses(&mut self, key: &str, schemes: &[&str]) -> Vec<String> {
+    pub(super) fn addresses(&mut self, key: &str, schemes: &[&str]) -> Vec<String> {
         let text = self.text(key);
         let found: Vec<String> = text.split(',').map(str::trim).filter(|one| !one.is_empty()).map(str::to_owned).collect();
         let plain = |one: &String| schemes.iter().any(|scheme| one.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));

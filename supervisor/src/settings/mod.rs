@@ -26,6 +26,14 @@ pub use table::{Form, Setting, TABLE};
 use crate::children::{ProofMode, WorkerNumerics};
 use source::{Sourced, Values, collect, shown};
 
+/// Requests in flight where only the groups in flight bound them: 512 groups, the most that "auto" tries.
+const MOST_CONCURRENT: u32 = 8192;
+/// Requests that a server works on at once where nothing else is set: more than fit into the cache of most hosts. The server itself
+/// makes the others wait, and says so.
+const MOST_RUNNING: u32 = 1024;
+/// The same of the embedded engine, whose cores gain nothing from more.
+const EMBEDDED_RUNNING: u32 = 48;
+
 /// One mistake in the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
@@ -190,6 +198,12 @@ pub struct Generation {
     pub gpu: u32,
     /// GPUs from that one on.
     pub tensor_parallel: u32,
+    /// Servers, each on as many GPUs.
+    pub replicas: u32,
+    /// Servers that run elsewhere; where there are any, none is started.
+    pub servers: Vec<String>,
+    /// Where those see the folder of cached checkpoints.
+    pub servers_cache: Option<PathBuf>,
     /// Longest prompt plus completion.
     pub max_model_length: u32,
     /// Requests in flight.
@@ -234,11 +248,10 @@ impl Generation {
         pair("--threads", self.threads.to_string().into());
         pair("--dtype", self.dtype.clone().into());
         pair("--ready-timeout", self.server_timeout.to_string().into());
+        pair("--max-running-requests", self.max_running.to_string().into());
         if self.backend == "embedded" {
-            pair("--max-running-requests", self.max_concurrent.to_string().into());
             return words;
         }
-        pair("--max-running-requests", self.max_running.to_string().into());
         pair("--python", self.python.clone().into());
         pair("--tensor-parallel", self.tensor_parallel.to_string().into());
         pair("--memory-share", self.memory_share.to_string().into());
@@ -387,12 +400,17 @@ impl Reader<'_> {
 
     fn generation(&mut self) -> Generation {
         let backend = self.choice("generation.backend", &["sglang", "vllm", "embedded"]);
+        let servers = self.servers(&backend);
         let python = if backend == "vllm" { "generation.vllm_python" } else { "generation.sglang_python" };
         Generation {
             python: self.program(python),
             cpu: self.choice("generation.device", &["cuda", "cpu"]) == "cpu",
             memory_share: self.number("generation.memory_share", 0.05, 1.0),
-            max_running: self.whole("generation.max_running", 1, 65_536),
+            max_running: match self.text("generation.max_running").as_str() {
+                "auto" if backend == "embedded" => EMBEDDED_RUNNING,
+                "auto" => MOST_RUNNING,
+                _ => self.whole("generation.max_running", 1, 65_536),
+            },
             disable_cuda_graph: self.flag("generation.disable_cuda_graph"),
             link_folder: self.path("generation.link_folder"),
             tokenizer: self.optional("generation.tokenizer"),
@@ -400,8 +418,14 @@ impl Reader<'_> {
             backend,
             gpu: self.whole("generation.gpu", 0, 1023),
             tensor_parallel: self.whole("generation.tensor_parallel", 1, 64),
+            replicas: self.whole("generation.replicas", 1, 64),
+            servers,
+            servers_cache: self.optional("generation.servers_cache").map(PathBuf::from),
             max_model_length: self.whole("generation.max_model_length", 64, 1 << 20),
-            max_concurrent: self.whole("generation.max_concurrent", 1, 65_536),
+            max_concurrent: match self.text("generation.max_concurrent").as_str() {
+                "auto" => MOST_CONCURRENT,
+                _ => self.whole("generation.max_concurrent", 1, 65_536),
+            },
             groups_in_flight: match self.text("generation.groups_in_flight").as_str() {
                 "auto" => GroupsInFlight::Auto,
                 _ => GroupsInFlight::Fixed(self.whole("generation.groups_in_flight", 1, 4096)),
@@ -410,6 +434,25 @@ impl Reader<'_> {
             threads: self.whole("generation.threads", 1, 1024),
             dtype: self.choice("generation.dtype", &["auto", "f32", "bf16", "f16"]),
         }
+    }
+
+    /// Addresses of servers that run elsewhere.
+    fn servers(&mut self, backend: &str) -> Vec<String> {
+        let key = "generation.servers";
+        let servers = self.addresses(key, &["http://", "https://"]);
+        if !servers.is_empty() && backend == "embedded" {
+            self.refuse(key, "need generation.backend = \"sglang\" or \"vllm\", which says how they are spoken to");
+        }
+        if !servers.is_empty() && self.whole("generation.replicas", 1, 64) > 1 {
+            self.refuse(
+                "generation.replicas",
+                "are servers started here, and none is where generation.servers names some; leave one out",
+            );
+        }
+        if self.optional("generation.servers_cache").is_some_and(|path| !path.starts_with('/')) {
+            self.refuse("generation.servers_cache", "is no absolute path; it is a folder on the servers' machines");
+        }
+        servers.into_iter().map(|url| url.trim_end_matches('/').to_owned()).collect()
     }
 
     /// A path, or a bare name that is looked for on the path.
@@ -421,6 +464,12 @@ impl Reader<'_> {
     fn proof(&mut self) -> Proof {
         if !self.flag("proof.subprocess") {
             self.refuse("proof.subprocess", "is not possible: every proof worker is a process of its own; leave the setting out");
+        }
+        if self.flag("proof.flash_attention") {
+            self.refuse(
+                "proof.flash_attention",
+                "is not possible: the proof workers compute libtorch's own attention; leave it out",
+            );
         }
         let slots = if self.choice("proof.device", &["cuda", "cpu"]) == "cpu" {
             ProofSlots::Cpu(self.whole("proof.cpu_slots", 1, 64))

@@ -204,7 +204,7 @@ fn dot_env_variables(path: &Path, errors: &mut Vec<ConfigError>) -> BTreeMap<Str
 fn from_text(setting: &Setting, text: &str) -> Result<Value, String> {
     let whole = |text: &str| text.trim().parse::<u32>().map(|number| Value::Integer(number.into())).ok();
     let value = match setting.form {
-        Form::Text | Form::Path | Form::Secret => Some(Value::String(text.into())),
+        Form::Text | Form::Path | Form::Secret | Form::Addresses => Some(Value::String(text.into())),
         Form::Whole => whole(text),
         Form::WholeOrAuto if text.trim() == "auto" => Some(Value::String("auto".into())),
         Form::WholeOrAuto => whole(text),
@@ -225,7 +225,10 @@ fn from_text(setting: &Setting, text: &str) -> Result<Value, String> {
 fn with_form(form: Form, value: Value) -> Result<Value, (Value, &'static str)> {
     let is_whole = |value: &Value| value.as_integer().is_some_and(|number| u32::try_from(number).is_ok());
     match (form, value) {
-        (Form::Text | Form::Path | Form::Secret, value @ Value::String(_)) => Ok(value),
+        (Form::Text | Form::Path | Form::Secret | Form::Addresses, value @ Value::String(_)) => Ok(value),
+        (Form::Addresses, Value::Array(items)) if items.iter().all(Value::is_str) => {
+            Ok(Value::String(items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")))
+        }
         (Form::Whole | Form::WholeOrAuto, value) if is_whole(&value) => Ok(value),
         (Form::WholeOrAuto, value) if value.as_str() == Some("auto") => Ok(value),
         (Form::Flag, value @ Value::Boolean(_)) => Ok(value),
@@ -244,6 +247,7 @@ fn wanted(form: Form) -> &'static str {
         Form::Whole => "a whole number of 0 or more",
         Form::Flag => "true or false",
         Form::Number => "a number",
+        Form::Addresses => "a list of addresses in quotes, or one text with commas between them",
         Form::WholeList => "a list of whole numbers such as [1, 2]",
     }
 }

@@ -16,6 +16,8 @@ pub enum Form {
     Number,
     /// true or false; in a variable 1, true or yes, and 0, false or no.
     Flag,
+    /// A list of addresses, or one text with commas between them.
+    Addresses,
     /// A list of whole numbers, or `1,2,3` in a variable.
     WholeList,
     /// Text that never reaches a log, an error or a child.
@@ -197,7 +199,20 @@ pub const TABLE: &[Setting] = &[
         "0",
         "First generation GPU, counted within CUDA_VISIBLE_DEVICES.",
     ),
-    setting("generation.tensor_parallel", &["GRAIL_PIPELINE_VLLM_TP"], Form::Whole, "1", "Generation GPUs from that one on."),
+    setting(
+        "generation.tensor_parallel",
+        &["GRAIL_PIPELINE_VLLM_TP"],
+        Form::Whole,
+        "1",
+        "GPUs of one generation server, from generation.gpu on.",
+    ),
+    setting(
+        "generation.replicas",
+        &[],
+        Form::Whole,
+        "1",
+        "Generation servers side by side, each on its own generation.tensor_parallel GPUs; a group goes to the least loaded one.",
+    ),
     setting(
         "generation.max_model_length",
         &["GRAIL_PIPELINE_MAX_MODEL_LEN"],
@@ -206,11 +221,26 @@ pub const TABLE: &[Setting] = &[
         "Longest prompt plus completion, in tokens.",
     ),
     setting(
+        "generation.servers",
+        &[],
+        Form::Addresses,
+        "",
+        "Addresses of servers that run elsewhere and speak as generation.backend says; they are probed and given weights, and no \
+         server is started here.",
+    ),
+    setting(
+        "generation.servers_cache",
+        &[],
+        Form::Text,
+        "",
+        "Where those servers see checkpoints.cache; default at the same path.",
+    ),
+    setting(
         "generation.max_concurrent",
         &["GRAIL_PIPELINE_MAX_CONCURRENT"],
-        Form::Whole,
-        "48",
-        "Requests in flight to the server.",
+        Form::WholeOrAuto,
+        "'auto'",
+        "Requests in flight to all servers; auto leaves it to generation.groups_in_flight (the guide's 48 would be three groups).",
     ),
     setting(
         "generation.groups_in_flight",
@@ -251,9 +281,10 @@ pub const TABLE: &[Setting] = &[
     setting(
         "generation.max_running",
         &["GRAIL_PIPELINE_MAX_NUM_SEQS"],
-        Form::Whole,
-        "64",
-        "Requests that SGLang or vLLM works on at once; more wait in it.",
+        Form::WholeOrAuto,
+        "'auto'",
+        "Requests that one server works on at once, more wait in it; auto is 1024, of the embedded engine 48 (the guide's 64 would \
+         be four groups).",
     ),
     setting(
         "generation.disable_cuda_graph",
@@ -306,6 +337,13 @@ pub const TABLE: &[Setting] = &[
         Form::Flag,
         "true",
         "Proof workers are processes of their own; anything else is refused.",
+    ),
+    setting(
+        "proof.flash_attention",
+        &["GRAIL_PIPELINE_PROOF_FLASH_ATTN"],
+        Form::Flag,
+        "false",
+        "Proofs by flash-attn; refused, for validators compare with libtorch's own attention.",
     ),
     setting("proof.cpu_slots", &[], Form::Whole, "2", "Proof workers where proof.device is cpu."),
     setting("proof.threads", &[], Form::Whole, "1", "Threads of one proof worker on the CPU."),

@@ -265,3 +265,84 @@ fn a_folder_of_this_host_serves_no_network() {
     let error = load_text("[storage]\nlocal_folder = 'b'\n", &[]).unwrap_err();
     assert!(error.contains("cannot be read by validators"), "{error}");
 }
+
+/// Every variable of the guide's pipeline, with the meaning that the guide gives it.
+#[test]
+fn every_variable_of_the_pipeline_has_its_meaning_or_is_refused_with_the_reason() {
+    let variables = [
+        ("GRAIL_PIPELINE_BACKEND", "vllm"),
+        ("GRAIL_PIPELINE_VLLM_GPU", "1"),
+        ("GRAIL_PIPELINE_VLLM_TP", "2"),
+        ("GRAIL_PIPELINE_PROOF_GPU", "3"),
+        ("GRAIL_PIPELINE_PROOF_GPU_IDS", "4,5"),
+        ("GRAIL_PIPELINE_PROOF_SUBPROCESS", "yes"),
+        ("GRAIL_PIPELINE_PROOF_FLASH_ATTN", "0"),
+        ("GRAIL_PIPELINE_GROUPS_PER_BATCH", "72"),
+        ("GRAIL_PIPELINE_DISABLE_CUDA_GRAPH", "1"),
+        ("GRAIL_PIPELINE_GPU_MEM_UTIL", "0.8"),
+        ("GRAIL_PIPELINE_MAX_MODEL_LEN", "4096"),
+        ("GRAIL_PIPELINE_MAX_NUM_SEQS", "256"),
+        ("GRAIL_PIPELINE_MAX_CONCURRENT", "1152"),
+        ("GRAIL_PIPELINE_SERVER_TIMEOUT", "900"),
+        ("GRAIL_PIPELINE_SYMLINK_DIR", "/links"),
+        ("GRAIL_VLLM_PYTHON", "/opt/vllm/bin/python"),
+        ("GRAIL_TRAIN_MODEL_ID", "Qwen/Qwen2.5-7B"),
+    ];
+    let settings = load_text(LOCAL, &variables).unwrap().settings;
+    let generation = &settings.generation;
+    assert_eq!((generation.backend.as_str(), generation.gpu, generation.tensor_parallel), ("vllm", 1, 2));
+    assert_eq!((generation.groups_in_flight, generation.disable_cuda_graph), (GroupsInFlight::Fixed(72), true));
+    assert_eq!((generation.memory_share, generation.max_model_length, generation.server_timeout), (0.8, 4096, 900.0));
+    assert_eq!((generation.max_running, generation.max_concurrent), (256, 1152));
+    assert_eq!(generation.link_folder.as_deref(), Some(Path::new("/links")));
+    assert_eq!(generation.python, Path::new("/opt/vllm/bin/python"));
+    assert_eq!(generation.tokenizer.as_deref(), Some("Qwen/Qwen2.5-7B"));
+    assert_eq!(settings.proof.slots, ProofSlots::Gpus(vec![4, 5]));
+    let words: Vec<String> = generation.launcher_arguments().iter().map(|word| word.display().to_string()).collect();
+    let words = words.join(" ");
+    for pair in [
+        "--tensor-parallel 2",
+        "--max-running-requests 256",
+        "--memory-share 0.8",
+        "--context-length 4096",
+        "--disable-cuda-graph",
+    ] {
+        assert!(words.contains(pair), "{pair} is missing in {words}");
+    }
+
+    let unset = load_text(LOCAL, &[("GRAIL_PIPELINE_PROOF_GPU", "3")]).unwrap().settings;
+    assert_eq!(unset.proof.slots, ProofSlots::Gpus(vec![3]), "the one GPU counts where there is no list");
+    assert_eq!((unset.generation.groups_in_flight, unset.generation.max_concurrent), (GroupsInFlight::Auto, 8192));
+    for (name, value, reason) in [
+        ("GRAIL_PIPELINE_PROOF_SUBPROCESS", "0", "every proof worker is a process of its own"),
+        ("GRAIL_PIPELINE_PROOF_FLASH_ATTN", "1", "libtorch's own attention"),
+        ("GRAIL_PIPELINE_BACKEND", "tgi", "is none of sglang, vllm, embedded"),
+        ("GRAIL_PIPELINE_GROUPS_PER_BATCH", "0", "is outside 1 to 4096"),
+        ("GRAIL_PIPELINE_GPU_MEM_UTIL", "1.5", "is outside 0.05 to 1"),
+    ] {
+        let error = load_text(LOCAL, &[(name, value)]).unwrap_err();
+        assert!(error.contains(name) && error.contains(reason), "{name}: {error}");
+    }
+}
+
+#[test]
+fn servers_elsewhere_are_a_list_or_one_text_and_are_judged() {
+    let with = |lines: &str| load_text(&format!("{LOCAL}[generation]\n{lines}"), &[]);
+    let two = ["http://10.0.0.2:30000".to_owned(), "http://10.0.0.3:30000".to_owned()];
+    for lines in [
+        "servers = ['http://10.0.0.2:30000/', 'http://10.0.0.3:30000']",
+        "servers = 'http://10.0.0.2:30000, http://10.0.0.3:30000'\nservers_cache = '/mnt/grail'",
+    ] {
+        assert_eq!(with(lines).unwrap().settings.generation.servers, two);
+    }
+    for (lines, reason) in [
+        ("servers = ['10.0.0.2:30000']", "is no address that begins with http"),
+        ("servers = [1]", "is array, not a list of addresses"),
+        ("backend = 'embedded'\nservers = 'http://a:1'", "need generation.backend"),
+        ("replicas = 2\nservers = 'http://a:1'", "none is where generation.servers names some"),
+        ("servers = 'http://a:1'\nservers_cache = 'grail'", "is no absolute path"),
+    ] {
+        let error = with(lines).unwrap_err();
+        assert!(error.contains(reason), "{lines}: {error}");
+    }
+}

@@ -79,8 +79,10 @@ const PROMISING: usize = 2;
 const FIRST_LOOK: u32 = 10;
 const LEAST_WINDOWS: u32 = 20;
 
+/// Something of a host that is made better.
+type Remedy = (&'static str, fn(&mut Host));
 /// What is made better to see what limits.
-const REMEDIES: [(&str, fn(&mut Host)); 4] = [
+const REMEDIES: [Remedy; 4] = [
     ("generation (servers twice as fast)", |host| host.generation.throughput.iter_mut().for_each(|(_, rate)| *rate *= 2.0)),
     ("proofs (workers twice as fast)", |host| {
         host.proof.tokens_per_second *= 2.0;

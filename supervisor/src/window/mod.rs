@@ -369,7 +369,7 @@ impl Miner {
         let left =
             Duration::try_from_secs_f64(self.schedule.cut_off(clockwork, rollouts) - clock::unix_seconds()).unwrap_or_default();
         let ready = async {
-            self.workshop.generator.serving_revision(&terms.revision).await;
+            self.workshop.generator.replicas().awaited(&terms.revision).await;
             self.workshop.proofs.serving(&terms.revision).await;
         };
         tokio::select! {

@@ -148,7 +148,7 @@ impl Miner {
             let fits = self.schedule.fits(&site.clockwork, block, now, kept);
             let open = stopped_at.is_none() && kept < ROLLOUT_TARGET && has_room(&site.harvest) && fits;
             // Without a server an index would be burnt for nothing.
-            let served = self.workshop.generator.serving().is_some_and(|serving| serving.revision == site.terms.revision);
+            let served = self.workshop.generator.replicas().serves(&site.terms.revision);
             let places = self.schedule.places();
             if open && served && now >= shift.blocked_until && places > 0 {
                 self.begin(site, &mut shift, block, places).await;
@@ -180,14 +180,21 @@ impl Miner {
         block
     }
 
-    /// What the server says about itself, until the handle is dropped.
+    /// What the servers say about themselves, until the handle is dropped. While one of them is away, the others carry more than
+    /// is theirs, which says nothing about what all of them sustain.
     fn watch_server(&self, tell: mpsc::UnboundedSender<News>) -> AbortOnDropHandle<()> {
         let workshop = self.workshop.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
                 tokio::time::sleep(SERVER_LOOK).await;
-                let Some(serving) = workshop.generator.serving() else { continue };
-                if let Some(load) = server_load::ask(workshop.completions.http(), &serving.url).await
+                let replicas = workshop.generator.replicas();
+                let serving = replicas.serving();
+                if serving.len() < replicas.count() {
+                    continue;
+                }
+                let asked = serving.iter().map(|serving| server_load::ask(workshop.completions.http(), &serving.url));
+                let told: Option<Vec<ServerLoad>> = futures::future::join_all(asked).await.into_iter().collect();
+                if let Some(load) = told.map(ServerLoad::of_all)
                     && tell.send(News::Server(load)).is_err()
                 {
                     return;
