@@ -42,7 +42,7 @@ pub(super) fn layout(settings: &Settings) -> Result<Plan, String> {
 }
 
 fn used(plan: &Plan) -> Vec<String> {
-    plan.generation.iter().cloned().chain(plan.proof.iter().filter_map(|slot| slot.gpu.clone())).collect()
+    plan.generation.iter().flatten().cloned().chain(plan.proof.iter().filter_map(|slot| slot.gpu.clone())).collect()
 }
 
 /// May block: it asks the driver.
@@ -147,6 +147,9 @@ fn worker_row(gpu: Option<&str>, hello: &Result<WorkerHello, String>) -> Row {
 /// Asks the configured Python for the generation server, imports and all.
 pub(super) async fn server(settings: &Settings) -> Row {
     let generation = &settings.generation;
+    if !generation.servers.is_empty() {
+        return Row::not_asked(SERVER, "generation.servers run elsewhere; `run` asks them and says which of them answer");
+    }
     if generation.backend == "embedded" {
         return Row::ok(SERVER, "the embedded engine, which is part of grail-gen-launcher");
     }
