@@ -72,7 +72,7 @@ impl Checkpoints {
     /// From now on the checkpoints of another bucket, signed by `trainer`.
     pub fn follow(&mut self, bucket: Bucket, trainer: String) {
         self.bucket = bucket;
-        self.limits.trainer = Some(trainer);
+        self.limits = FetchLimits { trainer: Some(trainer), ..FetchLimits::default() };
         self.current = None;
     }
 

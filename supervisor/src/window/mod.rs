@@ -308,6 +308,7 @@ impl Miner {
         })?;
         for passed_over in self.checkpoints.take_passed_over() {
             self.journal.record(&passed_over);
+            self.board.window(|status| _ = status.passed_over.insert(passed_over.checkpoint, passed_over.why));
         }
         *checkpoint = Some(terms.revision.window);
         self.board.window(|status| {

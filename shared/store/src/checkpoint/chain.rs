@@ -27,6 +27,14 @@ pub(super) struct Chain {
     pub links: Vec<(u64, Metadata)>,
 }
 
+impl Chain {
+    /// Everything that the weights follow from: the base's metadata and the links', oldest first.
+    pub(super) fn documents(&self) -> impl Iterator<Item = &Metadata> {
+        let (Base::Cached(_, base) | Base::Published(_, base)) = &self.base;
+        std::iter::once(base).chain(self.links.iter().map(|(_, link)| link))
+    }
+}
+
 /// What the walk asks.
 pub(super) trait Sources {
     /// The metadata of checkpoint `window` if the cache has it whole.

@@ -64,6 +64,23 @@ pub enum CheckpointError {
         /// Hash in the manifest.
         want: String,
     },
+    /// Two downloads of a file gave different bytes: this host's way to the bucket is at fault, not what lies there.
+    #[error(
+        "checkpoint {window}: two downloads of {name} gave different bytes (sha256 {before} and {got}), none the manifest's {want}. \
+         It is fetched again; if this stays, look at what lies between this host and the bucket, and at its memory"
+    )]
+    Unsteady {
+        /// Checkpoint window.
+        window: u64,
+        /// Name in the manifest.
+        name: String,
+        /// Hash of the bytes of the first download.
+        before: String,
+        /// Hash of the bytes of the second.
+        got: String,
+        /// Hash in the manifest.
+        want: String,
+    },
     /// The tensors are not the metadata's.
     #[error("checkpoint {window}: its tensors hash to {got}, its metadata says {want}. Wait for the next FULL checkpoint")]
     WrongWeights {
@@ -162,7 +179,7 @@ impl CheckpointError {
 
     /// Whether what was downloaded so far is worth keeping for the next attempt.
     pub(super) fn may_pass(&self) -> bool {
-        matches!(self, Self::Bucket(_) | Self::Local { .. } | Self::NoRoom { .. })
+        matches!(self, Self::Bucket(_) | Self::Local { .. } | Self::NoRoom { .. } | Self::Unsteady { .. })
     }
 }
 

@@ -12,6 +12,7 @@ use super::documents::{Documents, fetch_metadata};
 use super::error::local;
 use super::event::{CheckpointChanges, FetchEvent, Observer};
 use super::objects::{Objects, Published};
+use super::refused::{Refused, subject};
 use super::weights::weights_hash;
 use super::{CheckpointError, Metadata, keys};
 use crate::bucket::Bucket;
@@ -29,11 +30,13 @@ pub struct FetchLimits {
     pub total_bytes: u64,
     /// SS58 address whose `manifest.sig` is required; `None` trusts the bucket's credentials alone.
     pub trainer: Option<String>,
+    /// What need not be downloaded again, because it was found damaged and is still the same.
+    pub refused: Refused,
 }
 
 impl Default for FetchLimits {
     fn default() -> Self {
-        Self { total_bytes: 200 << 30, trainer: None }
+        Self { total_bytes: 200 << 30, trainer: None, refused: Refused::default() }
     }
 }
 
@@ -126,13 +129,18 @@ impl Fetcher<'_> {
     }
 
     async fn full(&self, window: u64, metadata: Metadata) -> Result<CachedCheckpoint, CheckpointError> {
+        let subject = subject("full", window, [&metadata]);
+        if let Some(error) = self.limits.refused.verdict(&subject) {
+            return Err(error);
+        }
         let objects = Objects::locate(self.bucket, window, Published::Full, &metadata.file_manifest).await?;
         let partial = Partial::resume(self.cache_root, Kind::Checkpoint, window)?;
         if let Err(error) = objects.download(self.bucket, partial.path(), self.limits, self.observer).await {
             return Err(partial.give_up(error));
         }
         let (place, verified) = (partial.path().to_owned(), metadata.clone());
-        let dir = blocking(&place, move || finish(partial, window, &verified)).await?;
+        let finished = blocking(&place, move || finish(partial, window, &verified)).await;
+        let dir = finished.inspect_err(|error| self.limits.refused.remember(subject, error))?;
         Ok(CachedCheckpoint { dir, window, metadata })
     }
 
@@ -146,13 +154,17 @@ impl Fetcher<'_> {
             Base::Cached(base, _) => Some(*base),
             Base::Published(..) => None,
         };
+        let subject = subject("delta", window, chain.documents());
+        if let Some(error) = self.limits.refused.verdict(&subject) {
+            return Err(error);
+        }
         match (self.rebuilt(window, &metadata, chain).await, base) {
             // The base was looked at without its weights. If they are damaged, the chain is not to blame.
             (Err(CheckpointError::WrongWeights { .. }), Some(base)) if self.discarded(base).await? => {
                 let chain = chain::walk(self, window, metadata.clone()).await?;
                 self.rebuilt(window, &metadata, chain).await
             }
-            (rebuilt, _) => rebuilt,
+            (rebuilt, _) => rebuilt.inspect_err(|error| self.limits.refused.remember(subject, error)),
         }
     }
 

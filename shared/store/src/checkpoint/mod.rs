@@ -22,6 +22,7 @@ mod metadata;
 mod objects;
 mod publish;
 mod rebuild;
+mod refused;
 pub mod sparse;
 mod weights;
 
@@ -36,4 +37,5 @@ pub use fetch::{CachedCheckpoint, FetchLimits, Fetcher};
 pub use keys::{PREFIX, delta_key, discover, full_key, parse_ready_key, ready_before, ready_key};
 pub use metadata::{Manifest, Metadata, MiningTerms, is_signed_by, signed_bytes};
 pub use publish::{Predecessor, PublishTerms, Signer, publish_delta, publish_full};
+pub use refused::Refused;
 pub use weights::{TensorPlace, file_sha256, hash_tensors, tensor_places, weights_hash};

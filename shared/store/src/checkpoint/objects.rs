@@ -52,6 +52,15 @@ struct Source {
     gzip: bool,
 }
 
+impl Source {
+    /// The object as it lies there, where the bucket says enough to know it again.
+    fn subject(&self) -> Option<String> {
+        let ObjectHead { size, etag, last_modified } = &self.head;
+        let known = etag.is_some() || last_modified.is_some();
+        known.then(|| format!("object {} {size} {etag:?} {last_modified:?} {}", self.key, self.sha256))
+    }
+}
+
 impl Objects {
     /// Finds the object of every entry: under its name, or else compressed.
     pub(super) async fn locate(
@@ -82,6 +91,9 @@ impl Objects {
         limits: &FetchLimits,
         observer: &Observer<'_>,
     ) -> Result<(), CheckpointError> {
+        if let Some(error) = self.sources.iter().find_map(|source| limits.refused.verdict(&source.subject()?)) {
+            return Err(error);
+        }
         let (window, bytes) = (self.window, self.bytes());
         if bytes > limits.total_bytes {
             return Err(CheckpointError::TooLarge { window, size: bytes, limit: limits.total_bytes });
@@ -102,18 +114,35 @@ impl Objects {
         observer: &Observer<'_>,
     ) -> Result<(), CheckpointError> {
         let path = dir.join(&source.name);
-        let resumed = path.exists();
-        let mut got = self.attempt(bucket, source, dir, limits, observer).await?;
-        if got != source.sha256 && resumed {
-            // What lay there was no beginning of this object.
+        let mut before: Option<String> = None;
+        loop {
+            let resumed = path.exists();
+            let got = self.attempt(bucket, source, dir, limits, observer).await?;
+            if got == source.sha256 {
+                return Ok(());
+            }
             std::fs::remove_file(&path).map_err(local(&path))?;
-            got = self.attempt(bucket, source, dir, limits, observer).await?;
+            match before.take() {
+                // What lay there was no beginning of this object.
+                None if resumed => {}
+                // It may have been damaged on the way here only, and then nobody else refuses it.
+                None => before = Some(got),
+                Some(before) => return Err(self.refusal(source, before, got, limits)),
+            }
         }
-        if got == source.sha256 {
-            return Ok(());
+    }
+
+    /// Twice the same wrong bytes are the object's; different ones are the way's.
+    fn refusal(&self, source: &Source, before: String, got: String, limits: &FetchLimits) -> CheckpointError {
+        let (window, name, want) = (self.window, source.name.clone(), source.sha256.clone());
+        if before != got {
+            return CheckpointError::Unsteady { window, name, before, got, want };
         }
-        std::fs::remove_file(&path).map_err(local(&path))?;
-        Err(CheckpointError::WrongHash { window: self.window, name: source.name.clone(), got, want: source.sha256.clone() })
+        let error = CheckpointError::WrongHash { window, name, got, want };
+        if let Some(subject) = source.subject() {
+            limits.refused.remember(subject, &error);
+        }
+        error
     }
 
     async fn attempt(

@@ -1,6 +1,7 @@
 //! Publishing and fetching over the local server.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use grail_protocol::keys::Hotkey;
 use serde_json::{Value, json};
@@ -127,6 +128,49 @@ async fn whatever_cannot_be_trusted_is_refused_and_leaves_nothing() {
     assert!(matches!(fetch(210).await, CheckpointError::Unverifiable { .. }), "its manifest is empty");
     assert!(matches!(fetch(240).await, CheckpointError::NotReady { .. }));
     assert!(entries(cache.path()).is_empty(), "{:?}", entries(cache.path()));
+}
+
+/// Fetches, and says how many files' bytes were asked for.
+async fn fetch_counted(
+    bucket: &Bucket,
+    window: u64,
+    cache_root: &Path,
+    limits: &FetchLimits,
+) -> (Result<CachedCheckpoint, CheckpointError>, usize) {
+    let files = AtomicUsize::new(0);
+    let observer = |event| {
+        if let FetchEvent::Download { files: wanted, .. } = event {
+            files.fetch_add(wanted, Ordering::Relaxed);
+        }
+    };
+    let fetched = Fetcher { bucket, cache_root, limits, observer: &observer }.fetch(window).await;
+    (fetched, files.into_inner())
+}
+
+#[tokio::test]
+async fn what_was_found_damaged_is_not_downloaded_again_until_it_is_published_again() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    let cache = tempfile::tempdir().unwrap();
+    let limits = FetchLimits::default();
+    let fetch = async |window| fetch_counted(&bucket, window, cache.path(), &limits).await;
+    let (metadata, _) = published(&bucket, 30).await;
+    bucket.put(&full_key(30, "config.json"), "other", &RetryPolicy::default()).await.unwrap();
+    assert!(matches!(fetch(30).await, (Err(CheckpointError::WrongHash { .. }), 1..)));
+    assert!(matches!(fetch(30).await, (Err(CheckpointError::WrongHash { .. }), 0)));
+    let config = std::fs::read(model_dir().path().join("config.json")).unwrap();
+    bucket.put(&full_key(30, "config.json"), config, &RetryPolicy::default()).await.unwrap();
+    assert_eq!(fetch(30).await.0.unwrap().metadata, metadata);
+
+    // Weights are hashed here: this host has to find the same twice before it blames the trainer for good.
+    let (metadata, _) = published(&bucket, 60).await;
+    replace_metadata(&bucket, 60, |document| document["weights_hash"] = json!("0".repeat(32))).await;
+    for _ in 0..2 {
+        assert!(matches!(fetch(60).await, (Err(CheckpointError::WrongWeights { .. }), 1..)));
+    }
+    assert!(matches!(fetch(60).await, (Err(CheckpointError::WrongWeights { .. }), 0)));
+    replace_metadata(&bucket, 60, |document| document["weights_hash"] = json!(metadata.weights_hash)).await;
+    assert_eq!(fetch(60).await.0.unwrap().metadata.weights_hash, metadata.weights_hash);
 }
 
 #[tokio::test]
