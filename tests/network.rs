@@ -28,7 +28,7 @@ fn number(status: &Value, path: &str) -> u64 {
 
 /// A registered host on a node, with a checkpoint.
 fn registered(runtime: &tokio::runtime::Runtime) -> (Host, TestNode) {
-    let (host, node) = testnet::registered(runtime, Host::new(1.0, 8.0), |_| {});
+    let (host, node) = testnet::registered(runtime, Host::new(1.0, 8.0));
     testnet::publish(&host, "checkpoint-a", &[]);
     (host, node)
 }
@@ -101,7 +101,7 @@ fn the_trainers_bucket_is_waited_for_and_never_replaced_by_our_own() {
 fn an_unregistered_hotkey_ends_with_1_and_the_command_that_registers() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let host = Host::new(1.0, 8.0);
-    let node = testnet::node(&runtime, &host, &[], |_| {});
+    let node = testnet::node(&runtime, &host, &[]);
     let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint());
     let finished = host.run(&["run", "--windows", "1"]);
     assert_eq!(finished.code, 1, "{}", finished.stderr);

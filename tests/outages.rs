@@ -7,14 +7,16 @@
     reason = "tests start programs, measure time and may panic; the rules are for the product"
 )]
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use grail_fakes::{LyingBucket, Script};
-use grail_node::{Setup, TestNode};
+use axum::http::Method;
+use grail_fakes::{BucketCue, BucketLie, LyingBucket, Script};
+use grail_node::TestNode;
 use grail_tests::set_clock::WallClock;
 use grail_tests::side_by_side::{Scenario, play};
-use grail_tests::{Cast, Host, Running, oracle, points, testnet, tree};
+use grail_tests::{Cast, Host, Running, oracle, points, testnet, tree, workspace};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -31,7 +33,7 @@ fn main() -> ExitCode {
     // Built before any host's clock starts.
     points::supervisor();
     println!("Fakes stand in for workers and generation server, a node of the tests' own for the chain.");
-    let scenarios = vec![
+    let mut scenarios = vec![
         Scenario::new("suspended-for-more-than-a-window", suspended),
         Scenario::new("clock-set-an-hour-ahead", || clock_set(HOUR)),
         Scenario::new("clock-set-an-hour-back", || clock_set(-HOUR)),
@@ -43,6 +45,16 @@ fn main() -> ExitCode {
             })
         }),
     ];
+    scenarios.extend([
+        Scenario::new("chain-is-reorganised-after-the-upload", reorganised),
+        Scenario::new("chain-is-reorganised-between-two-runs", reorganised_between_runs),
+        Scenario::new("bucket-answers-in-the-next-window", two_at_once),
+        Scenario::new("checkpoint-with-a-damaged-shard", || bad_checkpoint(damage_shard, "has sha256")),
+        Scenario::new("checkpoint-without-a-shard", || bad_checkpoint(remove_shard, "lacks the file")),
+        Scenario::new("checkpoint-without-its-anchor", || bad_checkpoint(remove_anchor, "which is not in the bucket")),
+        Scenario::new("checkpoint-with-a-bad-signature", unsigned_checkpoint),
+        Scenario::new("supervisor-killed-in-a-reload", killed_in_a_reload),
+    ]);
     play(scenarios, 6)
 }
 
@@ -55,12 +67,16 @@ struct Site {
 }
 
 impl Site {
-    fn open(change: impl FnOnce(&mut Setup), prepare: impl FnOnce(Host) -> Host) -> Self {
+    fn open(prepare: impl FnOnce(Host) -> Host) -> Self {
+        Self::with_blocks(BLOCK_SECONDS, prepare)
+    }
+
+    fn with_blocks(seconds: f64, prepare: impl FnOnce(Host) -> Host) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let script = Script { job_seconds: 0.1, completion_seconds: 0.05, load_seconds: 0.1, ..Script::default() };
-        let host = prepare(Host::new(BLOCK_SECONDS, LEAD).cast(Cast::Fakes, &script).with_failpoints());
+        let host = prepare(Host::new(seconds, LEAD).cast(Cast::Fakes, &script).with_failpoints());
         let host = host.set("beacon.drand", "false");
-        let (host, node) = testnet::registered(&runtime, host, change);
+        let (host, node) = testnet::registered(&runtime, host);
         testnet::publish(&host, "checkpoint-a", &[]);
         let miner = host.start(&["run"]);
         Self { host, node, miner, _runtime: runtime }
@@ -111,7 +127,7 @@ impl Site {
 
 /// The whole family stands still for more than a window, as in a suspend.
 fn suspended() -> Result<String, String> {
-    let mut site = Site::open(|_| {}, |host| host);
+    let mut site = Site::open(|host| host);
     site.mining();
     let family = tree(site.miner.pid());
     let all = |signal| family.iter().filter(|pid| kill(Pid::from_raw(**pid), signal).is_err()).count();
@@ -126,16 +142,13 @@ fn suspended() -> Result<String, String> {
 /// The host's wall clock jumps in mid-window and is set right two windows later.
 fn clock_set(seconds: i64) -> Result<String, String> {
     let (mut clock, mut bucket) = (None, None);
-    let mut site = Site::open(
-        |_| {},
-        |host| {
-            let (host, wall) = WallClock::of(host);
-            let lying = LyingBucket::start(&host.path().join("buckets"), Vec::new()).unwrap();
-            let host = host.with_bucket(&lying);
-            (clock, bucket) = (Some(wall), Some(lying));
-            host
-        },
-    );
+    let mut site = Site::open(|host| {
+        let (host, wall) = WallClock::of(host);
+        let lying = LyingBucket::start(&host.path().join("buckets"), Vec::new()).unwrap();
+        let host = host.with_bucket(&lying);
+        (clock, bucket) = (Some(wall), Some(lying));
+        host
+    });
     let clock = clock.unwrap();
     site.mining();
     clock.set_ahead(seconds);
@@ -148,7 +161,7 @@ fn clock_set(seconds: i64) -> Result<String, String> {
 
 /// The chain tells nothing from the middle of a window until its file is uploaded.
 fn silent(fault: impl Fn(&TestNode, bool)) -> Result<String, String> {
-    let mut site = Site::open(|_| {}, |host| host);
+    let mut site = Site::open(|host| host);
     site.mining();
     fault(&site.node, true);
     let status = site.uploaded(FIRST);
@@ -163,5 +176,156 @@ fn silent(fault: impl Fn(&TestNode, bool)) -> Result<String, String> {
     }
     site.said("The chain has told no new block for several block times")?;
     site.said("The chain tells new blocks again")?;
+    site.judged(&[FIRST], &[])
+}
+
+/// The window's first block is replaced while the file lies in the bucket and finality stands still.
+fn reorganised() -> Result<String, String> {
+    let mut site = Site::open(|host| host);
+    site.mining();
+    site.node.hold_finality_back(1000);
+    site.uploaded(FIRST);
+    if !site.has_file(FIRST) {
+        return Err("the file is not there to begin with".into());
+    }
+    site.node.fork(site.node.height() + 1 - FIRST);
+    let status = site.ended("the file withdrawn", |window, outcome| window == FIRST && outcome == "withdrawn");
+    if site.has_file(FIRST) || status["events"]["file_withdrawn"] != 1 {
+        return Err(format!("what every validator rejects is still there: {status:#}"));
+    }
+    site.uploaded(SECOND);
+    site.node.hold_finality_back(1);
+    site.judged(&[SECOND], &[])
+}
+
+/// A file is uploaded by a run that is told to stop, then the window's first block is replaced, and another run follows in time.
+fn reorganised_between_runs() -> Result<String, String> {
+    let mut site = Site::with_blocks(1.2, |host| host);
+    site.mining();
+    site.miner.signal(Signal::SIGTERM);
+    let code = site.miner.finish(Duration::from_secs(40)).code;
+    if code != 0 || site.host.uploaded().len() != 1 {
+        return Err(format!("it ended with {code}, with {:?}", site.host.uploaded()));
+    }
+    site.node.fork(site.node.height() + 1 - FIRST);
+    site.miner = site.host.start(&["run"]);
+    let pid = site.miner.pid();
+    site.host.await_status("the second run", &mut site.miner, 30, |status| status["pid"] == pid);
+    site.uploaded(FIRST);
+    site.said("The file of an earlier run is of another block hash or checkpoint and was removed")?;
+    site.judged(&[FIRST], &[])
+}
+
+/// The bucket takes the first window's file in time and says so in the middle of the second one.
+fn two_at_once() -> Result<String, String> {
+    let mut bucket = None;
+    let mut site = Site::open(|host| {
+        let slow = BucketCue { method: Method::HEAD, path: "window-30.parquet", count: 1, lie: BucketLie::Slow(14_000) };
+        let lying = LyingBucket::start(&host.path().join("buckets"), vec![slow]).unwrap();
+        let host = host.with_bucket(&lying);
+        bucket = Some(lying);
+        host
+    });
+    let mines_the_second =
+        |status: &Value| status["window"]["window"] == SECOND && status["window"]["spooled"].as_u64() >= Some(1);
+    let status = site.host.await_status("the second window mined", &mut site.miner, 60, mines_the_second);
+    let told = status["finished"].as_array().is_some_and(|all| all.iter().any(|window| window["window"] == FIRST));
+    let spool = site.host.path().join("state/spool/30/sending.record");
+    if told || !spool.exists() {
+        return Err(format!("the first file is not under way any more: {status:#}"));
+    }
+    site.ended("the first file", |window, outcome| window == FIRST && outcome == "uploaded");
+    site.ended("the second file", |window, outcome| window == SECOND && outcome == "uploaded");
+    site.judged(&[FIRST, SECOND], &[])
+}
+
+fn checkpoints(host: &Host) -> PathBuf {
+    host.trainer_bucket().join("grail/checkpoints")
+}
+
+fn shard(host: &Host) -> PathBuf {
+    checkpoints(host).join("checkpoint-30/FULL/model.safetensors")
+}
+
+fn damage_shard(host: &Host) {
+    testnet::publish(host, "checkpoint-b", &[]);
+    let mut bytes = std::fs::read(shard(host)).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(shard(host), bytes).unwrap();
+}
+
+fn remove_shard(host: &Host) {
+    testnet::publish(host, "checkpoint-b", &[]);
+    std::fs::remove_file(shard(host)).unwrap();
+}
+
+/// A difference against a checkpoint that nobody has.
+fn remove_anchor(host: &Host) {
+    testnet::publish(host, "checkpoint-b", &[]);
+    let before = workspace().join("demo/checkpoint-b");
+    testnet::publish(host, "checkpoint-a", &["--window", "60", "--delta-from", before.to_str().unwrap()]);
+    let delta = checkpoints(host).join("checkpoint-60");
+    // As if both had been ready in time for the next window.
+    std::fs::rename(delta.join("READY-60"), delta.join("READY-30")).unwrap();
+    std::fs::remove_dir_all(checkpoints(host).join("checkpoint-30")).unwrap();
+}
+
+/// What no reader of the network can use leaves everybody with the checkpoint before; that is said, and it is not downloaded in
+/// every window anew.
+fn bad_checkpoint(publish: fn(&Host), why: &str) -> Result<String, String> {
+    let mut site = Site::open(|host| host);
+    site.mining();
+    publish(&site.host);
+    let good = |window: &Value| window["outcome"] == "uploaded" && window["checkpoint_window"] == 0;
+    let later = |status: &Value| {
+        let finished = status["finished"].as_array().map(Vec::as_slice).unwrap_or_default();
+        finished.iter().filter(|window| good(window) && window["window"].as_u64() > Some(FIRST)).count() >= 2
+    };
+    let status = site.host.await_status("two windows with the checkpoint before", &mut site.miner, 80, later);
+    let told =
+        status["window"]["passed_over"].as_object().is_some_and(|all| all.values().any(|told| told.to_string().contains(why)));
+    let log = site.host.log();
+    let downloads = log.matches("Files of a checkpoint are downloaded. checkpoint=30").count();
+    if !told || !log.contains("the one before is mined with") || downloads > 1 {
+        return Err(format!("downloaded {downloads} times, told: {told}, {:#}", status["window"]));
+    }
+    site.judged(&[], &[])
+}
+
+/// The network's readers do not look at signatures, so validators mine on with what this one cannot verify: nothing is uploaded
+/// rather than something of the checkpoint before.
+fn unsigned_checkpoint() -> Result<String, String> {
+    let mut site = Site::open(|host| host);
+    site.mining();
+    testnet::publish(&site.host, "checkpoint-b", &[]);
+    std::fs::write(checkpoints(&site.host).join("checkpoint-30/FULL/manifest.sig"), "00".repeat(64)).unwrap();
+    site.ended("the window skipped", |window, outcome| window == SECOND && outcome == "skipped");
+    site.said("manifest.sig is not a signature")?;
+    site.miner.signal(Signal::SIGTERM);
+    let code = site.miner.finish(Duration::from_secs(40)).code;
+    match oracle::no_process_is_left(&site.host) {
+        Ok(()) if code == 0 && site.host.uploaded().len() == 1 => Ok("skipped, with the reason".into()),
+        outcome => Err(format!("it ended with {code}, {outcome:?}, {:?}", site.host.uploaded())),
+    }
+}
+
+/// Killed while the workers take a new checkpoint: the next start loads it, and the window is mined with it.
+fn killed_in_a_reload() -> Result<String, String> {
+    let mut site = Site::open(|host| host);
+    site.mining();
+    testnet::publish(&site.host, "checkpoint-b", &[]);
+    points::arm(&site.host, "reloading");
+    points::await_reached(&site.host, "reloading", Duration::from_secs(30))?;
+    site.miner.signal(Signal::SIGKILL);
+    let _ = site.miner.finish(Duration::from_secs(10));
+    oracle::no_process_is_left(&site.host)?;
+    points::release(&site.host, "reloading");
+    site.miner = site.host.start(&["run"]);
+    let status = site.uploaded(SECOND);
+    let newest = status["finished"].as_array().and_then(|all| all.last()).cloned().unwrap_or_default();
+    if newest["checkpoint_window"] != FIRST {
+        return Err(format!("it goes on with another checkpoint: {newest:#}"));
+    }
     site.judged(&[FIRST], &[])
 }

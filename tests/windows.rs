@@ -50,7 +50,7 @@ fn mine(windows: usize) -> Result<(), String> {
     let host = Host::new(BLOCK_SECONDS, LEAD).cast(Cast::Real, &Script::default()).with_failpoints();
     // A few groups a window are enough here, and judging all of them takes its time.
     let host = host.set("generation.groups_in_flight", "2").set("beacon.drand", "false");
-    let (host, node) = testnet::registered(&runtime, host, |_| {});
+    let (host, node) = testnet::registered(&runtime, host);
     let mut trainer = Trainer { host: &host, checkpoints: 0 };
     trainer.publish()?;
     let mut miner = host.start(&["run"]);

@@ -125,7 +125,7 @@ fn mine_and_close_a_window() {
     let metadata = WindowMetadata { wallet: hotkey.address().into(), window_start: WINDOW, timestamp: 1.8e9 };
     let folder = tempfile::tempdir_in(".").expect("a folder on the disk of this project");
     let (spool, _) =
-        Spool::open(Arc::new(FileSystem), folder.path(), hotkey.address(), WINDOW as u64, u64::MAX).expect("a spool");
+        Spool::open(Arc::new(FileSystem), folder.path(), hotkey.address(), WINDOW as u64, &[], u64::MAX).expect("a spool");
     println!("While the window runs, per group of 16 rollouts of 1,200 tokens:");
     let (mut signing, mut encoding, mut judging, mut spooling) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut files, mut judged) = (Vec::new(), Vec::new());

@@ -362,6 +362,8 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         heads: Heads::new(prepared.chain.nominal_block_seconds()),
         shutdown_budget: settings.shutdown_budget,
         under_way: None,
+        sendings: Vec::new(),
+        vigils: Vec::new(),
     })
 }
 

@@ -92,7 +92,7 @@ pub struct WindowStatus {
 pub struct FinishedWindow {
     /// First block.
     pub window: u64,
-    /// `uploaded`, `skipped`, `empty`, `held back`, `lost` or `broken off`.
+    /// `uploaded`, `skipped`, `empty`, `held back`, `lost`, `broken off` or `withdrawn`.
     pub outcome: String,
     /// Why, where it was not uploaded.
     pub reason: Option<String>,
@@ -211,9 +211,10 @@ impl Board {
         self.update(|status| change(&mut status.window));
     }
 
-    /// Remembers how a window ended.
+    /// Remembers how a window ended, by its last word.
     pub fn finish(&self, window: FinishedWindow) {
         self.update(|status| {
+            status.finished.retain(|finished| finished.window != window.window);
             status.finished.push(window);
             let surplus = status.finished.len().saturating_sub(HISTORY);
             status.finished.drain(..surplus);

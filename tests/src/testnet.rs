@@ -11,8 +11,8 @@ pub fn key(uri: &str) -> [u8; 32] {
     Hotkey::from_uri(uri).expect("a development URI").public_key()
 }
 
-/// A node with the trainer as UID 0 and `miners` after it; `change` adds to the set-up.
-pub fn node(runtime: &tokio::runtime::Runtime, host: &Host, miners: &[&str], change: impl FnOnce(&mut Setup)) -> TestNode {
+/// A node with the trainer as UID 0 and `miners` after it.
+pub fn node(runtime: &tokio::runtime::Runtime, host: &Host, miners: &[&str]) -> TestNode {
     let text = std::fs::read_to_string(host.path().join("host.toml")).expect("a host has settings");
     let settings: toml::Table = text.parse().expect("its settings are TOML");
     let number = |name: &str| settings["chain"][name].as_float().expect("a host has a block clock");
@@ -20,7 +20,6 @@ pub fn node(runtime: &tokio::runtime::Runtime, host: &Host, miners: &[&str], cha
     setup.clock = Some(BlockClock { genesis: number("genesis"), seconds: number("block_seconds") });
     setup.members = std::iter::once(&"//Trainer").chain(miners).map(|uri| key(uri)).collect();
     setup.commitments = vec![(key("//Trainer"), Buckets::local_trainer().encode().expect("it fits on the chain"))];
-    change(&mut setup);
     runtime.block_on(TestNode::start(setup))
 }
 
@@ -32,8 +31,8 @@ pub fn publish(host: &Host, checkpoint: &str, more: &[&str]) -> Finished {
 }
 
 /// `host`, registered on such a node.
-pub fn registered(runtime: &tokio::runtime::Runtime, host: Host, change: impl FnOnce(&mut Setup)) -> (Host, TestNode) {
-    let node = node(runtime, &host, &["//Alice"], change);
+pub fn registered(runtime: &tokio::runtime::Runtime, host: Host) -> (Host, TestNode) {
+    let node = node(runtime, &host, &["//Alice"]);
     let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint());
     (host, node)
 }

@@ -108,6 +108,10 @@ impl Chain for NetworkChain {
         self.time(block).boxed()
     }
 
+    fn is_final(&self, block: u64) -> BoxFuture<'_, Result<bool, ChainError>> {
+        async move { Ok(self.node.finalized().await?.1 >= block) }.boxed()
+    }
+
     fn nominal_block_seconds(&self) -> f64 {
         self.block_seconds
     }

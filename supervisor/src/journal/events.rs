@@ -305,6 +305,19 @@ event! {
 }
 
 event! {
+    /// An uploaded file was taken out of the bucket.
+    FileWithdrawn, "file_withdrawn", lasting: true, error "The window's first block was replaced by another; its file was removed before anybody judges it."
+    {
+        /// First block of the window.
+        window: u64,
+        /// Its hash in the rows.
+        was: String,
+        /// Its hash now.
+        now: String,
+    }
+}
+
+event! {
     /// An earlier run ended between sending the file and writing that down; the bucket has it.
     FileFound, "file_found", lasting: true, info "The bucket holds the file that an earlier run was sending when it ended."
     {
@@ -324,7 +337,7 @@ event! {
 pub struct WindowEnded {
     /// First block.
     pub window: u64,
-    /// `uploaded`, `skipped`, `empty`, `held back`, `lost` or `broken off`.
+    /// `uploaded`, `skipped`, `empty`, `held back`, `lost`, `broken off` or `withdrawn`.
     pub outcome: String,
     /// Why, where it was not uploaded.
     pub reason: Option<String>,

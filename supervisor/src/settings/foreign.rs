@@ -20,7 +20,6 @@ const REASONS: &[(&str, &str)] = &[
     ("GRAIL_DELTA_CHECKPOINT_RETENTION_LIMIT", "the cache keeps the checkpoint in use and nothing else"),
     ("GRAIL_CHECKPOINT_MILESTONE_INTERVAL", "the cache keeps the checkpoint in use and nothing else"),
     ("GRAIL_PIPELINE_ENABLED", "nothing reads it in the Python miner either"),
-    ("GRAIL_PIPELINE_PROOF_FLASH_ATTN", "nothing reads it in the Python miner either; attention is proof.force_eager_attention"),
     ("GRAIL_USE_FLASH_ATTENTION", "nothing reads it in the Python miner either"),
     ("GRAIL_MULTI_GPU", "nothing reads it in the Python miner either; GPUs are generation.gpu and proof.gpus"),
     ("GRAIL_GENERATION_BATCH_SIZE", "nothing reads it in the Python miner either"),

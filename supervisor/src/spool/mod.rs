@@ -147,11 +147,19 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Opens the window's folder, removes those of earlier windows, and says what is there. `budget` bounds the groups' bytes.
+    /// Opens the window's folder, removes those of earlier windows but of `sending`, whose files are still on their way, and says
+    /// what is there. `budget` bounds the groups' bytes.
     ///
     /// # Errors
     /// When the folder cannot be made or read. What cannot be removed costs disk and is told, but costs no window.
-    pub fn open(disk: Arc<dyn Disk>, root: &Path, wallet: &str, window: u64, budget: u64) -> Result<(Self, Left), SpoolError> {
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        root: &Path,
+        wallet: &str,
+        window: u64,
+        sending: &[u64],
+        budget: u64,
+    ) -> Result<(Self, Left), SpoolError> {
         let folder = root.join(window.to_string());
         for (folder, parent) in [(root, root.parent()), (&folder, Some(root))] {
             disk.make_folder(folder).map_err(failed(folder, "written"))?;
@@ -160,7 +168,7 @@ impl Spool {
         }
         let spool = Self { disk, folder, wallet: wallet.to_owned(), window, budget, used: AtomicU64::new(0) };
         let mut left = spool.look()?;
-        left.lost = spool.retire_others(root)?;
+        left.lost = spool.retire_others(root, sending)?;
         Ok((spool, left))
     }
 
@@ -192,10 +200,14 @@ impl Spool {
     }
 
     /// Removes the folders of other windows; their deadlines are over. Those that were not uploaded are named.
-    fn retire_others(&self, root: &Path) -> Result<Vec<Expired>, SpoolError> {
+    fn retire_others(&self, root: &Path, sending: &[u64]) -> Result<Vec<Expired>, SpoolError> {
         let mut lost = Vec::new();
         for entry in self.disk.list(root).map_err(failed(root, "read"))? {
-            let Some(window) = entry.name.parse::<u64>().ok().filter(|window| *window != self.window) else { continue };
+            let Some(window) =
+                entry.name.parse::<u64>().ok().filter(|window| *window != self.window && !sending.contains(window))
+            else {
+                continue;
+            };
             let folder = root.join(&entry.name);
             let files = self.disk.list(&folder).unwrap_or_default();
             let groups = files.iter().filter(|file| index_of(&file.name).is_some()).count();
@@ -302,6 +314,21 @@ impl Spool {
     /// When the disk refuses.
     pub fn mark_uploaded(&self, uploaded: &Uploaded) -> Result<(), SpoolError> {
         self.write_note(UPLOADED, uploaded)
+    }
+
+    /// Forgets what was sent and uploaded of this window: it was taken out of the bucket.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn forget_sent(&self) -> Result<(), SpoolError> {
+        for name in [SENDING, UPLOADED] {
+            let path = self.folder.join(name);
+            match self.disk.remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(&path, "removed")(error)),
+                _ => {}
+            }
+        }
+        self.disk.sync_folder(&self.folder).map_err(failed(&self.folder, "removed"))
     }
 
     fn write_note(&self, name: &str, note: &impl Serialize) -> Result<(), SpoolError> {

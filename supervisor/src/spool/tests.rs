@@ -233,7 +233,7 @@ impl Model {
     fn drive(&mut self, disk: &Arc<dyn Disk>, root: &Path, steps: &[Step]) -> Result<(), SpoolError> {
         let mut steps = steps.iter();
         'open: loop {
-            let (spool, left) = Spool::open(disk.clone(), root, WALLET, WINDOW, u64::MAX)?;
+            let (spool, left) = Spool::open(disk.clone(), root, WALLET, WINDOW, &[], u64::MAX)?;
             self.check(&spool, &left)?;
             let mut indices = Indices::from_bound(left.next_index.unwrap());
             for step in steps.by_ref() {
@@ -360,7 +360,7 @@ proptest! {
 }
 
 fn on_disk(root: &Path, window: u64, budget: u64) -> (Spool, Left) {
-    Spool::open(Arc::new(FileSystem), root, WALLET, window, budget).unwrap()
+    Spool::open(Arc::new(FileSystem), root, WALLET, window, &[], budget).unwrap()
 }
 
 #[test]
@@ -418,6 +418,6 @@ fn the_budget_and_a_refusing_disk_are_errors_that_say_so() {
     assert_eq!(left.groups, [0]);
     assert!(spool.put(&record(1)).unwrap_err().to_string().contains("spool.budget_mib"), "what is there counts");
     let unplugged = Arc::new(Unplugged { fuel: 0.into() });
-    let error = Spool::open(unplugged, folder.path(), WALLET, WINDOW, 1).unwrap_err().to_string();
+    let error = Spool::open(unplugged, folder.path(), WALLET, WINDOW, &[], 1).unwrap_err().to_string();
     assert!(error.contains("Read-only file system") && error.contains("free space"), "{error}");
 }

@@ -12,12 +12,14 @@ use grail_store::window_file::{WindowMetadata, splice};
 use sha2::{Digest, Sha256};
 
 use super::harvest::{Harvest, Kept};
+use super::sending::Dispatch;
 use super::shift::{FOOTER_BYTES, Findings};
 use super::{Gathering, Miner, NoFile, Opened};
 use crate::gate::JudgedGroup;
-use crate::journal::{FileClosed, FileFound, FileUploaded, LocalCopyFailed};
+use crate::journal::{FileClosed, FileFound, LocalCopyFailed};
 use crate::spool::{Left, Uploaded};
-use crate::upload::{Receipt, WindowObject, holds, upload};
+use crate::status::FinishedWindow;
+use crate::upload::holds;
 
 /// Local copies of window files that are kept.
 const KEPT_WINDOWS: usize = 3;
@@ -28,6 +30,14 @@ pub(super) struct Closed {
     pub bytes: u64,
     pub mean_reward: f64,
     pub seconds: f64,
+}
+
+/// How far a window's file has come.
+pub(super) enum Ending {
+    /// An earlier run has brought it into the bucket.
+    There(Closed),
+    /// It is to be sent.
+    OnItsWay(Box<Dispatch>),
 }
 
 /// A file that has passed the gate.
@@ -44,7 +54,7 @@ impl Miner {
         gathering: Gathering,
         findings: Findings,
         why_not: Option<NoFile>,
-    ) -> Result<Closed, NoFile> {
+    ) -> Result<Ending, NoFile> {
         let begun = clock::monotonic();
         let window = opened.clockwork.window;
         self.board.window(|status| status.phase = "closing".into());
@@ -53,12 +63,12 @@ impl Miner {
             return Err(NoFile::HeldBack(format!("{doubt}; {} groups stay here", kept.len())));
         }
         let key = object_key(self.workshop.hotkey.address(), window);
-        let earlier = self.brought(opened, &gathering.harvest, &key).await;
+        let earlier = if gathering.earlier_counts { self.brought(opened, &gathering.harvest, &key).await } else { None };
         let fuller = earlier.as_ref().filter(|earlier| earlier.groups >= kept.len() && !findings.distrusted);
         if let Some(earlier) = fuller {
             // An earlier run has brought all of it there; nothing was added and nothing taken out.
             let rollouts = (earlier.groups * ROLLOUTS_PER_PROBLEM) as u32;
-            return Ok(Closed { rollouts, bytes: earlier.bytes, ..Closed::of(&kept) });
+            return Ok(Ending::There(Closed { rollouts, bytes: earlier.bytes, ..Closed::of(&kept) }));
         }
         if kept.is_empty() {
             return Err(why_not.unwrap_or_else(|| NoFile::Empty(self.why_empty())));
@@ -76,11 +86,23 @@ impl Miner {
         self.journal.record(&FileClosed { window, groups, bytes, seconds, spot_checks: findings.agreed });
         unchanged?;
         self.board.window(|status| status.phase = "uploading".into());
-        let copy = self.keep_copy(window, &key, file.bytes.clone());
-        let sent = self.send(opened, &gathering.harvest, &key, &file, groups, earlier.as_ref()).await;
-        copy.await;
-        sent?;
-        Ok(Closed { bytes, seconds: begun.elapsed().as_secs_f64(), ..total })
+        let copy = tokio::spawn(self.keep_copy(window, &key, file.bytes.clone()));
+        let dispatch = Dispatch {
+            bucket: self.bucket.clone(),
+            journal: self.journal.clone(),
+            board: self.board.clone(),
+            clockwork: opened.clockwork.clone(),
+            harvest: gathering.harvest.clone(),
+            key,
+            bytes: file.bytes,
+            sha256: file.sha256,
+            earlier: earlier.and_then(|earlier| digest_of(&earlier.sha256)),
+            total,
+            groups,
+            begun,
+            copy,
+        };
+        Ok(Ending::OnItsWay(Box::new(dispatch)))
     }
 
     /// What there is, once everything that an earlier run left was looked at, or there is no more time for it.
@@ -126,31 +148,24 @@ impl Miner {
         Some(sending)
     }
 
-    async fn send(
-        &mut self,
-        opened: &Opened,
-        harvest: &Harvest,
-        key: &str,
-        file: &File,
-        groups: usize,
-        earlier: Option<&Uploaded>,
-    ) -> Result<(), NoFile> {
-        let deadline = opened.clockwork.deadline;
-        let uploaded = Uploaded { groups, bytes: file.bytes.len() as u64, sha256: hex::encode(file.sha256) };
-        let sending = uploaded.clone();
-        // First, so that a run that ends between here and the record below leaves a trace of what the bucket may hold.
-        harvest.on_willing_disk(move |spool| spool.mark_sending(&sending)).await;
-        let earlier = earlier.and_then(|earlier| digest_of(&earlier.sha256));
-        let object = WindowObject { key, bytes: &file.bytes, sha256: file.sha256, earlier };
-        let sent = upload(&self.bucket, &object, deadline).await;
-        let Receipt { spent, rounds } = sent.map_err(|error| NoFile::Lost(error.to_string()))?;
-        self.schedule.uploaded(spent.as_secs_f64());
+    /// What an earlier run of this window has sent was made by another block hash or checkpoint: validators reject all of it, and
+    /// that costs more windows than this one.
+    pub(super) async fn withdraw_earlier(&self, opened: &Opened, harvest: &Harvest) {
+        let Left { uploaded, sending, .. } = &opened.left;
+        if uploaded.is_none() && sending.is_none() {
+            return;
+        }
         let window = opened.clockwork.window;
-        let Uploaded { groups, bytes, sha256 } = uploaded.clone();
-        let left = deadline - clock::unix_seconds();
-        self.journal.record(&FileUploaded { window, groups, bytes, sha256, rounds, seconds: spent.as_secs_f64(), left });
-        harvest.on_disk(move |spool| spool.mark_uploaded(&uploaded)).await;
-        Ok(())
+        let key = object_key(self.workshop.hotkey.address(), window);
+        match self.bucket.delete(&key).await {
+            Ok(()) => {
+                tracing::warn!(window, "The file of an earlier run is of another block hash or checkpoint and was removed.")
+            }
+            Err(error) => {
+                tracing::error!(%error, window, "The file of an earlier run, which validators reject, cannot be removed.")
+            }
+        }
+        harvest.on_disk(|spool| spool.forget_sent()).await;
     }
 
     /// Writes the local copy beside the upload. It serves people; a disk that refuses it costs nothing else.
@@ -181,6 +196,14 @@ impl Miner {
 }
 
 impl Closed {
+    /// Into the window's record.
+    pub(super) fn tell(&self, finished: &mut FinishedWindow) {
+        finished.rollouts = self.rollouts;
+        finished.bytes = self.bytes;
+        finished.mean_reward = self.mean_reward;
+        finished.close_seconds = self.seconds;
+    }
+
     fn of(kept: &[Kept]) -> Self {
         let rollouts = kept.len() * ROLLOUTS_PER_PROBLEM;
         let rewards: f64 = kept.iter().map(|kept| kept.record.header.reward_sum).sum();

@@ -257,7 +257,7 @@ mod tests {
 
     fn harvest(folder: &std::path::Path, budget: u64) -> (Arc<Harvest>, Vec<i64>) {
         let hotkey = Hotkey::from_uri("//Alice").unwrap();
-        let (spool, left) = Spool::open(Arc::new(FileSystem), folder, hotkey.address(), 600, budget).unwrap();
+        let (spool, left) = Spool::open(Arc::new(FileSystem), folder, hotkey.address(), 600, &[], budget).unwrap();
         let judge = gate::tests::judge(&hotkey);
         (Arc::new(Harvest::new(judge, Some(Arc::new(spool)), Journal::default(), Board::default())), left.groups)
     }

@@ -14,8 +14,10 @@ mod closing;
 mod facts;
 mod harvest;
 mod heads;
+mod sending;
 mod shift;
 mod subnet;
+mod vigil;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use grail_protocol::window::window_start;
 use grail_store::bucket::Bucket;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::chain::{Chain, ChainError};
 use crate::checkpoints::{Checkpoints, Unready};
@@ -40,10 +43,11 @@ use crate::spool::{Expired, FileSystem, Indices, Left, Spool, WindowSheet};
 use crate::status::{Board, ChainStatus, FinishedWindow, WindowStatus};
 
 pub use clockwork::{Clockwork, ClosingTime};
-use closing::Closed;
+use closing::Ending;
 pub use harvest::{Harvest, Kept};
 pub use heads::Heads;
 use heads::Told;
+pub use sending::Sending;
 use shift::{Findings, Site};
 pub use subnet::Subnet;
 
@@ -92,6 +96,10 @@ pub struct Miner {
     pub shutdown_budget: f64,
     /// The window that is being attempted.
     pub under_way: Option<u64>,
+    /// Windows whose file is on its way, oldest first.
+    pub sendings: Vec<Sending>,
+    /// Uploaded files that may have to be withdrawn.
+    pub vigils: Vec<AbortOnDropHandle<()>>,
 }
 
 /// Why a window has no file in the bucket.
@@ -102,8 +110,6 @@ enum NoFile {
     Empty(String),
     /// There is a doubt about what was mined, so it stays here.
     HeldBack(String),
-    /// Finished groups were lost.
-    Lost(String),
 }
 
 /// The present window with what was in its spool.
@@ -119,6 +125,8 @@ struct Opened {
 struct Gathering {
     harvest: Arc<Harvest>,
     recovery: JoinHandle<()>,
+    /// Whether what an earlier run of the window has sent was made by the same block hash and checkpoint.
+    earlier_counts: bool,
 }
 
 impl Miner {
@@ -127,6 +135,7 @@ impl Miner {
         let mut last = None;
         let mut attempted = 0;
         while !stop.is_cancelled() && limit.is_none_or(|limit| attempted < limit) {
+            self.take_arrivals();
             let Ok(block) = self.head().await else {
                 pause(stop, HEAD_PAUSE).await;
                 continue;
@@ -140,10 +149,13 @@ impl Miner {
             self.under_way = Some(window);
             let finished = self.window(window, stop).await;
             self.under_way = None;
-            attempted += u64::from(finished.outcome != "skipped");
-            self.finish(finished);
+            attempted += u64::from(finished.as_ref().is_none_or(|finished| finished.outcome != "skipped"));
+            if let Some(finished) = finished {
+                conclude(&self.journal, &self.board, finished);
+            }
             last = Some(window);
         }
+        self.await_sendings().await;
     }
 
     /// The chain's newest block. What it says, and that it says nothing, is told where it is news.
@@ -165,6 +177,9 @@ impl Miner {
 
     /// Puts on record that the window that [`Miner::run`] had under way was not brought to its end, if there is one.
     pub fn break_off(&mut self) {
+        for sending in std::mem::take(&mut self.sendings) {
+            self.give_up_sending(&sending, "the supervisor was stopped");
+        }
         let Some(window) = self.under_way.take() else { return };
         let status = self.board.snapshot().window;
         let reason = format!(
@@ -172,52 +187,49 @@ impl Miner {
             status.phase, status.spooled
         );
         let outcome = "broken off".into();
-        self.finish(FinishedWindow { outcome, reason: Some(reason), ..FinishedWindow::of(window) });
-    }
-
-    fn finish(&self, finished: FinishedWindow) {
-        self.journal.record(&ended(&finished));
-        self.board.update(|status| {
-            status.window.phase = finished.outcome.clone();
-            status.events = self.journal.counts();
-        });
-        self.board.finish(finished);
+        conclude(&self.journal, &self.board, FinishedWindow { outcome, reason: Some(reason), ..FinishedWindow::of(window) });
     }
 
     async fn await_window(&self, window: u64, stop: &CancellationToken) {
-        self.board.window(|status| status.phase = format!("waiting for window {window}"));
+        if self.sendings.is_empty() {
+            self.board.window(|status| status.phase = format!("waiting for window {window}"));
+        }
         // A node that hangs must not keep the next window from being seen.
         let patience = CHAIN_PATIENCE.min(Duration::from_secs_f64(self.chain.nominal_block_seconds()));
         let opens = tokio::time::timeout(patience, self.chain.block_time(window)).await;
         let left = opens.ok().and_then(Result::ok).map_or(2.0, |time| time - clock::unix_seconds());
-        crate::failpoint::pass("idle").await;
+        if self.sendings.is_empty() {
+            crate::failpoint::pass("idle").await;
+        }
         pause(stop, Duration::from_secs_f64(left.clamp(0.05, 2.0))).await;
     }
 
-    async fn window(&mut self, window: u64, stop: &CancellationToken) -> FinishedWindow {
+    /// One attempt. `None`: the file is on its way, and who brings it tells how the window ended.
+    async fn window(&mut self, window: u64, stop: &CancellationToken) -> Option<FinishedWindow> {
         self.board.update(|status| {
             status.window = WindowStatus { window, phase: "opening".into(), ..WindowStatus::default() };
         });
         let mut finished = FinishedWindow::of(window);
         let (outcome, reason) = match self.attempt(window, stop, &mut finished.checkpoint_window).await {
-            Ok(closed) => {
-                finished.rollouts = closed.rollouts;
-                finished.bytes = closed.bytes;
-                finished.mean_reward = closed.mean_reward;
-                finished.close_seconds = closed.seconds;
-                return finished;
+            Ok(Ending::There(closed)) => {
+                closed.tell(&mut finished);
+                return Some(finished);
+            }
+            Ok(Ending::OnItsWay(dispatch)) => {
+                dispatch.total.tell(&mut finished);
+                self.send_off(*dispatch, finished);
+                return None;
             }
             Err(NoFile::Skipped(reason)) => ("skipped", reason),
             Err(NoFile::Empty(reason)) => ("empty", reason),
             Err(NoFile::HeldBack(reason)) => ("held back", reason),
-            Err(NoFile::Lost(reason)) => ("lost", reason),
         };
         finished.outcome = outcome.into();
         finished.reason = Some(reason);
-        finished
+        Some(finished)
     }
 
-    async fn attempt(&mut self, window: u64, stop: &CancellationToken, checkpoint: &mut Option<u64>) -> Result<Closed, NoFile> {
+    async fn attempt(&mut self, window: u64, stop: &CancellationToken, checkpoint: &mut Option<u64>) -> Result<Ending, NoFile> {
         let opened = self.open(window, stop).await?;
         // Begun at once, because judging a full window takes seconds.
         let mut gathering = opened.left.sheet.clone().map(|sheet| self.gather(&opened, &sheet));
@@ -243,7 +255,8 @@ impl Miner {
         let at = clock::unix_seconds();
         let (disk, root, budget) = (Arc::new(FileSystem), self.spool.clone(), self.spool_budget);
         let wallet = self.workshop.hotkey.address().to_owned();
-        let opening = tokio::task::spawn_blocking(move || Spool::open(disk, &root, &wallet, window, budget));
+        let sending = self.windows_under_way();
+        let opening = tokio::task::spawn_blocking(move || Spool::open(disk, &root, &wallet, window, &sending, budget));
         let (spool, left) = match tokio::time::timeout(OPEN_PATIENCE, opening).await {
             Ok(Ok(Ok((spool, left)))) => (Some(Arc::new(spool)), left),
             other => {
@@ -286,7 +299,7 @@ impl Miner {
             tracing::info!(groups = opened.left.groups.len(), "Groups of this window were found in the spool.");
         }
         let recovery = tokio::spawn(harvest.clone().recover(opened.left.groups.clone()));
-        Gathering { harvest, recovery }
+        Gathering { harvest, recovery, earlier_counts: true }
     }
 
     /// Everything between opening and closing. An error says why nothing more can be mined.
@@ -328,6 +341,9 @@ impl Miner {
             && let Some(stale) = gathering.take()
         {
             stale.harvest.close();
+            self.withdraw_earlier(opened, &stale.harvest).await;
+            let gathering = gathering.insert(self.gather(opened, &sheet));
+            gathering.earlier_counts = false;
             self.board.window(|status| (status.spooled, status.reward_sum, status.successes) = (0, 0.0, 0));
         }
         if gathering.is_none() {
@@ -414,6 +430,18 @@ async fn pause(stop: &CancellationToken, time: Duration) {
         () = tokio::time::sleep(time) => {}
         () = stop.cancelled() => {}
     }
+}
+
+/// Puts on record how a window ended.
+fn conclude(journal: &Journal, board: &Board, finished: FinishedWindow) {
+    journal.record(&ended(&finished));
+    board.update(|status| {
+        if status.window.window == finished.window {
+            status.window.phase = finished.outcome.clone();
+        }
+        status.events = journal.counts();
+    });
+    board.finish(finished);
 }
 
 fn ended(finished: &FinishedWindow) -> WindowEnded {

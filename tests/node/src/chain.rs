@@ -43,7 +43,7 @@ struct Waiting {
 }
 
 pub(crate) struct Chain {
-    setup: Setup,
+    pub setup: Setup,
     pub best: Vec<Block>,
     /// All blocks there ever were, by hash.
     pub known: HashMap<[u8; 32], Block>,

@@ -140,6 +140,11 @@ impl TestNode {
         self.shared.chain().best[number as usize].hash
     }
 
+    /// Finality trails the head by so many blocks from now on.
+    pub fn hold_finality_back(&self, blocks: u64) {
+        self.shared.chain().setup.finality_lag = blocks;
+    }
+
     /// Replaces the newest `depth` blocks by others of the same numbers; their transactions go back to the pool.
     pub fn fork(&self, depth: u64) {
         self.shared.chain().fork(depth);
