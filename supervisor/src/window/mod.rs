@@ -3,10 +3,11 @@
 //! ```text
 //!  wait for a new window → what is in the spool → checkpoint and terms → children hold its revision
 //!   → groups while they fit, encoded, judged and spooled one by one  (shift, harvest)
-//!   → cut-off → file from the groups → gate → upload → read back → local copy  (closing)
+//!   → cut-off → file from the groups → gate → local copy  (closing)
+//!   → upload → read back, beside the next window  (sending) → watched until nothing can replace its block  (vigil)
 //! ```
 //!
-//! One task owns all of it; decisions about time are in [`Schedule`], which is pure. What an earlier run of the window left
+//! One task owns all of it but the files on their way; decisions about time are in [`Schedule`], which is pure. What an earlier run of the window left
 //! is uploaded even where nothing can be mined any more: its groups are judged by the sheet that lies beside them.
 
 mod clockwork;
