@@ -14,7 +14,7 @@ build: setup
 demo: build
 	@demo/run.sh
 
-test: SETUP = --reference --sglang
+test: SETUP = --reference
 test: lint build
 	cargo test --workspace --no-fail-fast
 
