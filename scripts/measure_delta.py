@@ -3,9 +3,10 @@
 
     scripts/measure_delta.py --python PYTHON [--rounds N] [--release]
 
-PYTHON must have torch, numpy, safetensors, zstandard and xxhash. The two take turns in one run. What Python does is written
-after the description of the reference's consumer (decode, apply to a copy of the weights, hash, load), with the cheapest way
-known for each step: the decoding is vectorised, nothing is copied for the hash.
+PYTHON must have torch, numpy, safetensors, zstandard and xxhash. All take turns in one run. What Python does is written after the
+description of the network's consumer (decode, apply, hash, load), in two ways. The consumer's: columns are summed up a row at a
+time, values are written by row and column, and weights that are on the CPU already are not copied. And the cheapest that is
+known: all columns at once, flat positions, into a copy that is loaded when its hash is right.
 """
 
 import argparse
@@ -19,19 +20,32 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def decode(body):
+def parts(body):
+    """Name, shape, row and column differences, and values of every tensor."""
     import numpy
     import torch
 
     length = int.from_bytes(body[:4], "little")
     header = json.loads(body[4 : 4 + length])
     data = memoryview(body)[4 + length :]
-    changes = {}
     for entry in header["tensors"]:
-        shape, start = entry["shape"], entry["indices_offset"]
+        start = entry["indices_offset"]
         middle = start + entry["rows_size"]
-        rows = numpy.frombuffer(data[start:middle], entry["row_dtype"]).astype(numpy.int64)
-        columns = numpy.frombuffer(data[middle : middle + entry["cols_size"]], entry["col_dtype"]).astype(numpy.int64)
+        rows = numpy.frombuffer(data[start:middle], entry["row_dtype"])
+        columns = numpy.frombuffer(data[middle : middle + entry["cols_size"]], entry["col_dtype"])
+        offset = entry["values_offset"]
+        values = torch.frombuffer(bytearray(data[offset : offset + entry["values_size"]]), dtype=getattr(torch, entry["value_dtype"]))
+        yield entry["name"], entry["shape"], rows, columns, values
+
+
+def decode_at_once(body):
+    """Flat positions of all changes."""
+    import numpy
+    import torch
+
+    changes = {}
+    for name, shape, rows, columns, values in parts(body):
+        rows, columns = rows.astype(numpy.int64), columns.astype(numpy.int64)
         # Columns begin anew with every row: the sum up to before a row's first entry is taken off again.
         first = rows != 0
         first[:1] = True
@@ -42,14 +56,11 @@ def decode(body):
         width = 1
         for side in shape[1:]:
             width *= side
-        positions = torch.from_numpy(numpy.cumsum(rows) * width + columns)
-        offset = entry["values_offset"]
-        values = torch.frombuffer(bytearray(data[offset : offset + entry["values_size"]]), dtype=getattr(torch, entry["value_dtype"]))
-        changes[entry["name"]] = positions, values
+        changes[name] = torch.from_numpy(numpy.cumsum(rows) * width + columns), values
     return changes
 
 
-def apply(state, changes):
+def apply_to_a_copy(state, changes):
     changed = {}
     for name, tensor in state.items():
         changed[name] = tensor.clone()
@@ -57,6 +68,32 @@ def apply(state, changes):
             positions, values = changes[name]
             changed[name].view(-1)[positions] = values
     return changed
+
+
+def decode_row_by_row(body):
+    """Rows and columns of all changes."""
+    import numpy
+    import torch
+
+    changes = {}
+    for name, shape, rows, columns, values in parts(body):
+        rows, columns = rows.astype(numpy.int32), columns.astype(numpy.int32)
+        starts = numpy.flatnonzero(rows)
+        ends = numpy.append(starts[starts > 0], len(rows))
+        start = 0
+        for end in ends:
+            numpy.cumsum(columns[start:end], out=columns[start:end])
+            start = end
+        places = torch.stack([torch.from_numpy(numpy.cumsum(rows, dtype=numpy.int32)), torch.from_numpy(columns)])
+        changes[name] = places, values
+    return changes
+
+
+def apply_in_place(state, changes):
+    for name, (places, values) in changes.items():
+        tensor = state[name]
+        tensor.view(tensor.shape[0], -1)[places[0].long(), places[1].long()] = values
+    return state
 
 
 def weights_hash(state):
@@ -75,15 +112,14 @@ def status(field):
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / 1e6
 
 
-def consume(base, delta, want):
-    """One roll of a process that holds `base`, then what it writes to the disk; prints seconds from the start and MB."""
+def roll(base, delta, want, decode, apply):
+    """One roll of a process that holds `base`, then what it writes to the disk: seconds from the start, and MB."""
     import tempfile
 
     import torch
     import zstandard
     from safetensors.torch import load_file, save_file
 
-    torch.set_num_threads(2)
     live = {name: tensor.clone() for name, tensor in load_file(base / "model.safetensors").items()}
     # Resets the peak.
     pathlib.Path("/proc/self/clear_refs").write_text("5")
@@ -94,9 +130,7 @@ def consume(base, delta, want):
     changes = decode(zstandard.ZstdDecompressor().decompress(packed))
     decoded = time.perf_counter() - began
     changed = apply(live, changes)
-    applied = time.perf_counter() - began
     assert weights_hash(changed) == want
-    hashed = time.perf_counter() - began
     for name, tensor in changed.items():
         live[name].copy_(tensor)
     resident = time.perf_counter() - began
@@ -116,8 +150,17 @@ def consume(base, delta, want):
         save_file(changed, target, metadata={"format": "pt"})
         hashlib.sha256(target.read_bytes()).hexdigest()
         directory = time.perf_counter() - began
-    figures = dict(decoded=decoded, applied=applied, hashed=hashed, resident=resident, directory=directory, peak=more)
-    print(json.dumps(figures))
+    return dict(decoded=decoded, resident=resident, directory=directory, peak=more)
+
+
+def consume(base, delta, want):
+    """Both ways; prints their figures."""
+    import torch
+
+    torch.set_num_threads(2)
+    consumers = roll(base, delta, want, decode_row_by_row, apply_in_place)
+    cheapest = roll(base, delta, want, decode_at_once, apply_to_a_copy)
+    print(json.dumps({**consumers, **{f"cheapest {name}": figure for name, figure in cheapest.items()}}))
 
 
 def measure(python, rounds, release, more=()):
@@ -141,17 +184,20 @@ def main():
         return consume(pathlib.Path(base), pathlib.Path(delta), want)
     if not chosen.python:
         options.error("--python is needed: a Python with torch, numpy, safetensors, zstandard and xxhash")
-    title, measured = measure(chosen.python, chosen.rounds, chosen.release)
+    # The benchmark runs in a folder of its own. Links stay: a venv's Python knows its packages by where it lies.
+    interpreter = pathlib.Path(os.path.abspath(chosen.python))
+    title, measured = measure(interpreter, chosen.rounds, chosen.release)
     # Memory is measured in a run of its own: glibc is told to give back at once what is freed, so that nothing that the process
     # had before is used again unseen. That costs time.
     eager = dict(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
-    _, memory = measure(chosen.python, "2", chosen.release, eager)
+    _, memory = measure(interpreter, "2", chosen.release, eager)
     for side in measured:
         for round_ in measured[side]:
-            round_["peak"] = max(other["peak"] for other in memory[side])
+            peaks = [name for name in round_ if name.endswith("peak")]
+            round_.update({name: max(other[name] for other in memory[side]) for name in peaks})
     best = lambda side, name: min((round_[name] for round_ in measured[side] if name in round_), default=None)
     print(f"{title}; best of {chosen.rounds} rounds, in turns")
-    print(f"{'':<58}{'here':>10}{'Python':>10}{'ratio':>8}")
+    print(f"{'':<50}{'here':>9}{'consumer':>11}{'ratio':>7}{'cheapest':>11}{'ratio':>7}")
     rows = [
         ("downloaded from a local server, s", "downloaded"),
         ("decoded (here: and written for the workers), s", "decoded"),
@@ -161,10 +207,12 @@ def main():
         ("bytes read, MB", "read"),
     ]
     for label, name in rows:
-        here, python = best("ours", name), best("theirs", name)
-        ratio = f"{python / here:>7.1f}x" if here and python and name != "peak" else ""
-        beside = f"{python:>10.3f}" if python else f"{'':>10}"
-        print(f"{label:<58}{here:>10.3f}{beside}{ratio}")
+        here = best("ours", name)
+        beside = ""
+        for python in (best("theirs", name), best("theirs", f"cheapest {name}")):
+            ratio = f"{python / here:.1f}x" if here and python and name != "peak" else ""
+            beside += f"{python:>11.3f}{ratio:>7}" if python else ""
+        print(f"{label:<50}{here:>9.3f}{beside}")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,10 @@ def build(root, engine):
     pip = [sys.executable, "-m", "pip", "--python", str(target / "bin/python"), "install", "--quiet", "--disable-pip-version-check",
            "--no-deps", "--no-compile", "--only-binary=:all:", "--root-user-action=ignore"]
     limit = float(os.environ.get("GRAIL_SERVERS_LIMIT", "1200"))
-    subprocess.run([*pip, "-r", str(root / f"tests/servers/{engine}.txt")], check=True, timeout=limit)
+    try:
+        subprocess.run([*pip, "-r", str(root / f"tests/servers/{engine}.txt")], check=True, timeout=limit)
+    except subprocess.TimeoutExpired as late:
+        raise TimeoutError(f"its packages were not there after {limit:.0f} s (GRAIL_SERVERS_LIMIT)") from late
     packages = target / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
     stand_ins(packages)
     (packages / "rtld_global.pth").write_text("import os; os.environ.setdefault('TORCH_USE_RTLD_GLOBAL', '1')\n")

@@ -47,6 +47,53 @@ fn gpus_out_of_range_or_used_twice_are_refused() {
     refused(&host, &run, 64, &["proof.gpus = GPU 1 is used twice", "proof.gpus = GPU 5 is out of range: 2 GPU(s)"]);
 }
 
+/// A port that somebody has, GPUs, and a model that is too large for them: one answer names all, and who has the port.
+#[test]
+fn plan_names_every_mistake_at_once_and_who_has_the_port() {
+    let host = host().variable("CUDA_VISIBLE_DEVICES", "0,1,2");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let model = host.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    let shape = r#"{"num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584, "num_hidden_layers": 28}"#;
+    std::fs::write(model.join("config.json"), shape).unwrap();
+    // Its size is all that is looked at.
+    std::fs::File::create(model.join("model.safetensors")).unwrap().set_len(15 << 30).unwrap();
+    let bucket = format!("storage.local_address={address}");
+    let plan = ["plan", "--checkpoint", model.to_str().unwrap(), "--gpu-memory", "16", "--set", &bucket];
+    let gpus = ["--set", "proof.device=cuda", "--set", "generation.backend=sglang", "--set", "proof.gpus=0,5"];
+    let finished = host.run(&[&plan[..], &gpus].concat());
+    assert_eq!(finished.code, 64, "{}\n{}", finished.stdout, finished.stderr);
+    for words in [
+        "5 mistake(s)",
+        "proof.gpus = GPU 0 is used twice",
+        "proof.gpus = GPU 5 is out of range",
+        &format!("storage.local_address = {address} cannot be listened on"),
+        &format!("process {} (", std::process::id()),
+        "generation.memory_share = 0.9 leaves no room",
+        "proof.gpus cannot hold the model: 15.0 GiB",
+    ] {
+        assert!(finished.stderr.contains(words), "{words:?} is missing in\n{}", finished.stderr);
+    }
+    // The same host in order: what would be started, and on which ports.
+    drop(taken);
+    let gpus = ["--set", "proof.device=cuda", "--set", "generation.backend=sglang", "--set", "proof.gpus=2"];
+    let larger = ["plan", "--checkpoint", model.to_str().unwrap(), "--gpu-memory", "80", "--set", &bucket];
+    let finished = host.run(&[&larger[..], &gpus, &["--set", "generation.tensor_parallel=2"]].concat());
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    for words in [
+        "generation: sglang on GPU 0, 1",
+        "--tp-size 2",
+        "proof-worker 0: GPU 2",
+        "127.0.0.1, 20000 to 31999",
+        &format!("local bucket server: {address} (free)"),
+        "cache: room for",
+    ] {
+        assert!(finished.stdout.contains(words), "{words:?} is missing in\n{}", finished.stdout);
+    }
+    assert!(!host.path().join("state/run").exists(), "nothing was started");
+}
+
 #[test]
 fn a_missing_or_unreadable_wallet_is_refused() {
     let host = host();

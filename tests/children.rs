@@ -77,7 +77,6 @@ fn happened<'a>(status: &'a Value, event: &str) -> Vec<&'a Value> {
 
 #[test]
 fn deaths_are_classed_with_their_last_words_and_a_refused_configuration_ends_the_supervisor_with_its_own_code() {
-    let _turn = one_at_a_time();
     let cuda = Scripted::new("echo 'INFO The proof worker starts.'; echo 'CUDA error: device-side assert triggered' >&2; exit 1");
     let mut miner = cuda.start(&[]);
     let status = cuda.host.await_status("three deaths", &mut miner, 30, |status| worker(status)["ends"].as_u64() >= Some(3));
@@ -102,7 +101,6 @@ fn deaths_are_classed_with_their_last_words_and_a_refused_configuration_ends_the
 
 #[test]
 fn what_a_child_leaves_behind_is_ended_in_its_life_and_by_the_next_run() {
-    let _turn = one_at_a_time();
     // The worker's own process starts a session of its own: no signal to the worker's group reaches it.
     let scripted = Scripted::new("setsid sleep 3000 & echo $! > left.new; mv left.new left; exec sleep 3000");
     let mut miner = scripted.start(&[]);
@@ -137,7 +135,6 @@ fn what_a_child_leaves_behind_is_ended_in_its_life_and_by_the_next_run() {
 
 #[test]
 fn a_second_signal_hurries_and_leaves_no_child() {
-    let _turn = one_at_a_time();
     let scripted = Scripted::new("trap '' TERM INT; sleep 3000 & echo $$ > stubborn; wait; sleep 3000");
     let miner = scripted.start(&["--set", "shutdown.budget_seconds=60"]);
     scripted.pid("stubborn", 0);
@@ -156,7 +153,6 @@ fn a_second_signal_hurries_and_leaves_no_child() {
 
 #[test]
 fn a_host_without_the_drivers_library_mines_on_and_says_so_once() {
-    let _turn = one_at_a_time();
     if std::path::Path::new("/proc/driver/nvidia").exists() {
         // There the library answers, and nothing would be missing.
         return;
@@ -214,7 +210,6 @@ fn a_stopped_process_is_noticed_within_seconds_and_its_work_goes_on_elsewhere() 
 /// Two servers side by side: one is killed in mid-window, the other one goes on; a new checkpoint reaches both.
 #[test]
 fn one_dead_replica_does_not_stop_the_other_and_a_checkpoint_reaches_both() {
-    let _turn = one_at_a_time();
     let script = Script { job_seconds: 0.05, completion_seconds: 0.1, load_seconds: 0.1, ..Script::default() };
     let host = Host::new(0.5, 5.0).cast(Cast::Fakes, &script).set("generation.replicas", "2");
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);

@@ -25,9 +25,10 @@ const LEAD: f64 = 4.0;
 fn main() -> ExitCode {
     // Built before any host's clock starts.
     points::supervisor();
-    points::supervisor();
     println!("Fakes stand in for workers, generation server and R2, and lie by script.");
-    let mut scenarios = worker_scenarios();
+    // The longest first, so that the others fill the time beside them.
+    let mut scenarios = part_scenarios();
+    scenarios.extend(worker_scenarios());
     scenarios.extend(server_scenarios());
     scenarios.extend(bucket_scenarios());
     play(scenarios, 6)
@@ -166,12 +167,11 @@ fn server_lies(lies: &[ServerLie], count: u64, words: &[&str]) -> Result<(Value,
 fn mined_in_spite_of_it(host: &Host, told: &[String], words: &[&str]) -> Result<(Value, String), String> {
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
-    let everything = || {
-        let log = host.log();
-        told.iter().map(String::as_str).chain(words.iter().copied()).find(|wanted| !log.contains(wanted)).map(str::to_owned)
-    };
-    let status =
-        host.await_status("a window in spite of it", &mut miner, 60, |status| uploaded(status) && everything().is_none());
+    let mut status = Value::Null;
+    for word in told.iter().map(String::as_str).chain(words.iter().copied()) {
+        let what = format!("a window in spite of it, and {word:?} in the log");
+        status = host.await_status(&what, &mut miner, 60, |status| uploaded(status) && host.log().contains(word));
+    }
     miner.signal(Signal::SIGTERM);
     let ended = miner.finish(Duration::from_secs(40));
     // The validator's workers are fakes as well, and must not lie.
@@ -215,6 +215,85 @@ fn bucket_scenarios() -> Vec<Scenario> {
         Scenario::new(name, move || bucket_lies(BucketCue { method, path: "/grail/windows/", count, lie }, saved))
     };
     lies.into_iter().map(scenario).collect()
+}
+
+/// The window's file leaves while the window runs, and the bucket does not like it.
+fn part_scenarios() -> Vec<Scenario> {
+    use BucketLie::*;
+    let (put, post) = (Method::PUT, Method::POST);
+    let cue = |method: &Method, path, count, lie| vec![BucketCue { method: method.clone(), path, count, lie }];
+    // What is lied about, and whether what had left counts in the end.
+    let lies: Vec<(&str, Vec<BucketCue>, bool)> = vec![
+        ("parts-are-taken-the-second-time", cue(&put, "partNumber=1", 1, Status500), true),
+        ("parts-are-complete-without-an-answer", cue(&post, "uploadId=", 1, CutAnswer), true),
+        ("parts-are-unknown-to-the-bucket", cue(&post, "?uploads", 99, Status500), false),
+        ("parts-are-refused", cue(&put, "partNumber=", 99, Status500), false),
+        ("parts-come-to-nothing", cue(&post, "uploadId=", 99, Status500), true),
+    ];
+    let scenario = |(name, cues, ahead)| Scenario::new(name, move || part_lies(cues, ahead));
+    let mut scenarios: Vec<Scenario> = lies.into_iter().map(scenario).collect();
+    scenarios.push(Scenario::new("parts-of-a-run-that-was-killed", killed_with_parts));
+    scenarios
+}
+
+/// A host whose groups have two hundred kilobytes each, in windows of a minute.
+fn host_of_long_groups(cues: Vec<BucketCue>) -> Result<(Host, LyingBucket), String> {
+    let script = Script { completion_tokens: Some(1900), ..script() };
+    let host = Host::new(2.0, LEAD).cast(Cast::Fakes, &script).with_failpoints();
+    let bucket = LyingBucket::start(&host.path().join("buckets"), cues).map_err(|error| error.to_string())?;
+    let host = host.with_bucket(&bucket).set("shutdown.budget_seconds", "60");
+    let checkpoint = grail_tests::workspace().join("demo/checkpoint-a").display().to_string();
+    assert_eq!(host.run(&["publish-checkpoint", &checkpoint, "--max-tokens", "1910", "--temperature", "0.7"]).code, 0);
+    Ok((host, bucket))
+}
+
+/// Parts that lie in the bucket and nobody sees.
+fn parts(host: &Host) -> usize {
+    let files = std::fs::read_dir(host.path().join("buckets")).unwrap();
+    files.filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().starts_with(".upload_id-")).count()
+}
+
+/// Mines more than a part, is told to stop with most of the window left, and brings the file into the bucket.
+fn part_lies(cues: Vec<BucketCue>, ahead: bool) -> Result<String, String> {
+    let (host, bucket) = host_of_long_groups(cues)?;
+    let mut miner = host.start(&["run"]);
+    // They are more than five megabytes.
+    host.await_status("28 groups", &mut miner, 60, |status| status["window"]["spooled"].as_u64().unwrap_or(0) >= 28);
+    miner.signal(Signal::SIGTERM);
+    let ended = miner.finish(Duration::from_secs(45));
+    let fail = |why: String| Err(format!("{why}\n{:#}\n{}", host.status(), host.log()));
+    if ended.code != 0 || bucket.lies().is_empty() {
+        return fail(format!("it ended with {}, and these lies were told: {:?}", ended.code, bucket.lies()));
+    }
+    oracle::no_process_is_left(&host)?;
+    let log = host.log();
+    let told = log.split_once("ahead_bytes=").and_then(|(_, rest)| rest.split_whitespace().next()?.parse::<u64>().ok());
+    let left = told.unwrap_or(0);
+    if told.is_none() || (left > 0) != ahead || parts(&host) > 0 {
+        return fail(format!("{told:?} bytes had left before, and {} parts stay", parts(&host)));
+    }
+    judge_the_object(&host, true).map(|told| format!("{told}, {left} bytes of it before the end")).or_else(fail)
+}
+
+/// kill -9 while parts lie in the bucket: the next run ends that upload, and begins its own.
+fn killed_with_parts() -> Result<String, String> {
+    let (host, _bucket) = host_of_long_groups(vec![])?;
+    let mut miner = host.start(&["run"]);
+    host.await_status("a part in the bucket", &mut miner, 60, |_| parts(&host) > 0);
+    miner.signal(Signal::SIGKILL);
+    miner.finish(Duration::from_secs(10));
+    // What the next run says, not the last words of this one.
+    std::fs::remove_file(host.path().join("state/status.json")).map_err(|error| error.to_string())?;
+    let mut miner = host.start(&["run"]);
+    host.await_status("groups of a life before", &mut miner, 60, |status| status["window"]["spooled"].as_u64().unwrap_or(0) > 0);
+    miner.signal(Signal::SIGTERM);
+    let ended = miner.finish(Duration::from_secs(60));
+    host.rewrite(&Script::default());
+    match oracle::judge(&host, &[]) {
+        Ok(account) if ended.code == 0 && account.uploaded > 0 && parts(&host) == 0 => Ok(account.to_string()),
+        Ok(account) => Err(format!("it ended with {}, {} parts stay: {account}\n{}", ended.code, parts(&host), host.log())),
+        Err(why) => Err(format!("{why}\n{}", host.log())),
+    }
 }
 
 /// Mines two groups, is told to stop with most of the window left, and uploads them through a bucket that lies.

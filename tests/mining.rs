@@ -14,6 +14,10 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 const END: Duration = Duration::from_secs(120);
+/// Windows of twenty-one seconds, four of them slack.
+const BLOCK_SECONDS: f64 = 0.7;
+/// Seconds until the first of them: starting takes four.
+const LEAD: f64 = 6.0;
 
 fn number(status: &Value, path: &str) -> u64 {
     status.pointer(path).and_then(Value::as_u64).unwrap_or(0)
@@ -41,6 +45,20 @@ fn assert_accepted(host: &Host, windows: usize) -> Vec<Value> {
         assert!(number(verdict, "/checked_count") >= 16, "{verdict:#}");
     }
     verdicts
+}
+
+/// What the terminal and the status say of a file is what lies in the bucket.
+fn assert_told_as_it_is(host: &Host, terminal: &str) {
+    for path in host.uploaded() {
+        let bytes = std::fs::metadata(&path).unwrap().len();
+        let status = host.status();
+        let ending = |window: &&Value| path.to_string_lossy().ends_with(&format!("-window-{}.parquet", window["window"]));
+        let window = status["finished"].as_array().unwrap().iter().find(ending).unwrap();
+        assert_eq!(number(window, "/bytes"), bytes, "{window:#}");
+        let (window, rollouts) = (number(window, "/window"), number(window, "/rollouts"));
+        let line = format!("window {window} uploaded and read back: {rollouts} rollouts, {} KiB", bytes / 1024);
+        assert!(rollouts >= 16 && terminal.contains(&line), "{line:?} is missing in\n{terminal}");
+    }
 }
 
 #[test]
@@ -75,12 +93,13 @@ fn failpoints_do_not_compile_into_a_release() {
 #[test]
 fn windows_are_mined_reloaded_and_accepted() {
     let _turn = one_at_a_time();
-    let host = Host::new(1.0, 8.0);
+    let host = Host::new(BLOCK_SECONDS, LEAD);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run", "--windows", "2"]);
-    let first = host.await_status("the first window", &mut miner, 90, |status| uploads(status) == 1);
+    host.await_status("a group of the first window", &mut miner, 60, |status| number(status, "/window/spooled") >= 1);
     let published = host.publish("checkpoint-b", &[]);
     assert_eq!(published.code, 0, "{}", published.stderr);
+    let first = host.await_status("the first window", &mut miner, 90, |status| uploads(status) == 1);
     let second = host.await_status("the second checkpoint in the workers", &mut miner, 60, |status| {
         uploads(status) == 1
             && number(status, "/window/spooled") >= 1
@@ -98,6 +117,7 @@ fn windows_are_mined_reloaded_and_accepted() {
         .collect();
     assert_eq!(checkpoints.len(), 2, "{}", finished.stdout);
     assert!(checkpoints[0] < checkpoints[1], "the second window is mined with the second checkpoint: {checkpoints:?}");
+    assert_told_as_it_is(&host, &finished.stdout);
     assert_accepted(&host, 2);
     assert_eq!(std::fs::read_dir(host.path().join("state/windows")).unwrap().count(), 2, "local copies");
     let spools: Vec<_> = std::fs::read_dir(host.path().join("state/spool")).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -109,10 +129,10 @@ fn windows_are_mined_reloaded_and_accepted() {
 #[test]
 fn a_delta_is_mined_in_place_and_a_kill_in_mid_roll_costs_nothing_but_time() {
     let _turn = one_at_a_time();
-    let host = Host::new(1.0, 8.0);
+    let host = Host::new(BLOCK_SECONDS, LEAD);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
-    let first = host.await_status("the first window", &mut miner, 90, |status| uploads(status) == 1);
+    let first = host.await_status("a group", &mut miner, 60, |status| number(status, "/window/spooled") >= 1);
     let before = workspace().join("demo/checkpoint-a");
     let published = host.publish("checkpoint-b", &["--delta-from", before.to_str().unwrap()]);
     assert_eq!(published.code, 0, "{}", published.stderr);
@@ -162,7 +182,7 @@ fn sigterm_in_mid_window_uploads_what_is_finished() {
 #[test]
 fn a_worker_killed_in_mid_window_costs_no_group() {
     let _turn = one_at_a_time();
-    let host = Host::new(1.0, 6.0);
+    let host = Host::new(BLOCK_SECONDS, LEAD);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run", "--windows", "1"]);
     let status = host.await_status("a busy worker", &mut miner, 60, |status| {
@@ -187,7 +207,7 @@ fn a_worker_killed_in_mid_window_costs_no_group() {
 #[test]
 fn a_killed_supervisor_leaves_no_orphan_and_its_groups_are_uploaded_by_the_next() {
     let _turn = one_at_a_time();
-    let host = Host::new(1.5, 6.0);
+    let host = Host::new(BLOCK_SECONDS, LEAD);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
     let before = host.await_status("three finished groups", &mut miner, 60, |status| number(status, "/window/spooled") >= 3);
@@ -219,7 +239,7 @@ fn real_problems_are_mined_and_accepted() {
         return;
     }
     let _turn = one_at_a_time();
-    let host = Host::new(2.0, 8.0);
+    let host = Host::new(1.0, LEAD);
     let published = host.publish("checkpoint-a", &["--split", "test"]);
     assert_eq!(published.code, 0, "{}", published.stderr);
     let dataset = dataset.canonicalize().unwrap();

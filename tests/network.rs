@@ -28,7 +28,7 @@ fn number(status: &Value, path: &str) -> u64 {
 
 /// A registered host on a node, with a checkpoint.
 fn registered(runtime: &tokio::runtime::Runtime) -> (Host, TestNode) {
-    let (host, node) = testnet::registered(runtime, Host::new(1.0, 8.0));
+    let (host, node) = testnet::registered(runtime, Host::new(0.7, 6.0));
     testnet::publish(&host, "checkpoint-a", &[]);
     (host, node)
 }
@@ -43,6 +43,7 @@ fn a_window_is_mined_on_a_network_through_a_cut_and_accepted() {
     node.drop_connections();
     let finished = miner.finish(END);
     assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
+    assert_eq!(host.uploaded().len(), 1, "{}\n{}", finished.stdout, finished.stderr);
     let committed = node.commitment(&key("//Alice")).expect("the miner's bucket is published");
     assert!(committed.starts_with("grail-miner ") && !finished.stderr.contains("local-read-secret"), "{}", finished.stderr);
     assert_eq!(node.requests("author_submitAndWatchExtrinsic"), 1);

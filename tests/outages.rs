@@ -14,6 +14,7 @@ use std::time::Duration;
 use axum::http::Method;
 use grail_fakes::{BucketCue, BucketLie, LyingBucket, Script};
 use grail_node::TestNode;
+use grail_store::checkpoint::signed_bytes;
 use grail_tests::set_clock::WallClock;
 use grail_tests::side_by_side::{Scenario, play};
 use grail_tests::{Cast, Host, Running, oracle, points, testnet, tree, workspace};
@@ -47,7 +48,17 @@ fn main() -> ExitCode {
     ];
     scenarios.extend([
         Scenario::new("chain-is-reorganised-after-the-upload", reorganised),
-        Scenario::new("chain-is-reorganised-between-two-runs", reorganised_between_runs),
+        Scenario::new("chain-is-reorganised-between-two-runs", || {
+            reorganised_between_runs(Vec::new(), "Validators would reject a window's file; it was removed")
+        }),
+        Scenario::new("bucket-hangs-as-the-earlier-file-goes", || {
+            let hangs = BucketCue { method: Method::DELETE, path: "window-30.parquet", count: u32::MAX, lie: BucketLie::Hang };
+            reorganised_between_runs(vec![hangs], "")
+        }),
+        Scenario::new("killed-before-the-first-block-is-final", || reorganised_while_nobody_watches(Signal::SIGKILL)),
+        Scenario::new("stopped-before-the-first-block-is-final", || reorganised_while_nobody_watches(Signal::SIGTERM)),
+        Scenario::new("no-checkpoint-is-ready", || skipped(|_| (), "there is no checkpoint that was ready before this window")),
+        Scenario::new("checkpoint-with-a-bad-temperature", || skipped(too_hot, "generation_params.temperature")),
         Scenario::new("bucket-answers-in-the-next-window", two_at_once),
         Scenario::new("checkpoint-with-a-damaged-shard", || bad_checkpoint(damage_shard, "has sha256")),
         Scenario::new("checkpoint-without-a-shard", || bad_checkpoint(remove_shard, "lacks the file")),
@@ -55,7 +66,7 @@ fn main() -> ExitCode {
         Scenario::new("checkpoint-with-a-bad-signature", unsigned_checkpoint),
         Scenario::new("supervisor-killed-in-a-reload", killed_in_a_reload),
     ]);
-    play(scenarios, 6)
+    play(scenarios, 8)
 }
 
 /// A host with a checkpoint on a node, and its miner.
@@ -72,12 +83,16 @@ impl Site {
     }
 
     fn with_blocks(seconds: f64, prepare: impl FnOnce(Host) -> Host) -> Self {
+        Self::with_checkpoint(seconds, prepare, |host| drop(testnet::publish(host, "checkpoint-a", &[])))
+    }
+
+    fn with_checkpoint(seconds: f64, prepare: impl FnOnce(Host) -> Host, publish: impl FnOnce(&Host)) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let script = Script { job_seconds: 0.1, completion_seconds: 0.05, load_seconds: 0.1, ..Script::default() };
+        let script = Script { job_seconds: 0.3, completion_seconds: 0.1, load_seconds: 0.1, ..Script::default() };
         let host = prepare(Host::new(seconds, LEAD).cast(Cast::Fakes, &script).with_failpoints());
         let host = host.set("beacon.drand", "false");
         let (host, node) = testnet::registered(&runtime, host);
-        testnet::publish(&host, "checkpoint-a", &[]);
+        publish(&host);
         let miner = host.start(&["run"]);
         Self { host, node, miner, _runtime: runtime }
     }
@@ -115,6 +130,16 @@ impl Site {
             Ok(account) => Err(format!("{windows:?} should be there: {account}\n{}", self.host.log())),
             Err(why) => Err(format!("{why}\n{}", self.host.log())),
         }
+    }
+
+    /// From now on the status is that of the present run.
+    fn restarted(&mut self) {
+        let pid = self.miner.pid();
+        self.host.await_status("the second run", &mut self.miner, 30, |status| status["pid"] == pid);
+    }
+
+    fn unsaid(&self, words: &str) -> Result<(), String> {
+        if self.host.log().contains(words) { Err(format!("{words:?} is said\n{}", self.host.log())) } else { Ok(()) }
     }
 
     fn said(&self, words: &str) -> Result<(), String> {
@@ -164,11 +189,13 @@ fn silent(fault: impl Fn(&TestNode, bool)) -> Result<String, String> {
     let mut site = Site::open(|host| host);
     site.mining();
     fault(&site.node, true);
-    let status = site.uploaded(FIRST);
-    let age = status["chain"]["age_seconds"].as_f64().unwrap_or(0.0);
-    if status["chain"]["stale"] != true || age < 5.0 * BLOCK_SECONDS || status["events"]["chain_silent"] != 1 {
-        return Err(format!("the status does not tell of the silence: {status:#}"));
-    }
+    site.uploaded(FIRST);
+    // On a slow machine the window's end may come before five blocks are missing.
+    let told = |status: &Value| {
+        let age = status["chain"]["age_seconds"].as_f64().unwrap_or(0.0);
+        status["chain"]["stale"] == true && age >= 5.0 * BLOCK_SECONDS && status["events"]["chain_silent"] == 1
+    };
+    site.host.await_status("the silence in the status", &mut site.miner, 10, told);
     fault(&site.node, false);
     let status = site.uploaded(SECOND);
     if status["chain"]["stale"] != false || status["events"]["chain_answers_again"] != 1 {
@@ -198,9 +225,16 @@ fn reorganised() -> Result<String, String> {
     site.judged(&[SECOND], &[])
 }
 
-/// A file is uploaded by a run that is told to stop, then the window's first block is replaced, and another run follows in time.
-fn reorganised_between_runs() -> Result<String, String> {
-    let mut site = Site::with_blocks(1.2, |host| host);
+/// A file is uploaded by a run that is told to stop, then the window's first block is replaced, and another run follows in time:
+/// it mines the window anew, whatever becomes of the removal of the earlier file beside it. `told` is what it says of that.
+fn reorganised_between_runs(lies: Vec<BucketCue>, told: &str) -> Result<String, String> {
+    let mut bucket = None;
+    let mut site = Site::with_blocks(1.2, |host| {
+        let lying = LyingBucket::start(&host.path().join("buckets"), lies.clone()).unwrap();
+        let host = host.with_bucket(&lying);
+        bucket = Some(lying);
+        host
+    });
     site.mining();
     site.miner.signal(Signal::SIGTERM);
     let code = site.miner.finish(Duration::from_secs(40)).code;
@@ -209,11 +243,92 @@ fn reorganised_between_runs() -> Result<String, String> {
     }
     site.node.fork(site.node.height() + 1 - FIRST);
     site.miner = site.host.start(&["run"]);
-    let pid = site.miner.pid();
-    site.host.await_status("the second run", &mut site.miner, 30, |status| status["pid"] == pid);
-    site.uploaded(FIRST);
-    site.said("The file of an earlier run is of another block hash or checkpoint and was removed")?;
+    site.restarted();
+    site.ended("the window mined anew", |window, outcome| window == FIRST && outcome == "uploaded");
+    match bucket.as_ref().map(|bucket| bucket.lies().len()) {
+        Some(1..) if !lies.is_empty() => site.unsaid("Validators would reject a window's file; it was removed")?,
+        Some(0) if lies.is_empty() => site.said(told)?,
+        lied => return Err(format!("{lied:?} lies of the bucket")),
+    }
     site.judged(&[FIRST], &[])
+}
+
+/// A run ends between the upload and the finality of the window's first block, the block is replaced, and the next run starts in
+/// a later window: it withdraws the file beside the mining.
+fn reorganised_while_nobody_watches(end: Signal) -> Result<String, String> {
+    let mut site = Site::open(|host| host);
+    site.mining();
+    site.node.hold_finality_back(1000);
+    site.uploaded(FIRST);
+    if !site.has_file(FIRST) {
+        return Err("the file is not there to begin with".into());
+    }
+    site.miner.signal(end);
+    let ended = site.miner.finish(Duration::from_secs(40));
+    let says = ended.stderr.contains("the next start goes on watching their files");
+    if says != (end == Signal::SIGTERM) {
+        return Err(format!("code {}, says what the next start has to do: {says}\n{}", ended.code, ended.stderr));
+    }
+    while site.node.height() < SECOND {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    site.node.fork(site.node.height() + 1 - FIRST);
+    site.node.hold_finality_back(1);
+    site.miner = site.host.start(&["run"]);
+    site.restarted();
+    let status = site.ended("the file withdrawn", |window, outcome| window == FIRST && outcome == "withdrawn");
+    if site.has_file(FIRST) || status["events"]["file_withdrawn"] != 1 {
+        return Err(format!("what every validator rejects is still there: {status:#}"));
+    }
+    let spool = site.host.path().join(format!("state/spool/{FIRST}"));
+    site.ended("a window after it", |window, outcome| window > SECOND && outcome == "uploaded");
+    if spool.exists() { Err("the withdrawn file's record is still there".into()) } else { site.judged(&[], &[]) }
+}
+
+/// A window that cannot be mined is skipped at once and uploads nothing, and the next one, for which there is a good checkpoint,
+/// is mined from its beginning.
+fn skipped(publish: impl Fn(&Host), why: &str) -> Result<String, String> {
+    let mut site = Site::with_checkpoint(BLOCK_SECONDS, |host| host, publish);
+    let status = site.ended("the window skipped", |window, outcome| window == FIRST && outcome == "skipped");
+    let reason = of_window(&status, FIRST)["reason"].as_str().unwrap_or_default().to_owned();
+    if !reason.contains(why) || site.node.height() >= SECOND {
+        return Err(format!("skipped in block {}, because: {reason}", site.node.height()));
+    }
+    testnet::publish(&site.host, "checkpoint-b", &[]);
+    let status = site.ended("the next window", |window, outcome| window == SECOND && outcome == "uploaded");
+    if site.has_file(FIRST) || of_window(&status, SECOND)["checkpoint_window"] != FIRST {
+        return Err(format!("{:?}, {status:#}", site.host.uploaded()));
+    }
+    let told = site.host.run(&["explain", &FIRST.to_string()]);
+    if told.code != 0 || !told.stdout.contains(&format!("outcome   skipped: {}", &reason[..60])) {
+        return Err(format!("explain says: {}", told.stdout));
+    }
+    let journal = grail_supervisor::journal::read(&site.host.path().join("state/journal")).unwrap().entries;
+    let time = |kind: &str, window: u64| {
+        let entry = journal.iter().find(|entry| entry.kind == kind && entry.data["window"] == window);
+        entry.map_or(f64::NAN, |entry| entry.time)
+    };
+    let skipping = time("window_ended", FIRST) - time("window_opened", FIRST);
+    let waiting = time("window_opened", SECOND) - time("window_opened", FIRST);
+    // Ten seconds of rest, as the reference takes them after an error, would be most of a window.
+    if !(skipping < 5.0 && waiting < 32.0 * BLOCK_SECONDS) {
+        return Err(format!("skipped after {skipping:.1} s, the next window opened {waiting:.1} s after the one before"));
+    }
+    site.judged(&[SECOND], &[])
+}
+
+/// A checkpoint whose metadata asks, duly signed, for what the protocol does not allow.
+fn too_hot(host: &Host) {
+    testnet::publish(host, "checkpoint-a", &[]);
+    let full = checkpoints(host).join("checkpoint-0/FULL");
+    let text = std::fs::read(full.join("metadata.json")).unwrap();
+    let mut document: Value = serde_json::from_slice(&text).unwrap();
+    document["generation_params"]["temperature"] = 9.5.into();
+    let document = document.to_string();
+    let trainer = grail_protocol::keys::Hotkey::from_uri("//Trainer").unwrap();
+    let signature = trainer.sign(&signed_bytes("metadata.json", document.as_bytes()).unwrap());
+    std::fs::write(full.join("metadata.json"), document).unwrap();
+    std::fs::write(full.join("manifest.sig"), hex::encode(signature)).unwrap();
 }
 
 /// The bucket takes the first window's file in time and says so in the middle of the second one.
@@ -237,6 +352,11 @@ fn two_at_once() -> Result<String, String> {
     site.ended("the first file", |window, outcome| window == FIRST && outcome == "uploaded");
     site.ended("the second file", |window, outcome| window == SECOND && outcome == "uploaded");
     site.judged(&[FIRST, SECOND], &[])
+}
+
+fn of_window(status: &Value, window: u64) -> Value {
+    let finished = status["finished"].as_array().map(Vec::as_slice).unwrap_or_default();
+    finished.iter().find(|finished| finished["window"] == window).cloned().unwrap_or_default()
 }
 
 fn checkpoints(host: &Host) -> PathBuf {

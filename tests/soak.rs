@@ -97,7 +97,7 @@ fn script(random: &mut StdRng) -> Script {
         lie: *lies.choose(random).unwrap(),
     });
     let server = server_cues.collect();
-    Script { job_seconds: 0.2, completion_seconds: 0.2, load_seconds: 0.2, worker, server }
+    Script { job_seconds: 0.2, completion_seconds: 0.2, load_seconds: 0.2, worker, server, ..Script::default() }
 }
 
 const WORKER_LIES: [WorkerLie; 7] = [

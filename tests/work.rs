@@ -18,6 +18,11 @@ use serde_json::Value;
 
 const END: Duration = Duration::from_secs(150);
 
+/// Fakes that are no faster than a real host, so that others run beside them.
+fn script() -> Script {
+    Script { job_seconds: 0.1, completion_seconds: 0.1, ..Script::default() }
+}
+
 fn spooled(status: &Value) -> u64 {
     status.pointer("/window/spooled").and_then(Value::as_u64).unwrap_or(0)
 }
@@ -56,7 +61,7 @@ fn groups_on_disk(host: &Host) -> BTreeSet<i64> {
 fn a_disk_that_takes_nothing_costs_no_window_and_the_story_says_so() {
     let _turn = one_at_a_time();
     let secret = "canary-7d1c09";
-    let host = Host::new(1.0, 8.0).variable("WANDB_API_KEY", secret);
+    let host = Host::new(0.7, 6.0).variable("WANDB_API_KEY", secret);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     // Folders that cannot be made: their places are taken by files.
     let state = host.path().join("state");
@@ -91,9 +96,8 @@ fn a_disk_that_takes_nothing_costs_no_window_and_the_story_says_so() {
 
 #[test]
 fn a_window_that_was_uploaded_is_gone_on_with_and_uploaded_again_with_more() {
-    let _turn = one_at_a_time();
     // Long enough for a loaded machine; nothing waits for its end.
-    let host = Host::new(6.0, 6.0);
+    let host = Host::new(6.0, 4.0).cast(Cast::Fakes, &script());
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut first = host.start(&["run"]);
     let before = host.await_status("two finished groups", &mut first, 90, |status| spooled(status) >= 2);
@@ -113,8 +117,7 @@ fn a_window_that_was_uploaded_is_gone_on_with_and_uploaded_again_with_more() {
 
 #[test]
 fn what_a_killed_supervisor_left_is_uploaded_although_no_child_comes_up_any_more() {
-    let _turn = one_at_a_time();
-    let host = Host::new(1.0, 6.0);
+    let host = Host::new(0.7, 4.0).cast(Cast::Fakes, &script());
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
     host.await_status("three finished groups", &mut miner, 60, |status| spooled(status) >= 3);
@@ -131,11 +134,9 @@ fn what_a_killed_supervisor_left_is_uploaded_although_no_child_comes_up_any_more
 
 #[test]
 fn a_file_that_was_being_sent_when_its_supervisor_died_is_found_in_the_bucket() {
-    let _turn = one_at_a_time();
     // Built before the host's clock starts.
     points::supervisor();
-    let script = Script { completion_seconds: 0.1, ..Script::default() };
-    let host = Host::new(0.6, 4.0).cast(Cast::Fakes, &script).with_failpoints();
+    let host = Host::new(0.6, 4.0).cast(Cast::Fakes, &script()).with_failpoints();
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
     host.await_status("three finished groups", &mut miner, 60, |status| spooled(status) >= 3);

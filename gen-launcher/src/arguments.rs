@@ -47,6 +47,9 @@ struct LauncherFlags {
     /// Folder where the server is written down while it runs, so that a later supervisor finds it.
     #[arg(long, env = "GRAIL_CHILD_RECORDS")]
     records: Option<PathBuf>,
+    /// Folder that remembers what the installed server's --help says; without it, it is asked at each start.
+    #[arg(long, env = "GRAIL_PROBES")]
+    probes: Option<PathBuf>,
 }
 
 /// The servers that can be named.
@@ -167,6 +170,8 @@ pub struct LauncherArguments {
     pub ready_timeout: Duration,
     /// Where the server is written down.
     pub records: Option<PathBuf>,
+    /// Where the installed server's help is remembered.
+    pub probes: Option<PathBuf>,
 }
 
 /// Which of its two faces the program shows.
@@ -188,7 +193,7 @@ impl Arguments {
             return Ok(Face::Embedded(arguments));
         }
         let missing = |flag: &str| wrong(ErrorKind::MissingRequiredArgument, format!("{flag} is required without a subcommand"));
-        let LauncherFlags { socket, backend, engine, installed, ready_timeout, records } = self.launcher;
+        let LauncherFlags { socket, backend, engine, installed, ready_timeout, records, probes } = self.launcher;
         let socket = socket.ok_or_else(|| missing("--socket"))?;
         let backend = backend.ok_or_else(|| missing("--backend"))?;
         let limit = |what: &str| wrong(ErrorKind::ValueValidation, format!("{what} is out of range"));
@@ -196,7 +201,7 @@ impl Arguments {
         if !(installed.memory_share > 0.0 && installed.memory_share <= 1.0) {
             return Err(limit("--memory-share"));
         }
-        Ok(Face::Launcher(LauncherArguments { socket, backend, engine, installed, ready_timeout, records }))
+        Ok(Face::Launcher(LauncherArguments { socket, backend, engine, installed, ready_timeout, records, probes }))
     }
 }
 

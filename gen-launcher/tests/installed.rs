@@ -10,7 +10,10 @@ use std::time::Duration;
 use grail_link::message::{FromLauncher, ReloadCommand, Revision, ToLauncher};
 use grail_link::{Connection, Listener};
 use grail_process::{Child, Launch, Spawner, environment};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde_json::Value;
+use tokio::io::AsyncReadExt;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -18,6 +21,7 @@ struct Rig {
     child: Child,
     _spawner: Spawner,
     link: Connection<FromLauncher, ToLauncher>,
+    log: tokio::task::JoinHandle<String>,
     folder: tempfile::TempDir,
 }
 
@@ -52,13 +56,20 @@ fn python(folder: &Path, package: &str, release: &str) -> PathBuf {
 impl Rig {
     async fn start(backend: &str, package: &str, release: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let python = python(folder.path(), package, release);
+        python(folder.path(), package, release);
+        Self::with(folder, backend, &[]).await
+    }
+
+    /// With the stand-in that lies in the folder already.
+    async fn with(folder: tempfile::TempDir, backend: &str, more: &[&str]) -> Self {
+        let python = folder.path().join("python");
         let listener = Listener::bind(&folder.path().join("run").join("g.sock")).unwrap();
         let mut arguments: Vec<std::ffi::OsString> = vec!["--backend".into(), backend.into(), "--python".into(), python.into()];
         arguments.extend(["--tensor-parallel", "2", "--memory-share", "0.88", "--context-length", "4096"].map(Into::into));
         arguments.extend(["--disable-cuda-graph", "--max-running-requests", "512", "--socket"].map(Into::into));
         arguments.push(listener.path().into());
-        arguments.extend(["--link-folder".into(), folder.path().into()]);
+        arguments.extend(["--link-folder".into(), folder.path().into(), "--probes".into(), folder.path().join("probes").into()]);
+        arguments.extend(more.iter().map(Into::into));
         let launch = Launch {
             name: "gen-launcher".into(),
             program: env!("CARGO_BIN_EXE_grail-gen-launcher").into(),
@@ -68,11 +79,23 @@ impl Rig {
         let spawner = Spawner::start().unwrap();
         let mut child = spawner.spawn(launch).await.unwrap();
         let mut output = child.take_output().unwrap();
-        tokio::spawn(async move { tokio::io::copy(&mut output.stderr, &mut tokio::io::sink()).await });
+        let log = tokio::spawn(async move {
+            let mut text = String::new();
+            let _ = output.stderr.read_to_string(&mut text).await;
+            text
+        });
         let link = tokio::time::timeout(LIMIT, listener.accept(child.pid())).await.unwrap().unwrap();
-        let mut rig = Self { child, _spawner: spawner, link, folder };
+        let mut rig = Self { child, _spawner: spawner, link, log, folder };
         assert_eq!(rig.receive().await, FromLauncher::Hello { pid: rig.child.pid(), backend: backend.into() });
         rig
+    }
+
+    /// Ends the launcher as the supervisor does, and leaves the folder for another one.
+    async fn end(self) -> tempfile::TempDir {
+        let Self { mut child, link, folder, .. } = self;
+        drop(link);
+        assert!(tokio::time::timeout(LIMIT, child.exited()).await.unwrap().success());
+        folder
     }
 
     async fn receive(&mut self) -> FromLauncher {
@@ -140,10 +163,95 @@ async fn sglang_is_started_and_updated_in_the_safe_order() {
     let refused = rig.reload(120, "/no/such/checkpoint".into()).await;
     assert!(matches!(refused, FromLauncher::ReloadRefused { .. }), "{refused:?}");
     assert_eq!(rig.calls(), Vec::<String>::new());
+    let folder = tempfile::tempdir().unwrap();
+    let refused = rig.reload(120, not_a_number(folder.path())).await;
+    assert!(
+        matches!(&refused, FromLauncher::ReloadRefused { reason, .. } if reason.contains("model.norm.weight")),
+        "{refused:?}"
+    );
+    assert_eq!(rig.calls(), Vec::<String>::new(), "it would take them, and answer with token 0 for ever");
     rig.wish("refuse");
     let refused = rig.reload(150, checkpoint()).await;
     assert!(matches!(&refused, FromLauncher::ReloadRefused { reason, .. } if reason.contains("no weights")), "{refused:?}");
     assert_eq!(rig.calls().last().unwrap(), "/continue_generation");
+}
+
+/// A copy of the checkpoint, whole and of the right form, with one weight that is no number.
+fn not_a_number(folder: &Path) -> PathBuf {
+    for entry in std::fs::read_dir(checkpoint()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    let path = folder.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let mut tensors: Vec<_> = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| (name, view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+        .collect();
+    let norm = tensors.iter_mut().find(|(name, ..)| name == "model.norm.weight").unwrap();
+    norm.3[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let views = tensors.iter().map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    safetensors::serialize_to_file(views, None, &path).unwrap();
+    folder.to_owned()
+}
+
+#[tokio::test]
+async fn what_the_help_says_is_remembered_until_the_installation_changes() {
+    let mut rig = Rig::start("sglang", "sglang", "0.5.23").await;
+    serving(&rig.reload(30, checkpoint()).await, 30);
+    let folder = rig.end().await;
+    let path = folder.path().to_owned();
+    let read = |name: &str| std::fs::read_to_string(path.join(name)).unwrap().lines().count();
+    assert_eq!((read("helps"), read("argv")), (1, 1));
+    let mut rig = Rig::with(folder, "sglang", &[]).await;
+    serving(&rig.reload(60, checkpoint()).await, 60);
+    let folder = rig.end().await;
+    assert_eq!((read("helps"), read("argv")), (1, 2), "a second start asks nothing");
+
+    // Another release under the same interpreter, and then a file that was edited where it lies.
+    let site = folder.path().join("site");
+    let (facts, newer) = (site.join("sglang-0.5.23.dist-info"), site.join("sglang-0.5.24.dist-info"));
+    std::fs::rename(&facts, &newer).unwrap();
+    std::fs::write(newer.join("METADATA"), "Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.24\n").unwrap();
+    let mut rig = Rig::with(folder, "sglang", &[]).await;
+    serving(&rig.reload(90, checkpoint()).await, 90);
+    let folder = rig.end().await;
+    assert_eq!(read("helps"), 2, "another release is asked");
+    let module = folder.path().join("site/sglang/launch_server.py");
+    let edited = std::fs::read_to_string(&module).unwrap() + "# edited\n";
+    std::fs::write(&module, edited).unwrap();
+    let mut rig = Rig::with(folder, "sglang", &[]).await;
+    serving(&rig.reload(120, checkpoint()).await, 120);
+    let folder = rig.end().await;
+    assert_eq!(read("helps"), 3, "an edited one too");
+
+    // What is remembered of this installation, but damaged, names no flag that is needed: the start fails, and the next asks.
+    let memory = folder.path().join("probes/SGLang.help");
+    let text = std::fs::read_to_string(&memory).unwrap();
+    std::fs::write(&memory, text.split_once('\n').unwrap().0.to_owned() + "\n--port").unwrap();
+    let mut rig = Rig::with(folder, "sglang", &[]).await;
+    let refused = rig.reload(150, checkpoint()).await;
+    assert!(matches!(&refused, FromLauncher::ReloadRefused { .. }), "{refused:?}");
+    serving(&rig.reload(180, checkpoint()).await, 180);
+    assert_eq!(read("helps"), 4);
+}
+
+#[tokio::test]
+async fn a_start_that_makes_no_progress_is_ended_with_its_last_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    python(folder.path(), "sglang", "0.5.23");
+    // A third of the time may pass in which nothing moves.
+    let mut rig = Rig::with(folder, "sglang", &["--ready-timeout", "18"]).await;
+    rig.wish("hang");
+    rig.order(30, checkpoint()).await;
+    let status = tokio::time::timeout(LIMIT, rig.child.exited()).await.unwrap();
+    let log = rig.log.await.unwrap();
+    assert_eq!(status.code(), Some(1), "another process may well load the same weights: the launcher begins anew\n{log}");
+    let told = log.lines().find(|line| line.contains("makes no progress")).unwrap_or_else(|| panic!("{log}"));
+    assert!(told.contains("Init torch distributed begin.") && told.contains("python3 "), "{told}");
+    assert_eq!(std::fs::read_to_string(rig.folder.path().join("argv")).unwrap().lines().count(), 1);
 }
 
 #[tokio::test]

@@ -34,13 +34,17 @@ fn revision(window: u64) -> Revision {
 
 impl Rig {
     async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    async fn start_with(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = Listener::bind(&folder.path().join("run").join("g.sock")).unwrap();
         let arguments = ["--backend", "embedded", "--threads", "1", "--random-seed", "5", "--socket"].map(Into::into);
         let launch = Launch {
             name: "gen-launcher".into(),
             program: env!("CARGO_BIN_EXE_grail-gen-launcher").into(),
-            arguments: arguments.into_iter().chain([listener.path().into()]).collect(),
+            arguments: arguments.into_iter().chain([listener.path().into()]).chain(more.iter().map(Into::into)).collect(),
             environment: environment::for_child(std::env::vars_os(), []),
         };
         let spawner = Spawner::start().unwrap();
@@ -149,4 +153,63 @@ async fn the_launcher_fails_when_its_server_dies() {
     kill(Pid::from_raw(server.parse().unwrap()), Signal::SIGKILL).unwrap();
     let status = tokio::time::timeout(LIMIT, rig.child.exited()).await.unwrap();
     assert_eq!(status.code(), Some(1), "{status}");
+}
+
+/// The samples of an exposition: every line is a type, or a name of the kind that was declared with a number.
+fn samples(text: &str) -> std::collections::BTreeMap<String, f64> {
+    let mut declared = std::collections::BTreeSet::new();
+    let mut found = std::collections::BTreeMap::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["#", "TYPE", name, "gauge" | "counter"] => assert!(declared.insert(name.to_owned()), "{name} is declared twice"),
+            [name, value] => {
+                assert!(declared.contains(name), "{name} has no type");
+                assert!(found.insert(name.to_owned(), value.parse().unwrap()).is_none(), "{name} is told twice");
+            }
+            _ => panic!("{line:?} is no line of an exposition"),
+        }
+    }
+    assert!(text.ends_with('\n'), "the last line ends");
+    found
+}
+
+#[tokio::test]
+async fn the_embedded_engine_tells_its_load_as_sglang_does() {
+    let mut rig = Rig::start_with(&["--max-running-requests", "2"]).await;
+    let url = rig.serving(30).await;
+    let metrics = async || {
+        let answer = rig.client.get(format!("{url}/metrics")).send().await.unwrap();
+        assert_eq!(answer.headers()["content-type"], "text/plain; version=0.0.4");
+        samples(&answer.text().await.unwrap())
+    };
+    let load = async || {
+        let all = metrics().await;
+        (all["sglang:num_running_reqs"], all["sglang:num_queue_reqs"])
+    };
+    assert_eq!(load().await, (0.0, 0.0));
+    let before = metrics().await["sglang:generation_tokens_total"];
+
+    let post = async |path: &str, body: Value| {
+        let answer = rig.client.post(format!("{url}/{path}")).json(&body).send().await.unwrap();
+        assert!(answer.status().is_success(), "{path}: {answer:?}");
+    };
+    let body = json!({"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 400, "ignore_eos": true}});
+    let requests: Vec<_> = (0..5).map(|_| tokio::spawn(rig.client.post(format!("{url}/generate")).json(&body).send())).collect();
+    let end = tokio::time::Instant::now() + LIMIT;
+    while load().await != (2.0, 3.0) {
+        assert!(tokio::time::Instant::now() < end, "two run and three wait: {:?}", load().await);
+    }
+    post("abort_request", json!({"abort_all": true})).await;
+    for request in requests {
+        assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    }
+    while load().await != (0.0, 0.0) {
+        assert!(tokio::time::Instant::now() < end, "nothing is left: {:?}", load().await);
+    }
+    let aborted = metrics().await["sglang:generation_tokens_total"];
+    assert!(aborted > before, "what was sampled counts, also of what was aborted: {before} to {aborted}");
+    let (status, _) =
+        rig.generate(&url, &json!({"input_ids": [5], "sampling_params": {"max_new_tokens": 7, "ignore_eos": true}})).await;
+    assert_eq!((status, metrics().await["sglang:generation_tokens_total"]), (200, aborted + 7.0));
 }

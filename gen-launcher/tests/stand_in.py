@@ -1,8 +1,9 @@
 """Stands in for SGLang or vLLM: the same module names, flags and routes, and the behaviour that was measured on the real ones.
 
 Its state folder holds one file per wish of the test: `race` (an update replaces the weights and says 400 because the cache was
-not flushed), `refuse` (an update says 400 and changes nothing), `broken` (vLLM's reload fails).
-Every call is written to `calls`, the command line to `argv`, the environment to `environment`.
+not flushed), `refuse` (an update says 400 and changes nothing), `broken` (vLLM's reload fails), `hang` (a start stops after a
+line, and neither ends nor goes on).
+Every call is written to `calls`, the command line to `argv`, the environment to `environment`, every question for help to `helps`.
 """
 import http.server
 import json
@@ -33,6 +34,7 @@ def note(name, text):
 
 
 if "--help" in sys.argv:
+    note("helps", "help")
     print("usage: [-h] " + " ".join(f"[{flag} X]" for flag in FLAGS))
     sys.exit(0)
 for word in sys.argv[1:]:
@@ -47,6 +49,10 @@ def value(flag):
 
 note("argv", " ".join(sys.argv[1:]))
 note("environment", json.dumps(dict(os.environ)))
+if wish("hang"):
+    print("[2026-11-21 09:36:19] Init torch distributed begin.", flush=True)
+    os.remove(os.path.join(FOLDER, "hang"))
+    threading.Event().wait()
 STATE = {"version": None if VLLM else value("--weight-version"), "paused": False, "flushed": True}
 READY_AT = time.monotonic() + 0.5
 

@@ -19,7 +19,7 @@ use grail_protocol::row::{Commit, Commitments, ModelReference, Rollout, WindowRo
 use grail_store::window_file::{WindowMetadata, encode_group, splice};
 use grail_supervisor::gate::Judge;
 use grail_supervisor::journal::{GroupKept, Journal};
-use grail_supervisor::spool::{FileSystem, GroupHeader, GroupRecord, Spool};
+use grail_supervisor::spool::{FileSystem, GroupHeader, GroupRecord, Spool, UnderWay};
 use sha2::{Digest, Sha256};
 
 const ROLLOUTS: usize = 5_000;
@@ -125,7 +125,8 @@ fn mine_and_close_a_window() {
     let metadata = WindowMetadata { wallet: hotkey.address().into(), window_start: WINDOW, timestamp: 1.8e9 };
     let folder = tempfile::tempdir_in(".").expect("a folder on the disk of this project");
     let (spool, _) =
-        Spool::open(Arc::new(FileSystem), folder.path(), hotkey.address(), WINDOW as u64, &[], u64::MAX).expect("a spool");
+        Spool::open(Arc::new(FileSystem), folder.path(), hotkey.address(), WINDOW as u64, &UnderWay::default(), u64::MAX)
+            .expect("a spool");
     println!("While the window runs, per group of 16 rollouts of 1,200 tokens:");
     let (mut signing, mut encoding, mut judging, mut spooling) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut files, mut judged) = (Vec::new(), Vec::new());

@@ -11,7 +11,8 @@ use grail_link::message::{ApplyCommand, ReloadCommand, Revision};
 use grail_protocol::generation_params::GenerationParams;
 use grail_store::bucket::Bucket;
 use grail_store::checkpoint::{
-    CachedCheckpoint, CheckpointChanges, CheckpointError, FetchEvent, FetchLimits, Fetcher, clean, discover, weights_hash,
+    CachedCheckpoint, CheckpointChanges, CheckpointError, FetchEvent, FetchLimits, Fetcher, Refused, clean, discover,
+    weights_hash,
 };
 
 use crate::exit::Failure;
@@ -52,16 +53,9 @@ type OnChange = dyn Fn(ApplyCommand) + Send + Sync;
 impl Checkpoints {
     /// Checkpoints of `bucket`, kept below `cache`, which must carry the signature of `trainer`.
     pub fn new(bucket: Bucket, cache: &Path, trainer: String, dataset: PathBuf) -> Self {
-        let limits = FetchLimits { trainer: Some(trainer), ..FetchLimits::default() };
-        Self {
-            bucket,
-            cache: cache.join("checkpoints"),
-            limits,
-            dataset,
-            current: None,
-            passed_over: Vec::new(),
-            on_change: Box::new(drop),
-        }
+        let cache = cache.join("checkpoints");
+        let limits = limits(&cache, &bucket, trainer);
+        Self { bucket, cache, limits, dataset, current: None, passed_over: Vec::new(), on_change: Box::new(drop) }
     }
 
     /// The same, telling `on_change` how to get from one checkpoint to the next before the next is whole on the disk.
@@ -71,8 +65,8 @@ impl Checkpoints {
 
     /// From now on the checkpoints of another bucket, signed by `trainer`.
     pub fn follow(&mut self, bucket: Bucket, trainer: String) {
+        self.limits = limits(&self.cache, &bucket, trainer);
         self.bucket = bucket;
-        self.limits = FetchLimits { trainer: Some(trainer), ..FetchLimits::default() };
         self.current = None;
     }
 
@@ -176,6 +170,12 @@ impl Checkpoints {
             Err(error) => tracing::warn!(%error, "The checkpoint cache cannot be cleaned."),
         }
     }
+}
+
+/// A crash must not cost the download of what is known to be damaged, so that is kept beside the checkpoints.
+fn limits(cache: &Path, bucket: &Bucket, trainer: String) -> FetchLimits {
+    let refused = Refused::kept_in(&cache.join("refused.json"), bucket);
+    FetchLimits { trainer: Some(trainer), refused, ..FetchLimits::default() }
 }
 
 /// Turns the steps of a fetch into lines of the log, a download's now and then.

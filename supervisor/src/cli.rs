@@ -178,7 +178,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Command::Plan(arguments) => {
             let settings = &loaded?.settings;
-            print(&layout::report(settings, &mine::plan(settings)?, &arguments)?);
+            print(&layout::report(settings, mine::plan(settings), &arguments)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Simulate(arguments) => {
@@ -229,10 +229,7 @@ async fn run(settings: &Settings, arguments: &RunArguments) -> Result<ExitCode, 
 
 fn check(settings: &Settings) -> Result<ExitCode, Failure> {
     let plan = mine::plan(settings)?;
-    print(&format!("The settings are in order.\ngeneration: {} on {:?}\n", settings.generation.backend, plan.generation));
-    for slot in &plan.proof {
-        print(&format!("proof-worker {}: {}\n", slot.slot, slot.gpu.as_deref().map_or("CPU".into(), |gpu| format!("GPU {gpu}"))));
-    }
+    print(&format!("The settings are in order.\n{}", layout::outline(settings, &plan)));
     Ok(ExitCode::SUCCESS)
 }
 

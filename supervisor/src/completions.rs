@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use grail_engines::{Engine, Reply};
+use grail_engines::{Engine, Reply, describe};
 use grail_link::message::Revision;
 use grail_protocol::generation_params::GenerationParams;
 use reqwest::header::CONTENT_TYPE;
@@ -19,6 +19,12 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(300);
 const ATTEMPTS: u32 = 3;
 /// An answer for 8,192 tokens takes well under a megabyte.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
+
+/// Whether a prompt of so many tokens, with all that is asked for, stays within `longest` tokens. One that does not is skipped,
+/// and nothing is clamped: the protocol fixes the length that is asked for.
+pub fn fits(prompt: usize, asked: u64, longest: u64) -> bool {
+    (prompt as u64).saturating_add(asked) <= longest
+}
 
 /// One completion.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,16 +157,4 @@ fn judge(reply: Reply, wanted: &Revision) -> Result<Completion, CompletionError>
         Some(found) => Err(CompletionError::OtherRevision { found, wanted }),
         None => Ok(Completion { ids: reply.ids, weight_version: wanted }),
     }
-}
-
-/// reqwest's own text names the URL but hides the cause.
-fn describe(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -23,7 +23,7 @@ use grail_protocol::row::{Commit, Commitments, ModelReference, Rollout, WindowRo
 use grail_protocol::validation::distribution::Metrics;
 
 use crate::children::{Generator, ProofError, ProofPool, Proved, ProvedBatch};
-use crate::completions::{Completion, Completions};
+use crate::completions::{Completion, Completions, fits};
 use crate::status::Board;
 
 /// The validator wants 0.02 of its own forward pass; the margin is for the drift between two machines.
@@ -195,15 +195,15 @@ struct Scored {
 
 async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt, tell: &impl Telling) -> Result<Vec<Scored>, Dropped> {
     let replicas = workshop.generator.replicas();
-    let serving = replicas.serving();
-    if serving.is_empty() {
-        return Err(Dropped::Generation("no server is there".into()));
-    }
+    // The server that was there when the group was begun may have ended since: its successor is waited for, as the requests do.
+    let found = replicas.awaited(&terms.revision).await;
+    let found = found.ok_or_else(|| Dropped::Generation("no server will ever hold these weights".into()))?;
     // Whichever of them gets the group, its prompt fits.
+    let serving = replicas.serving();
     let ours = serving.iter().filter(|serving| serving.revision == terms.revision);
-    let context = ours.map(|serving| serving.context_length).min().ok_or(Dropped::Revision)?;
+    let context = ours.map(|serving| serving.context_length).fold(found.context_length, u32::min);
     let longest = u64::from(workshop.max_model_length.min(context));
-    if prompt.ids.len() as u64 + terms.params.max_new_tokens > longest {
+    if !fits(prompt.ids.len(), terms.params.max_new_tokens, longest) {
         return Err(Dropped::PromptTooLong);
     }
     if let Some(id) = prompt.ids.iter().find(|id| **id >= terms.vocab_size) {

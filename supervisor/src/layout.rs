@@ -1,16 +1,19 @@
 //! `plan`: the layout of the host, with each child's command line, environment and addresses, before anything is started; and
-//! whether a model fits into the GPUs. Pure but for the files of the checkpoint.
+//! whether a model fits into the GPUs and the ports are free. It looks at the checkpoint's files and the host's ports, and starts
+//! nothing.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use grail_engines::{Engine, Installed, ServerOptions};
+use grail_engines::{Engine, Installed, PORTS, ServerOptions};
+use grail_process::ports;
 use serde_json::Value;
 
 use crate::exit::Failure;
-use crate::plan::Plan;
-use crate::settings::{ConfigError, ConfigErrors, Generation, Settings};
+use crate::plan::{Plan, ProofSlot};
+use crate::settings::{ConfigError, ConfigErrors, Generation, ProofSlots, Settings, Storage};
+use crate::state::StateFolder;
 
 /// Memory of a GPU that neither weights nor cache get: the CUDA context, NCCL, activations.
 const OVERHEAD_GIB: f64 = 3.0;
@@ -90,41 +93,91 @@ impl ModelSize {
     }
 }
 
-/// The report of `plan`.
+/// The report of `plan`: the layout, what would be started, and whether ports and memory are there.
 ///
 /// # Errors
-/// What cannot work, all at once.
-pub fn report(settings: &Settings, plan: &Plan, arguments: &Arguments) -> Result<String, Failure> {
+/// Everything that cannot work, all at once.
+pub fn report(settings: &Settings, plan: Result<Plan, ConfigErrors>, arguments: &Arguments) -> Result<String, Failure> {
+    let (mut text, mut errors) = (String::new(), Vec::new());
+    match plan {
+        Ok(plan) => children(&mut text, settings, &plan)?,
+        Err(mistakes) => errors.extend(mistakes.0),
+    }
+    ports(&mut text, settings, &mut errors);
+    if let Some(directory) = &arguments.checkpoint {
+        memory(&mut text, settings, directory, arguments.gpu_memory, &mut errors);
+    }
+    if errors.is_empty() { Ok(text) } else { Err(ConfigErrors(errors).into()) }
+}
+
+/// Every child and every server elsewhere, a line each.
+pub fn outline(settings: &Settings, plan: &Plan) -> String {
+    let replicas = (0..plan.generation.len()).map(|replica| replica_line(settings, plan, replica));
+    let elsewhere = settings.generation.servers.iter().map(|url| elsewhere_line(settings, url));
+    replicas.chain(elsewhere).chain(plan.proof.iter().map(worker_line)).map(|line| line + "\n").collect()
+}
+
+fn replica_line(settings: &Settings, plan: &Plan, replica: usize) -> String {
+    let number = if plan.generation.len() > 1 { format!(" {replica}") } else { String::new() };
+    format!("generation{number}: {} on {}", settings.generation.backend, gpus(&plan.generation[replica]))
+}
+
+fn elsewhere_line(settings: &Settings, url: &str) -> String {
+    format!(
+        "generation: {} at {url}, which somebody else runs; it is probed and updated, not started",
+        settings.generation.backend
+    )
+}
+
+fn worker_line(slot: &ProofSlot) -> String {
+    format!("proof-worker {}: {}", slot.slot, gpus(slot.gpu.as_slice()))
+}
+
+/// Every child with what it is started with.
+fn children(text: &mut String, settings: &Settings, plan: &Plan) -> Result<(), Failure> {
     let generation = &settings.generation;
-    let mut text = String::new();
     for (replica, gpus_of) in plan.generation.iter().enumerate() {
-        let number = if plan.generation.len() > 1 { format!(" {replica}") } else { String::new() };
-        let _ = writeln!(text, "generation{number}: {} on {}", generation.backend, gpus(gpus_of));
+        let _ = writeln!(text, "{}", replica_line(settings, plan, replica));
         let _ = writeln!(text, "  environment: CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={}", gpus_of.join(","));
         if generation.backend != "embedded" {
-            server(&mut text, generation)?;
+            server(text, generation)?;
         }
-        let _ = writeln!(text, "  port: a free one of 127.0.0.1, chosen at each start");
+        let _ = writeln!(text, "  port: a free one of 127.0.0.1, {} to {}, chosen at each start", PORTS.start, PORTS.end - 1);
     }
     for url in &generation.servers {
-        let _ = writeln!(
-            text,
-            "generation: {} at {url}, which somebody else runs; it is probed and updated, not started",
-            generation.backend
-        );
+        let _ = writeln!(text, "{}", elsewhere_line(settings, url));
         let seen_as = generation.servers_cache.as_ref().unwrap_or(&settings.cache);
         let _ = writeln!(text, "  weights: below {}, as it sees {}", seen_as.display(), settings.cache.display());
     }
     for slot in &plan.proof {
-        let gpu: Vec<String> = slot.gpu.iter().cloned().collect();
-        let _ = writeln!(text, "proof-worker {}: {}", slot.slot, gpus(&gpu));
-        let _ = writeln!(text, "  environment: CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={}", gpu.join(","));
+        let _ = writeln!(text, "{}", worker_line(slot));
+        let gpu = slot.gpu.as_deref().unwrap_or_default();
+        let _ = writeln!(text, "  environment: CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={gpu}");
     }
     let _ = writeln!(text, "sockets: {}", settings.state.join("run").display());
-    if let Some(directory) = &arguments.checkpoint {
-        memory(&mut text, settings, plan, directory, arguments.gpu_memory)?;
+    Ok(())
+}
+
+/// The ports that a run would listen on. A supervisor that runs with this state folder has them rightly.
+fn ports(text: &mut String, settings: &Settings, errors: &mut Vec<ConfigError>) {
+    let mut refuse = |key: &str, value: Option<String>, reason: String| {
+        errors.push(ConfigError { key: key.into(), value, origin: None, reason });
+    };
+    if settings.generation.servers.is_empty()
+        && let Err(error) = ports::free(PORTS, PORTS.start)
+    {
+        refuse("generation.backend", Some(settings.generation.backend.clone()), format!("needs a port to listen on: {error}"));
     }
-    Ok(text)
+    let Storage::Local { address, .. } = &settings.storage else { return };
+    let whose = match ports::listen(*address) {
+        Ok(()) => "free",
+        Err(_) if StateFolder::is_locked(&settings.state) => "the running supervisor's",
+        Err(error) => {
+            let reason = format!("cannot be listened on: {error}; end what has it, or set another port");
+            return refuse("storage.local_address", Some(address.to_string()), reason);
+        }
+    };
+    let _ = writeln!(text, "local bucket server: {address} ({whose})");
 }
 
 fn gpus(list: &[String]) -> String {
@@ -163,37 +216,34 @@ fn server(text: &mut String, generation: &Generation) -> Result<(), Failure> {
     Ok(())
 }
 
-fn memory(text: &mut String, settings: &Settings, plan: &Plan, directory: &Path, gpu: Option<f64>) -> Result<(), Failure> {
-    let size = ModelSize::read(directory).map_err(Failure::Data)?;
-    let _ = writeln!(
-        text,
-        "model: {:.2} GiB of weights, {:.1} KiB of keys and values per token",
-        size.weights / GIB,
-        size.cache_per_token / 1024.0
-    );
-    let Some(gpu) = gpu else { return Ok(()) };
+/// Whether the model fits into the GPUs that the settings give to servers and proof workers, whatever else is wrong with them.
+fn memory(text: &mut String, settings: &Settings, directory: &Path, gpu: Option<f64>, errors: &mut Vec<ConfigError>) {
+    let mut refuse = |key: &str, value: Option<String>, reason: String| {
+        errors.push(ConfigError { key: key.into(), value, origin: None, reason });
+    };
+    let size = match ModelSize::read(directory) {
+        Ok(size) => size,
+        Err(error) => return refuse("--checkpoint", Some(directory.display().to_string()), format!("is no checkpoint: {error}")),
+    };
+    let cache = size.cache_per_token / 1024.0;
+    let _ = writeln!(text, "model: {:.2} GiB of weights, {cache:.1} KiB of keys and values per token", size.weights / GIB);
+    let Some(gpu) = gpu else { return };
     if !(gpu.is_finite() && gpu > OVERHEAD_GIB) {
         let reason = format!("is no GPU's memory; give more than {OVERHEAD_GIB} GiB");
-        return Err(ConfigErrors(vec![ConfigError {
-            key: "--gpu-memory".into(),
-            value: Some(gpu.to_string()),
-            origin: None,
-            reason,
-        }])
-        .into());
+        return refuse("--gpu-memory", Some(gpu.to_string()), reason);
     }
-    let mut errors = Vec::new();
-    if plan.generation.iter().any(|gpus| !gpus.is_empty()) {
-        match size.room(&settings.generation, gpu * GIB) {
-            Ok(room) => _ = writeln!(text, "  cache: room for {room:.0} tokens on the GPUs of each server"),
-            Err(error) => errors.push(error),
-        }
+    if matches!(settings.proof.slots, ProofSlots::Gpus(_)) && size.weights > (gpu - OVERHEAD_GIB) * GIB {
+        let weights = size.weights / GIB;
+        refuse("proof.gpus", None, format!("cannot hold the model: {weights:.1} GiB of weights, {gpu:.0} GiB of memory each"));
     }
-    if plan.proof.iter().any(|slot| slot.gpu.is_some()) && size.weights > (gpu - OVERHEAD_GIB) * GIB {
-        let reason = format!("cannot hold the model: {:.1} GiB of weights, {gpu:.0} GiB of memory each", size.weights / GIB);
-        errors.push(ConfigError { key: "proof.gpus".into(), value: None, origin: None, reason });
+    let generation = &settings.generation;
+    if generation.backend == "embedded" || generation.cpu || !generation.servers.is_empty() {
+        return;
     }
-    if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors).into()) }
+    match size.room(generation, gpu * GIB) {
+        Ok(room) => _ = writeln!(text, "  cache: room for {room:.0} tokens on the GPUs of each server"),
+        Err(error) => errors.push(error),
+    }
 }
 
 #[cfg(test)]

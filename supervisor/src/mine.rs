@@ -299,6 +299,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
             generation: settings.generation.clone(),
             gpus: gpus.clone(),
             records: prepared.state.children(),
+            probes: prepared.state.probes(),
             grace,
             watch: gpus_watched.clone(),
         }
@@ -353,6 +354,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         bucket: prepared.buckets.own.clone(),
         checkpoints: checkpoints.telling(move |change| changing.proofs.apply(change)),
         spool: prepared.state.spool(),
+        part_bytes: settings.upload_part_bytes,
         spool_budget: settings.spool_budget,
         windows: prepared.state.windows(),
         board: board.clone(),
@@ -380,11 +382,11 @@ fn watch_gpus(plan: &Plan, board: &Board) -> Result<Gpus, Failure> {
 ///
 /// # Errors
 /// GPUs that are out of range or used twice.
-pub fn plan(settings: &Settings) -> Result<Plan, Failure> {
+pub fn plan(settings: &Settings) -> Result<Plan, ConfigErrors> {
     // The environment is read here only to learn which GPUs this process was given.
     let variable = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     let visible = VisibleGpus::new(variable.as_deref(), VisibleGpus::installed());
-    Plan::new(&settings.generation, &settings.proof, &visible).map_err(|errors| ConfigErrors(errors).into())
+    Plan::new(&settings.generation, &settings.proof, &visible).map_err(ConfigErrors)
 }
 
 async fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, Failure> {

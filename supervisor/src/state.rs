@@ -110,6 +110,11 @@ impl StateFolder {
         self.root.join("children")
     }
 
+    /// What launchers remember of installed servers.
+    pub fn probes(&self) -> PathBuf {
+        self.root.join("probes")
+    }
+
     /// Ends what an earlier run left: recorded children that still live, and their descendants. Told as events.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! One window file to the bucket, and the proof that it is there.
 //!
 //! ```text
-//!  PUT (attempts until the deadline) ─▶ HEAD and GET, as a validator would
+//!  the rest of what has left already, else PUT (attempts until the deadline) ─▶ HEAD and GET, as a validator would
 //!    same bytes, in time ─▶ uploaded
 //!    other bytes or none ─▶ once more while there is time; at last what must not be judged is removed
 //!    too late            ─▶ removed: validators ignore it, and nobody else shall take it for this window's file
@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use grail_process::clock;
 use grail_protocol::constants::MAX_FILE_BYTES;
-use grail_store::bucket::{Bucket, BucketError, ObjectHead, RetryPolicy};
+use grail_store::bucket::{Bucket, BucketError, GrowingObject, ObjectHead, RetryPolicy};
 use sha2::{Digest, Sha256};
 
 /// Times that the whole file is sent when what is read back is something else.
@@ -97,11 +97,16 @@ enum Look {
 }
 
 /// Uploads, then asks the bucket what it holds. Only after that may anybody say "uploaded". `deadline` is in Unix seconds; no
-/// attempt to send goes on beyond it.
+/// attempt to send goes on beyond it. `ahead` is what is there already of these bytes.
 ///
 /// # Errors
 /// See [`UploadError`].
-pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Result<Receipt, UploadError> {
+pub async fn upload(
+    bucket: &Bucket,
+    object: &WindowObject<'_>,
+    mut ahead: Option<GrowingObject>,
+    deadline: f64,
+) -> Result<Receipt, UploadError> {
     let left = || deadline - clock::unix_seconds();
     let mut rounds = 0;
     loop {
@@ -109,11 +114,10 @@ pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -
         rounds += 1;
         let begun = clock::monotonic();
         crate::failpoint::pass("uploading").await;
-        let policy = RetryPolicy::until(overall);
         let sent = tokio::select! {
             biased;
             () = over(deadline) => None,
-            sent = bucket.put_bytes(object.key, object.bytes, &policy) => Some(sent),
+            sent = send(bucket, object, ahead.take(), overall) => Some(sent),
         };
         let spent = begun.elapsed();
         crate::failpoint::pass("read-back").await;
@@ -132,6 +136,24 @@ pub async fn upload(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -
         }
         return Err(give_up(bucket, object, sent.and_then(Result::err), look).await);
     }
+}
+
+/// Makes the object of what has left already, in half of the time; the other half, or all of it, is for the file as a whole.
+async fn send(
+    bucket: &Bucket,
+    object: &WindowObject<'_>,
+    ahead: Option<GrowingObject>,
+    overall: Duration,
+) -> Result<(), BucketError> {
+    let begun = clock::monotonic();
+    if let Some(ahead) = ahead {
+        match ahead.finish(object.bytes, &RetryPolicy::until(overall / 2)).await {
+            Ok(()) => return Ok(()),
+            Err(error) => tracing::warn!(%error, "What had left of the file comes to nothing; it is sent as a whole."),
+        }
+    }
+    let left = overall.saturating_sub(begun.elapsed());
+    bucket.put_bytes(object.key, object.bytes, &RetryPolicy::until(left)).await
 }
 
 /// Returns at the deadline, also where the machine was suspended meanwhile and timers stood still.
@@ -263,7 +285,7 @@ mod tests {
         let fixture = Fixture::start().await;
         let bytes = Bytes::from(vec![7; 100_000]);
         let object = WindowObject { key: KEY, bytes: &bytes, sha256: digest(&bytes), earlier: None };
-        let receipt = upload(&fixture.bucket, &object, clock::unix_seconds() + 60.0).await.unwrap();
+        let receipt = upload(&fixture.bucket, &object, None, clock::unix_seconds() + 60.0).await.unwrap();
         assert_eq!(receipt.rounds, 1);
         assert_eq!(std::fs::read(fixture.path()).unwrap(), bytes);
     }
@@ -273,7 +295,7 @@ mod tests {
         let fixture = Fixture::start().await;
         let bytes = Bytes::from_static(b"late");
         let object = WindowObject { key: KEY, bytes: &bytes, sha256: digest(&bytes), earlier: None };
-        let error = upload(&fixture.bucket, &object, clock::unix_seconds() - 1.0).await.unwrap_err();
+        let error = upload(&fixture.bucket, &object, None, clock::unix_seconds() - 1.0).await.unwrap_err();
         assert!(matches!(error, UploadError::TooLate { .. }), "{error}");
         assert!(!fixture.path().exists());
     }
@@ -284,7 +306,7 @@ mod tests {
         let bytes = Bytes::from_static(b"what is sent");
         // As if the bucket had changed it: the file is said to be another one.
         let object = WindowObject { key: KEY, bytes: &bytes, sha256: digest(b"what is meant"), earlier: None };
-        let error = upload(&fixture.bucket, &object, clock::unix_seconds() + 60.0).await.unwrap_err().to_string();
+        let error = upload(&fixture.bucket, &object, None, clock::unix_seconds() + 60.0).await.unwrap_err().to_string();
         assert!(error.contains("SHA-256 differs") && error.contains("it was removed"), "{error}");
         assert!(!fixture.path().exists());
     }

@@ -8,16 +8,21 @@ use grail_engines::{Engine, Installed, ServerOptions, warm_up};
 use grail_protocol::generation_params::GenerationParams;
 use serde_json::Value;
 
+use crate::client;
 use crate::report::{Cases, Report};
 
 /// Checks the whole folder.
 pub fn run(report: &mut Report) {
-    report.check("sglang/generate.json", |path, cases| requests(&load(path), Engine::Sglang, cases));
+    report.check("sglang/generate.json", |path, cases| {
+        let file = load(path);
+        requests(&file, Engine::Sglang, cases);
+        client::requests(&file, cases);
+    });
     report.check("sglang/vllm_completions.json", |path, cases| requests(&load(path), Engine::Vllm, cases));
     report.check("sglang/generation_params.json", |path, cases| params(&load(path), cases));
     report.check("sglang/launch.json", |path, cases| launch(&load(path), cases));
     report.check("sglang/readiness.json", |path, cases| readiness(&load(path), cases));
-    report.skip("sglang/weight_sync.json", "the reference's calls are not made: they mix weights (generation-servers 0)");
+    report.check("sglang/weight_sync.json", client::weights);
 }
 
 fn load(path: &Path) -> Value {
@@ -25,7 +30,7 @@ fn load(path: &Path) -> Value {
     serde_json::from_str(&text).expect("the file is JSON")
 }
 
-fn sampling(of: &Value) -> GenerationParams {
+pub fn sampling(of: &Value) -> GenerationParams {
     let number = |key: &str| of[key].as_f64().expect("a number");
     GenerationParams {
         max_new_tokens: of["max_new_tokens"].as_u64().expect("a count"),
@@ -36,7 +41,7 @@ fn sampling(of: &Value) -> GenerationParams {
     }
 }
 
-fn ids(of: &Value) -> Vec<u32> {
+pub fn ids(of: &Value) -> Vec<u32> {
     of.as_array().into_iter().flatten().filter_map(Value::as_u64).map(|id| id as u32).collect()
 }
 

@@ -5,6 +5,7 @@
 
 mod chain;
 mod checkpoints;
+mod client;
 mod environments;
 mod generation;
 mod model;

@@ -25,7 +25,16 @@ pub fn all(folder: &Path) -> Vec<(&'static str, PathBuf, &'static str)> {
         }
         true
     });
+    let number = copy(folder, "number");
+    rewrite(&number, |name, _, bytes| {
+        if name == norm {
+            // As bf16, twice; as f32, once.
+            bytes[..4].copy_from_slice(&[0xc0, 0x7f, 0xc0, 0x7f]);
+        }
+        true
+    });
     vec![
+        ("a weight that is no number", number, norm),
         ("a path that is not there", missing, "missing"),
         ("a truncated file", truncated, "model.safetensors"),
         ("a missing tensor", without, norm),

@@ -12,6 +12,7 @@
 mod damaged;
 mod drills;
 mod rig;
+mod rounding;
 mod windows;
 
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
             scenarios.push(Scenario::new(name("frozen"), move || windows::a_stopped_process_is_noticed(server)));
             if server == Installed::Sglang {
                 scenarios.push(Scenario::new(name("queue"), drills::run(move || drills::queue_full(server))));
+                scenarios.push(Scenario::new(name("bf16"), drills::run(move || rounding::in_bf16(server))));
             }
         }
     }

@@ -110,8 +110,13 @@ pub struct Rig {
 impl Rig {
     /// A launcher of an installed server, computing in f32: there the engines differ too little to change a greedy choice.
     pub async fn installed(server: Installed, more: &[&str]) -> Self {
+        Self::computing(server, "f32", more).await
+    }
+
+    /// A launcher of an installed server, computing in `dtype`.
+    pub async fn computing(server: Installed, dtype: &str, more: &[&str]) -> Self {
         let python = server.python().expect("the scenario is played where the server is installed");
-        let mut words: Vec<OsString> = ["--backend", server.name(), "--cpu", "--dtype", "f32", "--python"].map(Into::into).into();
+        let mut words: Vec<OsString> = ["--backend", server.name(), "--cpu", "--dtype", dtype, "--python"].map(Into::into).into();
         words.push(python.into());
         let common =
             ["--memory-share", "0.1", "--context-length", "2048", "--disable-cuda-graph", "--max-running-requests", "32"];
@@ -124,9 +129,9 @@ impl Rig {
         Self::start(words, variables.collect(), server.engine()).await
     }
 
-    /// The embedded engine, in f32.
-    pub async fn embedded() -> Self {
-        let words = ["--backend", "embedded", "--threads", "1", "--dtype", "f32"].map(Into::into).into();
+    /// The embedded engine.
+    pub async fn embedded(dtype: &str) -> Self {
+        let words = ["--backend", "embedded", "--threads", "1", "--dtype", dtype].map(Into::into).into();
         Self::start(words, Vec::new(), Engine::Sglang).await
     }
 
@@ -134,6 +139,8 @@ impl Rig {
         let folder = tempfile::Builder::new().prefix("grail").tempdir().unwrap();
         let listener = Listener::bind(&folder.path().join("run").join("g.sock")).unwrap();
         words.extend(["--socket".into(), listener.path().into(), "--link-folder".into(), folder.path().into()]);
+        // The help of an installation is the same for all of these.
+        words.extend(["--probes".into(), Path::new(env!("CARGO_TARGET_TMPDIR")).join("probes").into()]);
         let launch = Launch {
             name: "gen-launcher".into(),
             program: programs().join("grail-gen-launcher"),
@@ -215,7 +222,7 @@ pub async fn greedy(engine: Engine, url: &str) -> Vec<Vec<u32>> {
 
 /// What the embedded engine completes with these checkpoints.
 pub async fn embedded_greedy(checkpoints: &[&str]) -> Vec<Vec<Vec<u32>>> {
-    let mut rig = Rig::embedded().await;
+    let mut rig = Rig::embedded("f32").await;
     let mut all = Vec::new();
     for (window, name) in (0..).zip(checkpoints) {
         let (url, _) = rig.serving(window, &checkpoint(name)).await;

@@ -29,27 +29,40 @@ pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the workspace").to_path_buf()
 }
 
+/// Builds programs of the workspace: with the features that the whole of it has, so that nothing is built twice.
+fn build(what: &[&str]) {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--workspace"]).args(what).current_dir(workspace());
+    // What cargo tells a test about its package would make build scripts that look at it (ring's) run again, and with them
+    // half the workspace.
+    let of_package = |name: &std::ffi::OsStr| {
+        let prefixes = ["CARGO_PKG_", "CARGO_MANIFEST_", "OUT_DIR"];
+        name.to_str().is_some_and(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
+    };
+    std::env::vars_os().filter(|(name, _)| of_package(name)).for_each(|(name, _)| {
+        cargo.env_remove(name);
+    });
+    let built = cargo.status().expect("cargo builds the programs");
+    assert!(built.success(), "the programs do not build: cargo build {what:?}");
+}
+
+/// `target/<profile>` of the tests.
+fn target() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows where it lies");
+    test.ancestors().nth(2).expect("target/<profile>/deps/<test>").to_path_buf()
+}
+
+/// The profile that the tests were built in.
+fn profile() -> &'static str {
+    if target().ends_with("release") { "release" } else { "dev" }
+}
+
 /// The folder of the programs, built in the profile of the tests.
 pub fn programs() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let test = std::env::current_exe().expect("a test knows where it lies");
-        let folder = test.ancestors().nth(2).expect("target/<profile>/deps/<test>").to_path_buf();
-        let profile = if folder.ends_with("release") { "release" } else { "dev" };
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--workspace", "--bins", "--profile", profile]).current_dir(workspace());
-        // What cargo tells a test about its package would make build scripts that look at it (ring's) run again, and with them
-        // half the workspace.
-        let of_package = |name: &std::ffi::OsStr| {
-            let prefixes = ["CARGO_PKG_", "CARGO_MANIFEST_", "OUT_DIR"];
-            name.to_str().is_some_and(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
-        };
-        std::env::vars_os().filter(|(name, _)| of_package(name)).for_each(|(name, _)| {
-            cargo.env_remove(name);
-        });
-        let built = cargo.status().expect("cargo builds the programs");
-        assert!(built.success(), "the programs do not build");
-        folder
+        build(&["--bins", "--profile", profile()]);
+        target()
     })
 }
 

@@ -1,5 +1,5 @@
 //! The sentence by which every fault is judged: no orphan, no leaked socket or lock, every durable group uploaded exactly once
-//! or reported lost with its cause, and every uploaded file accepted by `grail-supervisor validate`.
+//! or reported lost with its cause, every file as the status tells of it, and accepted by `grail-supervisor validate`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -44,6 +44,7 @@ pub fn judge(host: &Host, more: &[&str]) -> Result<Account, String> {
     no_process_is_left(host)?;
     nothing_is_leaked(host)?;
     let account = every_group_is_accounted_for(host)?;
+    the_status_tells_of_the_files(host)?;
     files_are_accepted(host, &account.windows, more)?;
     Ok(account)
 }
@@ -109,6 +110,24 @@ fn every_group_is_accounted_for(host: &Host) -> Result<Account, String> {
         *account.lost.entry(cause).or_default() += 1;
     }
     Ok(account)
+}
+
+/// Of every window that the status calls uploaded, the bucket holds the file that it tells of, by bytes and rollouts.
+fn the_status_tells_of_the_files(host: &Host) -> Result<(), String> {
+    let status = host.status();
+    let finished = status["finished"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let files = host.uploaded();
+    for window in finished.iter().filter(|window| window["outcome"] == "uploaded") {
+        let ending = format!("-window-{}.parquet", window["window"]);
+        let path = files.iter().find(|path| path.to_string_lossy().ends_with(&ending));
+        let path = path.ok_or_else(|| format!("the status calls a window uploaded that has no file: {window}"))?;
+        let bytes = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
+        let rollouts = groups_of(path)?.len() * ROLLOUTS_PER_GROUP;
+        if window["bytes"] != bytes || window["rollouts"] != rollouts {
+            return Err(format!("the file has {bytes} bytes and {rollouts} rollouts, the status says: {window}"));
+        }
+    }
+    Ok(())
 }
 
 /// The groups of a file, each of sixteen rows with nonces of their own.

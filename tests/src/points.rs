@@ -3,23 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::{Host, programs, workspace};
+use crate::{Host, build, profile, programs};
 
 /// The supervisor with failpoints, built in the profile of the tests under a name of its own.
 pub fn supervisor() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let name = "grail-supervisor-failpoints";
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--package", "grail-supervisor", "--features", "failpoints", "--bin", name])
-            .current_dir(workspace())
-            .status()
-            .expect("cargo builds the program");
-        assert!(built.success(), "the supervisor with failpoints does not build");
+        build(&["--features", "grail-supervisor/failpoints", "--bin", name, "--profile", profile()]);
         programs().join(name)
     })
 }

@@ -126,6 +126,8 @@ struct Loop {
     engine: Engine,
     shared: Arc<Shared>,
     in_flight: HashMap<Ticket, Waiting>,
+    /// What ended in this turn.
+    answers: Vec<(Waiting, Finished)>,
     updates: VecDeque<Update>,
     /// Requests that came after an update that still waits.
     held: VecDeque<(Request, Waiting)>,
@@ -145,6 +147,7 @@ pub fn start(engine: Engine, facts: Facts) -> std::io::Result<Handle> {
         engine,
         shared: shared.clone(),
         in_flight: HashMap::new(),
+        answers: Vec::new(),
         updates: VecDeque::new(),
         held: VecDeque::new(),
         paused: false,
@@ -176,11 +179,13 @@ impl Loop {
         self.update_when_possible()?;
         if !self.paused && !self.engine.is_idle() {
             let finished = self.engine.step().map_err(|error| error.to_string())?;
-            finished.into_iter().for_each(|finished| self.deliver(finished));
+            finished.into_iter().for_each(|finished| self.end(finished));
         }
         let gauges =
             Gauges { running: self.engine.running(), queued: self.engine.queued() + self.held.len(), tokens: self.tokens };
         *self.shared.gauges.lock().unwrap_or_else(PoisonError::into_inner) = gauges;
+        // Whoever has an answer finds it in the figures.
+        self.answers.drain(..).for_each(|(waiting, finished)| _ = waiting.reply.send(Ok(finished)));
         Ok(())
     }
 
@@ -249,23 +254,23 @@ impl Loop {
         }
     }
 
-    fn deliver(&mut self, finished: Finished) {
+    fn end(&mut self, finished: Finished) {
         self.tokens += finished.output.len() as u64;
         if let Some(waiting) = self.in_flight.remove(&finished.ticket) {
-            let _ = waiting.reply.send(Ok(finished));
+            self.answers.push((waiting, finished));
         }
     }
 
     fn abort_all(&mut self) {
         let aborted = self.engine.abort_all("Aborted by abort_request");
-        aborted.into_iter().for_each(|finished| self.deliver(finished));
+        aborted.into_iter().for_each(|finished| self.end(finished));
     }
 
     fn abort(&mut self, rid: &str) -> Result<(), String> {
         let ticket = self.in_flight.iter().find(|(_, waiting)| waiting.rid == rid).map(|(ticket, _)| *ticket);
         let Some(ticket) = ticket else { return Ok(()) };
         let aborted = self.engine.abort(ticket, "Aborted by abort_request").map_err(|error| error.to_string())?;
-        aborted.into_iter().for_each(|finished| self.deliver(finished));
+        aborted.into_iter().for_each(|finished| self.end(finished));
         Ok(())
     }
 

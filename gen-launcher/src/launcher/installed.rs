@@ -1,6 +1,15 @@
 //! What the installed server says about itself: its version and the flags that its parser takes.
+//!
+//! Its `--help` goes through all its imports, which takes 6 to 18 s of every start. So the text is remembered on disk, under what
+//! identifies the installation: a program that imports nothing tells that in a fraction of a second. Whatever of the installation
+//! changes, the server itself is asked again.
+//!
+//! ```text
+//!  <folder>/SGLang.help     first line: the identity; then the help as it was printed
+//! ```
 
 use std::ffi::OsString;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,20 +40,58 @@ pub enum ProbeError {
     Unsuited(#[from] Unsuited),
 }
 
-/// Asks the Python of the host.
+/// Asks the Python of the host, or the folder that remembers what it said.
 ///
 /// # Errors
 /// When it has no server that can be used.
-pub async fn probe(spawner: &Spawner, python: &Path, engine: Engine) -> Result<Installed, ProbeError> {
+pub async fn probe(spawner: &Spawner, python: &Path, engine: Engine, memory: Option<&Path>) -> Result<Installed, ProbeError> {
     let silent = || ProbeError::Silent { python: python.to_owned(), engine: engine.name() };
-    let version = ask(spawner, python, vec!["-c".into(), engine.version_program().into()]);
-    let version = tokio::time::timeout(PATIENCE, version).await.map_err(|_| silent())??;
+    let said = ask(spawner, python, vec!["-c".into(), engine.identity_program().into()]);
+    let said = tokio::time::timeout(PATIENCE, said).await.map_err(|_| silent())??;
+    let (version, identity) = said.trim().split_once("\nidentity ").unwrap_or((&said, ""));
+    if let Some(help) = memory.and_then(|folder| remembered(folder, engine, identity)) {
+        return Ok(Installed::read(engine, version, &help)?);
+    }
     let help = async {
         // Without a version there is nothing whose imports are worth waiting for.
         if version.trim().is_empty() { Ok(String::new()) } else { ask(spawner, python, words(engine, &["--help"])).await }
     };
     let help = tokio::time::timeout(PATIENCE, help).await.map_err(|_| silent())??;
-    Ok(Installed::read(engine, &version, &help)?)
+    let installed = Installed::read(engine, version, &help)?;
+    if let Some(folder) = memory.filter(|_| !identity.is_empty())
+        && let Err(error) = remember(folder, engine, identity, &help)
+    {
+        tracing::warn!(%error, folder = %folder.display(), "What the server's help says cannot be remembered; it is asked again at the next start.");
+    }
+    Ok(installed)
+}
+
+fn file(folder: &Path, engine: Engine) -> PathBuf {
+    folder.join(format!("{}.help", engine.name()))
+}
+
+/// The help that was printed by exactly this installation.
+fn remembered(folder: &Path, engine: Engine, identity: &str) -> Option<String> {
+    let mut text = String::new();
+    std::fs::File::open(file(folder, engine)).ok()?.take(MOST).read_to_string(&mut text).ok()?;
+    let (of, help) = text.split_once('\n')?;
+    (!identity.is_empty() && of == identity).then(|| help.to_owned())
+}
+
+/// Other launchers of the host may do the same at the same time: a whole file takes the place of another.
+fn remember(folder: &Path, engine: Engine, identity: &str, help: &str) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let (path, beside) = (file(folder, engine), folder.join(format!("{}.{}.new", engine.name(), std::process::id())));
+    let mut new = std::fs::File::create(&beside)?;
+    new.write_all(format!("{identity}\n{help}").as_bytes())?;
+    new.sync_all()?;
+    std::fs::rename(beside, path)
+}
+
+/// Forgets what was remembered.
+pub fn forget(folder: &Path, engine: Engine) {
+    // What is not there need not be removed, and what cannot be is judged by its identity.
+    let _ = std::fs::remove_file(file(folder, engine));
 }
 
 /// `-m MODULE` and what follows.

@@ -6,16 +6,17 @@
 //!     ▲                │ exit, time-out                     ▲  refused, or taken  │
 //!     └────────────────┘ ReloadRefused                      └─────────────────────┘
 //!  Serving or Updating, and the server ends, or nobody knows what it holds: the launcher exits 1, and with it the server.
+//!  Starting, and nothing moves: the same; another process may well load these weights.
 //!  The supervisor closes the socket: TERM to the server's group, grace, KILL; exit 0. Where it died, KILL at once.
 //!
 //! The launcher does not die with the supervisor: the kernel would end it and the server's first process, and leave those that
 //! the server started, which go on loading a model for nobody (generation-servers 0).
 //! ```
 
-mod calls;
 mod installed;
 mod output;
 mod server;
+mod starting;
 
 use std::path::Path;
 use std::time::Duration;
@@ -28,9 +29,8 @@ use grail_process::records::Records;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments::LauncherArguments;
-use calls::UpdateError;
-use grail_engines::Installed;
-use server::Server;
+use grail_engines::{Installed, UpdateError};
+use server::{NotUpdated, Server, StartError};
 
 /// Time a server gets to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
@@ -121,27 +121,40 @@ impl Launcher {
     }
 
     /// A server for `directory`, in the place of the one that there may be.
-    async fn start(&mut self, directory: &Path, revision: &Revision) -> Result<(), String> {
+    async fn start(&mut self, directory: &Path, revision: &Revision) -> Result<(), UpdateError> {
         if let Some(mut server) = self.server.take() {
             tracing::info!(%revision, "The checkpoint is another network; a server of its own takes the place of this one.");
             server.stop(GRACE).await;
         }
         let started = Server::start(&self.spawner, &self.arguments, &mut self.installed, directory, &revision.to_string()).await;
-        self.server = Some(started.map_err(|error| error.to_string())?);
+        if let (Err(_), Some(folder)) = (&started, &self.arguments.probes) {
+            // Should what was remembered be the cause, the next start asks again.
+            self.installed = None;
+            installed::forget(folder, self.arguments.backend.dialect());
+        }
+        self.server = Some(started.map_err(|error| match error {
+            // The same weights may well go into a new process.
+            StartError::Stuck { .. } => UpdateError::Unknown(error.to_string()),
+            error => UpdateError::Refused(error.to_string()),
+        })?);
         Ok(())
     }
 
     async fn reload(&mut self, command: ReloadCommand) -> anyhow::Result<FromLauncher> {
         let ReloadCommand { revision, directory, .. } = command;
         let updated = match &mut self.server {
-            None => Err(UpdateError::OtherNetwork),
+            None => Err(NotUpdated::OtherNetwork),
             Some(server) => server.update(&directory, &revision.to_string()).await,
+        };
+        let updated = match updated {
+            Err(NotUpdated::OtherNetwork) => self.start(&directory, &revision).await,
+            Err(NotUpdated::Failed(error)) => Err(error),
+            Ok(()) => Ok(()),
         };
         let outcome = match updated {
             Ok(()) => Ok(()),
             Err(UpdateError::Refused(reason)) => Err(reason),
-            Err(UpdateError::OtherNetwork) => self.start(&directory, &revision).await,
-            Err(UpdateError::Unknown(reason)) => anyhow::bail!("the update to {revision} failed: {reason}"),
+            Err(UpdateError::Unknown(reason)) => anyhow::bail!("the server cannot be given {revision}: {reason}"),
         };
         match (outcome, &self.server) {
             (Ok(()), Some(server)) => {

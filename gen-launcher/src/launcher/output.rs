@@ -14,21 +14,28 @@ const KEPT_LINES: usize = 5;
 
 /// The last lines a server printed.
 #[derive(Debug, Clone, Default)]
-pub struct LastLines(Arc<Mutex<VecDeque<String>>>);
+pub struct LastLines(Arc<Mutex<(VecDeque<String>, u64)>>);
 
 impl LastLines {
     fn push(&self, line: String) {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (lines, count) = &mut *kept;
         if lines.len() == KEPT_LINES {
             lines.pop_front();
         }
         lines.push_back(line);
+        *count += 1;
+    }
+
+    /// How many there were, those not kept any more included.
+    pub fn count(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 
     /// The lines in one text.
     pub fn text(&self) -> String {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().map(String::as_str).collect::<Vec<_>>().join(" | ")
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.0.iter().map(String::as_str).collect::<Vec<_>>().join(" | ")
     }
 }
 

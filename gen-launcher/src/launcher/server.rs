@@ -1,21 +1,20 @@
 //! One running generation server: its process, and what it holds.
 
 use std::ffi::OsString;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use grail_engines::{CommandError, Engine, Installed, ServerOptions, VLLM_NAME};
+use grail_engines::{Calls, CommandError, Engine, Installed, PORTS, ServerOptions, UpdateError, VLLM_NAME};
 use grail_model::{LoadError, ModelConfig};
-use grail_process::{Child, Launch, SpawnError, Spawner, Watched, clock, environment, proc};
+use grail_process::{Child, Launch, SpawnError, Spawner, Watched, clock, environment, ports, proc};
 use tokio::task::JoinSet;
 
-use super::calls::{Calls, UpdateError};
 use super::installed::{ProbeError, probe, variables, words};
 use super::output::{LastLines, drain};
+use super::starting::{Stillness, processes};
 use crate::arguments::{Backend, LauncherArguments};
 
 /// Pause between two looks whether the server answers.
@@ -59,6 +58,18 @@ pub enum StartError {
     NotReady {
         /// The limit.
         seconds: u64,
+        /// The last lines it printed.
+        lines: String,
+    },
+    /// The server neither prints nor computes nor reads.
+    #[error(
+        "the generation server makes no progress: for {seconds} s it printed nothing, computed nothing and read nothing; its processes: {processes}; its last lines: {lines}"
+    )]
+    Stuck {
+        /// How long nothing moved.
+        seconds: u64,
+        /// Its processes with their states.
+        processes: String,
         /// The last lines it printed.
         lines: String,
     },
@@ -111,7 +122,7 @@ impl Server {
                 let python = &arguments.installed.python;
                 let known = match installed.take() {
                     Some(known) => known,
-                    None => probe(spawner, python, engine).await?,
+                    None => probe(spawner, python, engine, arguments.probes.as_deref()).await?,
                 };
                 let options = options(arguments, link.as_deref().unwrap_or(directory), weight_version, port);
                 let command = known.command(&options)?;
@@ -126,7 +137,8 @@ impl Server {
                 }
             }
         };
-        let calls = Calls::to(engine, format!("http://127.0.0.1:{port}")).map_err(StartError::Client)?;
+        let client = reqwest::Client::builder().no_proxy().build().map_err(StartError::Client)?;
+        let calls = Calls::to(client, engine, format!("http://127.0.0.1:{port}"));
         let mut child = spawner.spawn(launch).await?;
         if let Some(error) = child.take_unrecorded() {
             tracing::warn!(%error, "The server could not be written down; a later supervisor would not find it.");
@@ -168,15 +180,21 @@ impl Server {
 
     async fn wait_until_ready(&mut self, limit: Duration) -> Result<(), StartError> {
         let deadline = clock::monotonic() + limit;
+        let mut stillness = Stillness::begin(limit, clock::monotonic());
         loop {
             let healthy = self.calls.healthy();
             tokio::select! {
                 status = self.child.exited() => {
                     return Err(StartError::Ended { status, lines: self.last_lines().await });
                 }
-                answer = healthy => if answer {
+                answer = healthy => if answer.is_ok() {
                     return Ok(());
                 }
+            }
+            if let Some(still) = stillness.look(self.child.pid(), self.lines.count(), clock::monotonic()) {
+                let processes = processes(self.child.pid());
+                self.child.kill().await;
+                return Err(StartError::Stuck { seconds: still.as_secs(), processes, lines: self.last_lines().await });
             }
             if clock::monotonic() >= deadline {
                 self.child.stop(GRACE).await;
@@ -200,7 +218,7 @@ impl Server {
 
     /// Where it answers.
     pub fn url(&self) -> &str {
-        &self.calls.url
+        self.calls.url()
     }
 
     /// Longest prompt plus completion.
@@ -234,26 +252,66 @@ impl Server {
     /// Gives the server other weights and makes sure that it answers with them and with no older cache.
     ///
     /// # Errors
-    /// [`UpdateError::Refused`] where the old weights serve on; [`UpdateError::Unknown`] where the server must be replaced.
-    pub async fn update(&mut self, directory: &Path, weight_version: &str) -> Result<(), UpdateError> {
+    /// [`UpdateError::Refused`] where the old weights serve on, [`UpdateError::Unknown`] where the server must be replaced;
+    /// [`NotUpdated::OtherNetwork`] where only a server of its own could serve the directory.
+    pub async fn update(&mut self, directory: &Path, weight_version: &str) -> Result<(), NotUpdated> {
         // SGLang dies of what is damaged, vLLM of the next request, and both keep old values in place of missing ones.
         let judged = judge(directory).await.map_err(|error| UpdateError::Refused(error.to_string()))?;
         let network = judged.map_err(|error| UpdateError::Refused(error.to_string()))?;
         if !network.same_network(&self.network) {
-            return Err(UpdateError::OtherNetwork);
+            return Err(NotUpdated::OtherNetwork);
         }
         if let Some(link) = &self.link {
             point(link, directory)
                 .map_err(|error| UpdateError::Refused(format!("the link {link:?} cannot be moved: {error}")))?;
         }
         let weights = self.link.clone().unwrap_or_else(|| directory.to_owned());
+        let mut stand_still = StandStill::begin();
         tokio::select! {
             biased;
-            why = end_of(&mut self.child, &self.vital) => return Err(UpdateError::Unknown(why)),
-            updated = self.calls.update(&weights, &self.weight_version, weight_version) => updated?,
+            why = end_of(&mut self.child, &self.vital) => return Err(UpdateError::Unknown(why).into()),
+            updated = self.calls.update(&weights, &self.weight_version, weight_version, |step| stand_still.ended(step)) => updated?,
         }
+        stand_still.tell();
         self.weight_version = weight_version.to_owned();
         Ok(())
+    }
+}
+
+/// Why the server does not hold a checkpoint.
+#[derive(Debug)]
+pub enum NotUpdated {
+    /// The directory holds another network: a server of its own must serve it. Nothing was changed.
+    OtherNetwork,
+    /// The update failed.
+    Failed(UpdateError),
+}
+
+impl From<UpdateError> for NotUpdated {
+    fn from(error: UpdateError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Where the time goes in which a server produces nothing.
+struct StandStill {
+    since: Instant,
+    steps: Vec<String>,
+}
+
+impl StandStill {
+    fn begin() -> Self {
+        Self { since: clock::monotonic(), steps: Vec::new() }
+    }
+
+    /// A step is over, and the next one begins.
+    fn ended(&mut self, step: &str) {
+        self.steps.push(format!("{step} {} ms", self.since.elapsed().as_millis()));
+        self.since = clock::monotonic();
+    }
+
+    fn tell(&self) {
+        tracing::info!(steps = self.steps.join(", "), "The server stood still for an update.");
     }
 }
 
@@ -286,15 +344,11 @@ async fn judge(directory: &Path) -> std::io::Result<Result<ModelConfig, LoadErro
     judging.await.map_err(std::io::Error::other)
 }
 
-/// A port below those that Linux gives to outgoing connections: a server takes a minute until it listens, and by then one of
-/// them would have it. Should another process take the port all the same, the server ends at once and says so.
+/// Servers that start at the same time begin to look at different ports. Should another process take the port all the same, the
+/// server ends at once and says so.
 fn free_port() -> std::io::Result<u16> {
-    const FIRST: u16 = 20_000;
-    const COUNT: u16 = 12_000;
-    let start = u16::try_from(std::process::id() % u32::from(COUNT)).unwrap_or_default();
-    let mut ports = (0..COUNT).map(|step| FIRST + (start + step) % COUNT);
-    let free = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
-    free.ok_or_else(|| std::io::Error::other(format!("no port from {FIRST} to {} is free", FIRST + COUNT - 1)))
+    let start = u16::try_from(std::process::id() % u32::from(PORTS.end - PORTS.start)).unwrap_or_default();
+    ports::free(PORTS, PORTS.start + start)
 }
 
 /// `vllm_active`, in the folder of the setting or beside the checkpoint (grail-miner 5).

@@ -1,14 +1,20 @@
-//! Generation servers as a miner speaks to them. Pure: what a server is started with, what it is sent, and what its answers
-//! mean; starting it and sending are the launcher's and the supervisor's.
+//! Generation servers as a miner speaks to them: what a server is started with, what it is sent, and what its answers mean.
+//! Starting it, and asking it for completions, are the launcher's and the supervisor's; only [`Calls`], which both need, sends.
 #![forbid(unsafe_code)]
 
+mod calls;
 mod command;
 mod log;
 mod wire;
 
+pub use calls::{Calls, UpdateError, describe};
 pub use command::{CommandError, Installed, ServerOptions, Unsuited, VLLM_NAME, Version, environment};
 pub use log::{Level, Line, LogReader};
 pub use wire::{End, Reply, ReplyError, warm_up};
+
+/// Where servers listen: below the ports that Linux gives to outgoing connections. A server takes a minute until it listens, and
+/// by then one of them would have it.
+pub const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// A server that is installed on the host and started by the launcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,5 +61,32 @@ impl Engine {
         format!(
             "import importlib.metadata as m\nfor n in ({names},):\n  try:\n    print(n, m.version(n)); break\n  except m.PackageNotFoundError:\n    pass"
         )
+    }
+
+    /// The same, with a second line (`identity …`) that another installation, or a changed one, does not print: the interpreter,
+    /// a digest of the package's list of files with their hashes, and size and time of the files that make its command line (an
+    /// editable installation has no such list).
+    pub fn identity_program(self) -> String {
+        let (package, files) = match self {
+            Self::Sglang => ("sglang", "'launch_server.py', 'srt/server_args.py'"),
+            Self::Vllm => ("vllm", "'entrypoints/openai/api_server.py', 'entrypoints/openai/cli_args.py', 'engine/arg_utils.py'"),
+        };
+        let identity = format!(
+            "
+import hashlib, importlib.util as u, os, sys
+def stat(f):
+  try:
+    s = os.stat(f); return f'{{f}} {{s.st_size}} {{s.st_mtime_ns}}'
+  except OSError:
+    return f
+try:
+  d = m.distribution(n)
+  h = hashlib.sha256(''.join(d.read_text(f) or '' for f in ('METADATA', 'RECORD')).encode()).hexdigest()
+  r = list(u.find_spec('{package}').submodule_search_locations)
+  print('identity', '|'.join([stat(os.path.realpath(sys.executable)), sys.version.split()[0], h] + [stat(os.path.join(p, f)) for p in r for f in ({files},)]))
+except Exception:
+  pass"
+        );
+        self.version_program() + &identity
     }
 }

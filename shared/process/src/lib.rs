@@ -2,17 +2,20 @@
 //!
 //! The only crate beside the libtorch shim that may contain `unsafe` (the code that runs between fork and exec).
 
+mod activity;
 mod ask;
 pub mod clock;
 pub mod environment;
 mod identity;
 pub mod orphans;
+pub mod ports;
 pub mod proc;
 pub mod records;
 mod spawn;
 pub mod steady;
 mod watched;
 
+pub use activity::Activity;
 pub use ask::Said;
 pub use identity::{Identity, Standing};
 pub use spawn::{Child, Launch, Output, SpawnError, Spawner, outlive_parent};

@@ -4,17 +4,21 @@
 //! ```text
 //!            healthy, update taken or weights already there
 //!  left out ───────────────────────────────────────────────▶ serving
-//!     ▲  probed again every two seconds                         │ no answer, other weights, an update that broke off
-//!     └─────────────────────────────────────────────────────────┘
+//!     ▲  probed again every two seconds                         │ no answer, other weights
+//!     ├─────────────────────────────────────────────────────────┤
+//!     │  the whole sequence goes through                        │ an update that broke off: it is paused, and nobody knows
+//!     └──────────────────────── in doubt ◀──────────────────────┘ what it would answer with
 //! ```
+//!
+//! An update of an earlier run that was killed in the middle leaves a paused server as well. SGLang's health fails then, but only
+//! after 20 s, where one that still warms up says so at once.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use grail_engines::Engine;
+use grail_engines::{Calls, Engine, UpdateError};
 use grail_link::message::{ReloadCommand, Revision};
 use grail_process::clock;
-use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -27,12 +31,8 @@ use crate::status::Board;
 
 /// Pause between two probes.
 const PROBE: Duration = Duration::from_secs(2);
-/// SGLang's own probe fails after 20 s; a client must wait longer (generation-servers 1.1).
-const CALL_LIMIT: Duration = Duration::from_secs(25);
-/// An update waits for what runs, which may take minutes.
-const UPDATE_LIMIT: Duration = Duration::from_secs(600);
-/// Longest part of an answer that is repeated in a reason, in characters.
-const SHOWN: usize = 300;
+/// A health probe that fails after so long is that of a server which is paused, or stuck.
+const PAUSED: Duration = Duration::from_secs(5);
 
 /// A server elsewhere.
 #[derive(Debug, Clone)]
@@ -67,22 +67,15 @@ impl Elsewhere {
     }
 }
 
-/// What an update came to.
-enum Update {
-    Taken,
-    /// The old weights serve on.
-    Refused(String),
-    /// Nobody knows what it holds.
-    Broken(String),
-}
-
 /// Probes one server until it is told to stop.
 pub(super) struct Probing {
     pub server: Elsewhere,
     /// Which of the servers it is, from 0.
     pub place: usize,
-    pub http: reqwest::Client,
+    pub calls: Calls,
     pub wanted: watch::Receiver<Option<ReloadCommand>>,
+    /// The weights that a proof worker has found whole.
+    pub judged: watch::Receiver<Option<Revision>>,
     pub report: watch::Sender<Option<Serving>>,
     pub refusals: Refusals,
     pub flow: watch::Receiver<Flow>,
@@ -90,6 +83,8 @@ pub(super) struct Probing {
     /// What it holds, and what it refused, as far as is known.
     pub held: Option<Revision>,
     pub refused: Option<Revision>,
+    /// It may be in the middle of an update, and paused.
+    pub in_doubt: bool,
 }
 
 impl Probing {
@@ -106,6 +101,7 @@ impl Probing {
                     Ok(()) => self.refused = None,
                     Err(_) => return,
                 },
+                Ok(()) = self.judged.changed() => {}
                 () = tokio::time::sleep(PROBE) => {}
             }
         }
@@ -129,42 +125,79 @@ impl Probing {
     /// # Errors
     /// Why the server is to be left out.
     async fn look(&mut self, wanted: Option<ReloadCommand>) -> Result<(), String> {
-        self.call("/health", None, CALL_LIMIT).await?;
         // Whoever started it may have started it again since.
-        let live = self.weight_version().await?;
+        let live = self.alive().await?;
         if let (Some(held), Some(live)) = (&self.held, &live)
             && *live != held.to_string()
         {
             return Err(format!("it holds weights {live:?}, and was given {held}"));
         }
-        let Some(ReloadCommand { revision, directory, .. }) = wanted else { return Ok(()) };
-        if self.held.as_ref() == Some(&revision) || self.refused.as_ref() == Some(&revision) {
+        let Some(wanted) = wanted else { return Ok(()) };
+        let of_wanted = |revision: &Option<Revision>| revision.as_ref() == Some(&wanted.revision);
+        if of_wanted(&self.held) || of_wanted(&self.refused) {
             return Ok(());
         }
+        if !of_wanted(&self.judged.borrow_and_update()) {
+            // Nobody is sent there with the weights of before.
+            self.report.send_replace(None);
+            return Ok(());
+        }
+        self.give(wanted, live).await
+    }
+
+    /// Makes sure that it can produce, or could if an update went through; the weight version that it tells.
+    async fn alive(&mut self) -> Result<Option<String>, String> {
+        // Only SGLang's health fails while it is paused, where the rest keeps answering.
+        if self.in_doubt && self.server.engine == Engine::Sglang {
+            let live = self.calls.weight_version().await;
+            // It is gone; what comes in its place is in the middle of nothing.
+            self.in_doubt = live.is_ok();
+            return live;
+        }
+        let asked = clock::monotonic();
+        if let Err(reason) = self.calls.healthy().await {
+            self.in_doubt = asked.elapsed() >= PAUSED;
+            return Err(reason);
+        }
+        self.calls.weight_version().await
+    }
+
+    /// # Errors
+    /// Why the server is to be left out.
+    async fn give(&mut self, wanted: ReloadCommand, live: Option<String>) -> Result<(), String> {
+        let ReloadCommand { revision, directory, .. } = wanted;
         self.report.send_replace(None);
-        let (began, child) = (clock::monotonic(), self.server.name.clone());
+        let (began, child, text) = (clock::monotonic(), self.server.name.clone(), revision.to_string());
         let update = match self.server.directory(&directory) {
-            Err(reason) => Update::Refused(reason),
-            Ok(_) if live.as_ref() == Some(&revision.to_string()) => Update::Taken,
-            Ok(directory) => self.update(&directory, live.as_deref(), &revision.to_string()).await,
+            Err(reason) => Err(UpdateError::Refused(reason)),
+            // Continued by whoever updated it, so flushed as well.
+            Ok(_) if live.as_ref() == Some(&text) && !self.in_doubt => Ok(()),
+            Ok(directory) => self.update(&directory, &live.unwrap_or_default(), &text).await,
         };
         match update {
-            Update::Taken => {
-                let context_length = self.context_length().await?;
-                let seconds = began.elapsed().as_secs_f64();
-                self.board.event(ChildEvent::Holds { child, revision: revision.to_string(), seconds });
-                self.board.child(&self.server.name, |child| child.revision = Some(revision.to_string()));
+            Ok(()) => {
+                let context_length = self.calls.context_length().await?;
+                self.board.event(ChildEvent::Holds { child, revision: text.clone(), seconds: began.elapsed().as_secs_f64() });
+                self.board.child(&self.server.name, |child| child.revision = Some(text));
                 self.held = Some(revision.clone());
                 self.report.send_replace(Some(Serving { revision, url: self.server.url.clone(), context_length }));
             }
-            Update::Refused(reason) => {
-                self.board.event(ChildEvent::Refused { child, revision: revision.to_string(), reason: reason.clone() });
+            Err(UpdateError::Refused(reason)) => {
+                self.board.event(ChildEvent::Refused { child, revision: text, reason: reason.clone() });
                 self.refusals.tell(self.place, revision.clone(), reason);
                 self.refused = Some(revision);
             }
-            Update::Broken(reason) => return Err(format!("the update to {revision} broke off: {reason}")),
+            Err(UpdateError::Unknown(reason)) => return Err(format!("the update to {revision} broke off: {reason}")),
         }
         Ok(())
+    }
+
+    /// Whatever cancels this leaves a server in doubt.
+    async fn update(&mut self, directory: &Path, old: &str, new: &str) -> Result<(), UpdateError> {
+        self.in_doubt = true;
+        let updated = self.calls.update(directory, old, new, |_| {}).await;
+        self.in_doubt = matches!(updated, Err(UpdateError::Unknown(_)));
+        updated
     }
 
     fn leave_out(&mut self, reason: String) {
@@ -180,83 +213,6 @@ impl Probing {
         if !told {
             self.board.event(ChildEvent::LeftOut { child: self.server.name.clone(), reason });
         }
-    }
-
-    /// The safe sequence of each engine (generation-servers 1.6 and 2.3).
-    async fn update(&self, directory: &Path, old: Option<&str>, new: &str) -> Update {
-        let done = match self.server.engine {
-            Engine::Sglang => self.update_sglang(directory, old, new).await,
-            Engine::Vllm => self.update_vllm(directory).await.map(|()| None),
-        };
-        match done {
-            Ok(None) => Update::Taken,
-            Ok(Some(reason)) => Update::Refused(reason),
-            Err(reason) => Update::Broken(reason),
-        }
-    }
-
-    /// `Some` tells why it keeps its old weights.
-    async fn update_sglang(&self, directory: &Path, old: Option<&str>, new: &str) -> Result<Option<String>, String> {
-        self.call("/pause_generation", Some(json!({"mode": "abort"})), UPDATE_LIMIT).await?;
-        let body = json!({"model_path": directory, "weight_version": new});
-        // The answer alone proves nothing: one that says it failed may have replaced the weights.
-        let said = self.call("/update_weights_from_disk", Some(body), UPDATE_LIMIT).await;
-        let live = self.weight_version().await?;
-        let refusal = match (live.as_deref(), said) {
-            (live, _) if live == Some(new) => {
-                self.call("/flush_cache?timeout=20", Some(json!({})), CALL_LIMIT).await?;
-                None
-            }
-            (live, Err(reason)) if live == old => Some(reason),
-            (live, said) => return Err(format!("its weight version is now {live:?}; it said {said:?}")),
-        };
-        self.call("/continue_generation", Some(json!({})), CALL_LIMIT).await?;
-        Ok(refusal)
-    }
-
-    /// A reload that fails leaves vLLM with a model that its next request kills: it stays paused, and the next probe's reload is
-    /// the way back.
-    async fn update_vllm(&self, directory: &Path) -> Result<(), String> {
-        self.call("/pause?mode=abort", Some(json!({})), UPDATE_LIMIT).await?;
-        let body = json!({"method": "reload_weights", "kwargs": {"weights_path": directory}});
-        self.call("/collective_rpc", Some(body), UPDATE_LIMIT).await?;
-        self.call("/reset_prefix_cache", Some(json!({})), CALL_LIMIT).await?;
-        self.call("/resume", Some(json!({})), CALL_LIMIT).await.map(drop)
-    }
-
-    /// What SGLang says that it holds; vLLM keeps no version.
-    async fn weight_version(&self) -> Result<Option<String>, String> {
-        if self.server.engine == Engine::Vllm {
-            return Ok(None);
-        }
-        let info = self.call("/model_info", None, CALL_LIMIT).await?;
-        let version = info["weight_version"].as_str().map(str::to_owned);
-        version.map(Some).ok_or_else(|| "/model_info tells no weight_version".to_owned())
-    }
-
-    async fn context_length(&self) -> Result<u32, String> {
-        let (path, value) = match self.server.engine {
-            Engine::Sglang => ("/server_info", self.call("/server_info", None, CALL_LIMIT).await?["context_length"].clone()),
-            Engine::Vllm => ("/v1/models", self.call("/v1/models", None, CALL_LIMIT).await?["data"][0]["max_model_len"].clone()),
-        };
-        value.as_u64().and_then(|length| u32::try_from(length).ok()).ok_or_else(|| format!("{path} tells no context length"))
-    }
-
-    /// A GET, or a POST of `body`, that must be answered with success; the answer's JSON, null where it is none.
-    async fn call(&self, path: &str, body: Option<Value>, limit: Duration) -> Result<Value, String> {
-        let url = format!("{}{path}", self.server.url);
-        let request = match &body {
-            Some(body) => self.http.post(url).json(body),
-            None => self.http.get(url),
-        };
-        let answer = request.timeout(limit).send().await.map_err(|error| format!("{path} failed: {error}"))?;
-        let status = answer.status();
-        let text = answer.text().await.map_err(|error| format!("{path} failed: {error}"))?;
-        let value: Value = serde_json::from_str(&text).unwrap_or_default();
-        if status.is_success() && value["success"] != false {
-            return Ok(value);
-        }
-        Err(format!("{path} answered {status}: {}", text.chars().take(SHOWN).collect::<String>()))
     }
 }
 

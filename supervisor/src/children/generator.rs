@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use grail_engines::Calls;
 use grail_link::message::{FromLauncher, ReloadCommand, Revision, ToLauncher};
 use grail_link::{Connection, Outbox};
 use grail_process::{Spawner, clock};
@@ -60,6 +61,8 @@ pub struct LauncherSettings {
     pub gpus: Vec<String>,
     /// Where the launcher writes down its server.
     pub records: PathBuf,
+    /// Where it remembers what the installed server's help says.
+    pub probes: PathBuf,
     /// Time the launcher gets to end by itself.
     pub grace: Duration,
     /// What is known about the server's GPUs.
@@ -84,6 +87,7 @@ fn policy(server_timeout: Duration) -> LifePolicy {
 /// The launchers and what they serve. Dropping it ends all; [`Generator::stop`] waits until they are gone.
 pub struct Generator {
     target: watch::Sender<Option<ReloadCommand>>,
+    judged: watch::Sender<Option<Revision>>,
     replicas: Replicas,
     refusals: Refusals,
     stop: CancellationToken,
@@ -101,7 +105,7 @@ impl Generator {
         spawner: &Spawner,
         board: &Board,
     ) -> Self {
-        let (target, _) = watch::channel(None);
+        let ((target, _), (judged, _)) = (watch::channel(None), watch::channel(None));
         let (stop, refusals) = (CancellationToken::new(), Refusals::new(launchers.len() + elsewhere.len()));
         let muster = Muster::new("generation launcher", launchers.len() + elsewhere.len());
         let (mut task, mut replicas) = (tokio::task::JoinSet::new(), Vec::new());
@@ -121,20 +125,22 @@ impl Generator {
             let traffic = Traffic::default();
             let probing = Probing {
                 place: replicas.len(),
+                calls: Calls::to(http.clone(), server.engine, server.url.clone()),
                 server,
-                http: http.clone(),
                 wanted: target.subscribe(),
+                judged: judged.subscribe(),
                 report,
                 refusals: refusals.clone(),
                 flow: traffic.watch(),
                 board: board.clone(),
                 held: None,
                 refused: None,
+                in_doubt: false,
             };
             task.spawn(probing.run(stop.clone()));
             replicas.push(Replica { serving, traffic });
         }
-        Self { target, replicas: Replicas::new(replicas), refusals, stop, task: task.into(), muster }
+        Self { target, judged, replicas: Replicas::new(replicas), refusals, stop, task: task.into(), muster }
     }
 
     /// The servers, for their client.
@@ -152,6 +158,12 @@ impl Generator {
     pub fn reload(&self, command: ReloadCommand) {
         self.refusals.clear();
         self.target.send_replace(Some(command));
+    }
+
+    /// A proof worker has judged every tensor of `revision` and holds it. Launchers judge for themselves; a server elsewhere, which
+    /// a damaged checkpoint would kill, is given nothing before.
+    pub fn judged(&self, revision: &Revision) {
+        self.judged.send_replace(Some(revision.clone()));
     }
 
     /// Waits until every server refuses `revision`, and says why one does. The caller sets the time limit.
@@ -198,6 +210,7 @@ impl Kept for Slot {
                 ("CUDA_VISIBLE_DEVICES".into(), self.settings.gpus.join(",").into()),
                 ("OMP_WAIT_POLICY".into(), "passive".into()),
                 ("GRAIL_CHILD_RECORDS".into(), self.settings.records.clone().into()),
+                ("GRAIL_PROBES".into(), self.settings.probes.clone().into()),
             ],
         }
     }

@@ -10,7 +10,6 @@ use grail_process::{Launch, Said, Spawner, environment};
 use super::greeting::hello_of_worker;
 use super::row::Row;
 use crate::children::{ChildPrograms, Programs};
-use crate::exit::Failure;
 use crate::gpu::{Card, Driver, Nvml, SensorError};
 use crate::mine;
 use crate::plan::Plan;
@@ -35,10 +34,7 @@ const MOST: u64 = 4 << 20;
 
 /// The layout that the settings ask for, or why there is none.
 pub(super) fn layout(settings: &Settings) -> Result<Plan, String> {
-    mine::plan(settings).map_err(|error| match error {
-        Failure::Configuration(errors) => errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
-        error => error.to_string(),
-    })
+    mine::plan(settings).map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }
 
 fn used(plan: &Plan) -> Vec<String> {

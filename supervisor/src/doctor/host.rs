@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use grail_process::ports;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
@@ -186,11 +187,10 @@ pub(super) fn ports(settings: &Settings, running: bool) -> Row {
         Storage::Local { address, .. } if !running => Some(*address),
         _ => None,
     };
-    let listen = |address: std::net::SocketAddr| std::net::TcpListener::bind(address).map(drop);
-    ports_row(address.map(|address| (address, listen(address))), listen(([127, 0, 0, 1], 0).into()), running)
+    ports_row(address.map(|address| (address, ports::listen(address))), ports::listen(([127, 0, 0, 1], 0).into()), running)
 }
 
-fn ports_row(fixed: Option<(std::net::SocketAddr, std::io::Result<()>)>, any: std::io::Result<()>, running: bool) -> Row {
+fn ports_row(fixed: Option<(std::net::SocketAddr, Result<(), String>)>, any: Result<(), String>, running: bool) -> Row {
     if let Err(error) = any {
         let found = format!("no port of 127.0.0.1 can be listened on: {error}");
         return Row::failed(
@@ -297,7 +297,7 @@ mod tests {
             "{row:?}"
         );
         let address = ([127, 0, 0, 1], 9199).into();
-        let taken = || Err(std::io::Error::from(std::io::ErrorKind::AddrInUse));
+        let taken = || Err("Address already in use".to_owned());
         assert_eq!(ports_row(Some((address, Ok(()))), Ok(()), false).verdict, Verdict::Ok);
         assert_eq!(ports_row(None, Ok(()), true).verdict, Verdict::Ok);
         assert_eq!(ports_row(None, taken(), false).verdict, Verdict::Failed);

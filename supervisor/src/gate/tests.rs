@@ -29,19 +29,31 @@ fn metadata(hotkey: &Hotkey) -> WindowMetadata {
 }
 
 pub(crate) fn rows(hotkey: &Hotkey, group: i64) -> Vec<WindowRow> {
+    rows_of(hotkey, group, 50)
+}
+
+/// Rows of so many tokens, which hardly can be compressed.
+pub(crate) fn rows_of(hotkey: &Hotkey, group: i64, length: u32) -> Vec<WindowRow> {
     let rewards: Vec<f64> = (0..16).map(|place| f64::from(place % 3)).collect();
     advantages(&rewards)
         .into_iter()
         .zip(rewards)
         .zip(0..)
-        .map(|((advantage, reward), place)| row(hotkey, group, place, reward, advantage))
+        .map(|((advantage, reward), place)| row(hotkey, group * 16 + place, length, reward, advantage))
         .collect()
 }
 
-fn row(hotkey: &Hotkey, group: i64, place: i64, total_reward: f64, advantage: f64) -> WindowRow {
-    let tokens: Vec<i32> = (0..50).map(|token| ((group * 16 + place) as i32 * 7 + token) % 1000).collect();
-    let sketches: Vec<u32> = tokens.iter().map(|token| *token as u32 * 3).collect();
-    let nonce = group * 16 + place;
+fn row(hotkey: &Hotkey, nonce: i64, length: u32, total_reward: f64, advantage: f64) -> WindowRow {
+    let mixed = |place: u32| {
+        (nonce as u32)
+            .wrapping_mul(4096)
+            .wrapping_add(place)
+            .wrapping_mul(2_654_435_761)
+            .rotate_left(15)
+            .wrapping_mul(2_246_822_519)
+    };
+    let tokens: Vec<i32> = (0..length).map(|place| (mixed(place) % 1000) as i32).collect();
+    let sketches: Vec<u32> = (0..length).map(|place| mixed(place) >> 2).collect();
     let binding = Binding {
         tokens_hash: &hash_tokens(&tokens),
         randomness: &HASH[2..],
@@ -57,8 +69,8 @@ fn row(hotkey: &Hotkey, group: i64, place: i64, total_reward: f64, advantage: f6
         block_hash: HASH.into(),
         randomness: HASH[2..].into(),
         use_drand: false,
-        rollout_group: group,
-        rollout_index: place as i32,
+        rollout_group: nonce / 16,
+        rollout_index: (nonce % 16) as i32,
         total_in_group: 16,
         checkpoint_window: 570,
         commit: Commit {
@@ -72,9 +84,9 @@ fn row(hotkey: &Hotkey, group: i64, place: i64, total_reward: f64, advantage: f6
                 total_reward,
                 advantage,
                 success: false,
-                token_logprobs: vec![-0.5; 50],
+                token_logprobs: (0..length).map(|place| -0.5 - mixed(place) as f32 / 1e10).collect(),
                 prompt_length: 10,
-                completion_length: 40,
+                completion_length: length as i32 - 10,
             },
         },
         timestamp: 1.5,

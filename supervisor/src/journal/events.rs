@@ -293,6 +293,9 @@ event! {
         groups: usize,
         /// Its bytes.
         bytes: u64,
+        /// Those of them that had left before the window was closed.
+        #[serde(default)]
+        ahead_bytes: u64,
         /// Its SHA-256, hex.
         sha256: String,
         /// Times that the bucket was sent the whole file.
@@ -306,14 +309,12 @@ event! {
 
 event! {
     /// An uploaded file was taken out of the bucket.
-    FileWithdrawn, "file_withdrawn", lasting: true, error "The window's first block was replaced by another; its file was removed before anybody judges it."
+    FileWithdrawn, "file_withdrawn", lasting: true, error "Validators would reject a window's file; it was removed before anybody judges it."
     {
         /// First block of the window.
         window: u64,
-        /// Its hash in the rows.
-        was: String,
-        /// Its hash now.
-        now: String,
+        /// Why every row would be rejected.
+        why: String,
     }
 }
 

@@ -43,9 +43,13 @@ const UNBIASED: f64 = 0.99;
 const PROOF_DEVIATIONS: f64 = 1.0;
 /// Standard deviations of upload time that are kept free, beside twice its mean.
 const UPLOAD_DEVIATIONS: f64 = 4.0;
+/// Blocks that are kept free in any case: a fast uplink too has its hiccups.
+const LEAST_FREE: f64 = 0.5;
+/// Standard deviations of the end of an upload and of a whole one, where the one may come to nothing and the other must follow.
+const ANEW_DEVIATIONS: f64 = 1.5;
 
 /// Share of a window's groups that may come too late: none lost at all would mean that the end of the window stays unused.
-const LOSS: f64 = 0.01;
+const LOSS: f64 = 0.02;
 /// Share of what one window teaches about the end of the next ones.
 const LESSON: f64 = 0.25;
 /// Most that one window teaches, in blocks; and most that is learnt in all.
@@ -119,7 +123,10 @@ pub struct Schedule {
     rules: Rules,
     budget: TimeBudget,
     closing: ClosingTime,
+    /// Seconds of an upload after the window was closed.
     upload: Spread,
+    /// Seconds of an upload with all that had left before.
+    whole: Spread,
     /// Seconds from a group's last completion until it is durable, without waiting for a worker.
     proof: Spread,
     /// Seconds between two durable groups while every worker has one.
@@ -151,6 +158,7 @@ impl Schedule {
             budget: TimeBudget::new(nominal_block_seconds, rules.safety_blocks)?,
             closing: ClosingTime::default(),
             upload: Spread::default(),
+            whole: Spread::default(),
             proof: Spread::default(),
             proof_gap: Spread::default(),
             kept_at: None,
@@ -364,13 +372,17 @@ impl Schedule {
     }
 
     /// When the window's file is begun, whatever is still under way: what is left is for closing a file of `rollouts`, for
-    /// uploading it twice over, and for the upload's spread.
+    /// uploading it twice over, and for the upload's spread. Where most of it leaves before, the second time is all of it. Never
+    /// less than half a block.
     pub fn cut_off(&self, clockwork: &Clockwork, rollouts: usize) -> f64 {
         let plain = clockwork.cut_off(&self.budget, &self.closing, rollouts);
-        match self.rules.gate {
-            Gate::Deadline => plain - self.upload.deviations(UPLOAD_DEVIATIONS),
-            Gate::Reference => plain,
+        if self.rules.gate == Gate::Reference {
+            return plain;
         }
+        let anew = self.upload.at(ANEW_DEVIATIONS).zip(self.whole.at(ANEW_DEVIATIONS)).map_or(0.0, |(end, whole)| end + whole);
+        let closed = clockwork.deadline - self.closing.expected(rollouts);
+        let free = anew.max(LEAST_FREE * self.block_seconds());
+        (plain - self.upload.deviations(UPLOAD_DEVIATIONS)).min(closed - free)
     }
 
     /// A file of `rollouts` was put together in `seconds`.
@@ -378,9 +390,10 @@ impl Schedule {
         self.closing.observe(rollouts, seconds);
     }
 
-    /// A file was uploaded and read back in `seconds`.
-    pub fn uploaded(&mut self, seconds: f64) {
+    /// A file was uploaded and read back `seconds` after it was closed; with what had left before, it took `whole` seconds.
+    pub fn uploaded(&mut self, seconds: f64, whole: f64) {
         self.upload.observe(seconds);
+        self.whole.observe(whole);
         self.budget.observe_upload(seconds);
     }
 

@@ -33,7 +33,7 @@ fn experienced() -> Schedule {
         schedule.open(&CLOCKWORK, 0.0);
         group(&mut schedule, index, 0.0, 40.0);
     }
-    schedule.uploaded(3.0);
+    schedule.uploaded(3.0, 3.0);
     schedule.open(&CLOCKWORK, 0.0);
     schedule
 }
@@ -41,6 +41,18 @@ fn experienced() -> Schedule {
 fn last_admission(schedule: &Schedule) -> f64 {
     let block = |now: f64| 30 + (now / 12.0) as u64;
     (0..3560).map(|tenth| f64::from(tenth) / 10.0).rfind(|now| schedule.admits(&CLOCKWORK, block(*now), *now, 0) > 0).unwrap()
+}
+
+#[test]
+fn a_fast_uplink_leaves_half_a_block_and_a_file_that_left_before_time_for_all_of_it() {
+    let mut schedule = Schedule::new(rules(Gate::Deadline), 12.0).unwrap();
+    (0..100).for_each(|_| schedule.uploaded(0.05, 0.05));
+    let free = CLOCKWORK.deadline - schedule.closing_seconds(0) - schedule.cut_off(&CLOCKWORK, 0);
+    assert!((free - 6.0).abs() < 1e-6, "{free}");
+    let mut schedule = Schedule::new(rules(Gate::Deadline), 12.0).unwrap();
+    (0..100).for_each(|_| schedule.uploaded(0.5, 20.0));
+    let free = CLOCKWORK.deadline - schedule.cut_off(&CLOCKWORK, 0);
+    assert!(free > 20.5, "{free}");
 }
 
 #[test]
@@ -169,7 +181,7 @@ proptest! {
                 Step::Complete(place, tokens) => _ = at(&schedule, place).map(|index| schedule.completed(index, now, tokens)),
                 Step::Keep(place) => _ = at(&schedule, place).map(|index| schedule.kept(index, now)),
                 Step::Drop(place) => _ = at(&schedule, place).map(|index| schedule.dropped(index, now, true)),
-                Step::Upload(seconds) => schedule.uploaded(seconds),
+                Step::Upload(seconds) => schedule.uploaded(seconds, seconds),
                 Step::Load(running, queued) => _ = schedule.server_said(now, ServerLoad { running, queued, cache_use: 0.5 }),
             }
             let requests: usize = schedule.flights.values().map(Flight::requests).sum();

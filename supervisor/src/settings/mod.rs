@@ -107,6 +107,8 @@ pub struct Settings {
     pub confidence: f64,
     /// Seconds of one upload attempt.
     pub upload_timeout: f64,
+    /// Bytes of the parts in which a window's file leaves while the window runs; 0 sends it whole at the end.
+    pub upload_part_bytes: usize,
     /// Most bytes of one window's spool.
     pub spool_budget: u64,
     /// How proofs are checked before the upload.
@@ -370,6 +372,7 @@ impl Reader<'_> {
             },
             confidence: self.number("schedule.confidence", 0.01, 1.0),
             upload_timeout: self.number("upload.timeout_seconds", 1.0, 360.0),
+            upload_part_bytes: (self.whole("upload.part_kib", 0, 1 << 16) as usize) << 10,
             spool_budget: u64::from(self.whole("spool.budget_mib", 1, 1 << 24)) << 20,
             gate: self.gate(),
             shutdown_budget: self.number("shutdown.budget_seconds", 1.0, 600.0),

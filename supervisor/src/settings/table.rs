@@ -158,6 +158,13 @@ pub const TABLE: &[Setting] = &[
     setting("storage.local_address", &[], Form::Text, "'127.0.0.1:9199'", "Loopback address of that server while mining."),
     setting("upload.timeout_seconds", &["UPLOAD_TIMEOUT"], Form::Number, "90.0", "Longest single upload attempt."),
     setting(
+        "upload.part_kib",
+        &[],
+        Form::Whole,
+        "5120",
+        "Parts in which a window's file leaves while the window runs, in KiB; S3 wants at least 5120; 0 sends it whole at the end.",
+    ),
+    setting(
         "checkpoints.cache",
         &["GRAIL_CACHE_DIR"],
         Form::Path,

@@ -6,9 +6,11 @@
 //! completions say; a request of a server that dies is lost with its group; nothing of a window can begin before its first block,
 //! because prompts come from that block's hash, so the places of groups given up late stay free until the next one.
 //!
+//! The schedule's file leaves while the window runs, so that at its end the last part is sent; where that fails, all of it is sent.
 //! Of the batches: one begins when the last completion of the one before it is there, while that one is proved; the reference's
-//! averages and its three safety blocks decide whether one more begins, of full size; the file is begun as late as the schedule's,
-//! and what is proved by then counts, which is kinder than the guide's loop. Their size is searched for.
+//! averages and its three safety blocks decide whether one more begins, of full size; the file is begun as late as the
+//! deadline's gate would begin one that is sent as a whole, and what is proved by then counts, which is kinder than the guide's
+//! loop. Their size is searched for.
 
 mod draws;
 mod engine;

@@ -16,6 +16,9 @@ const BLOCK_SECONDS: f64 = 12.0;
 /// Longest pause between two looks, as the miner has it.
 const TICK: f64 = 1.0;
 
+/// Parts in which a file leaves while the window runs, as `upload.part_kib` has it.
+const PART_BYTES: f64 = 5.0 * 1024.0 * 1024.0;
+
 /// What became of one window.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Outcome {
@@ -82,16 +85,31 @@ impl Clock {
     }
 }
 
-/// Closes and uploads a file of `groups`. Returns when it is there, and what closing and uploading took.
-fn upload(host: &Host, draws: &mut Draws, begun: f64, groups: usize) -> (f64, f64, f64) {
+/// A closed and uploaded file.
+struct Sent {
+    /// When it was there.
+    at: f64,
+    closing: f64,
+    /// Seconds of the upload after the closing, and with what had left before.
+    last: f64,
+    all: f64,
+}
+
+/// Closes and uploads a file of `groups`. With `ahead`, whole parts of it leave while the window runs.
+fn upload(host: &Host, draws: &mut Draws, begun: f64, groups: usize, ahead: bool) -> Sent {
     let rollouts = (groups * ROLLOUTS_PER_PROBLEM) as f64;
     let closing = 0.1 + host.upload.closing_seconds_per_rollout * rollouts;
-    let once = host.upload.seconds + host.upload.bytes_per_rollout * rollouts / host.upload.bytes_per_second;
-    let mut sending = once * draws.jitter(host.jitter.upload_sigma);
+    let bytes = host.upload.bytes_per_rollout * rollouts;
+    let seconds = |bytes: f64| host.upload.seconds + bytes / host.upload.bytes_per_second;
+    let not_yet = (bytes % PART_BYTES).max(bytes - begun * host.upload.bytes_per_second);
+    let speed = draws.jitter(host.jitter.upload_sigma);
+    let all = seconds(bytes) * speed;
+    let mut last = if ahead { seconds(not_yet) * speed } else { all };
+    // What comes to nothing is sent as a whole.
     while draws.happens(host.failures.upload.min(0.9)) {
-        sending += once * draws.jitter(host.jitter.upload_sigma);
+        last += seconds(bytes) * draws.jitter(host.jitter.upload_sigma);
     }
-    (begun + closing + sending, closing, sending)
+    Sent { at: begun + closing + last, closing, last, all }
 }
 
 fn outcome(clock: &Clock, at: f64, groups: usize, lost: Lost) -> Outcome {
@@ -171,9 +189,9 @@ pub fn scheduled(host: &Host, world: &mut World, schedule: &mut Schedule, window
     }
     (lost.generating, lost.proving) = world.under_way();
     let ended = world.now;
-    let (at, closing, sending) = upload(host, &mut world.of_the_file(), ended, kept);
+    let Sent { at, closing, last, all } = upload(host, &mut world.of_the_file(), ended, kept, true);
     schedule.closed(kept * ROLLOUTS_PER_PROBLEM, closing);
-    schedule.uploaded(sending);
+    schedule.uploaded(last, all);
     outcome(&clock, at, kept, lost)
 }
 
@@ -240,9 +258,9 @@ pub fn batched(host: &Host, world: &mut World, batches: &mut Batches, window: u6
     }
     (lost.generating, lost.proving) = world.under_way();
     let ended = world.now;
-    let (at, closing, sending) = upload(host, &mut world.of_the_file(), ended, kept);
+    let Sent { at, closing, last, all } = upload(host, &mut world.of_the_file(), ended, kept, false);
     batches.schedule.closed(kept * ROLLOUTS_PER_PROBLEM, closing);
-    batches.schedule.uploaded(sending);
-    batches.budget.observe_upload(sending);
+    batches.schedule.uploaded(last, all);
+    batches.budget.observe_upload(last);
     outcome(&clock, at, kept, lost)
 }

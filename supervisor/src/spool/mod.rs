@@ -6,10 +6,12 @@
 //!                 window.record          what the rows are judged by, so that they can be uploaded when nothing else comes up
 //!                 sending.record         the file that is about to be sent: from here on the bucket may hold it
 //!                 uploaded.record        the file that the bucket holds
+//!                 growing.record         the multipart upload by which the file leaves while the window runs
 //! ```
 //!
 //! Every file is written beside, flushed, renamed, and its folder flushed. A window's folder stays until the next window is
-//! opened: a supervisor that is started again within the window goes on with all of it.
+//! opened: a supervisor that is started again within the window goes on with all of it. What was sent stays while it may have to
+//! be withdrawn.
 
 mod disk;
 mod indices;
@@ -34,6 +36,7 @@ const INDEX: &str = "next-index.record";
 const SHEET: &str = "window.record";
 const SENDING: &str = "sending.record";
 const UPLOADED: &str = "uploaded.record";
+const GROWING: &str = "growing.record";
 
 /// Why a group could not be kept or found again.
 #[derive(Debug, thiserror::Error)]
@@ -89,16 +92,50 @@ impl WindowSheet {
     }
 }
 
-/// A file of this window that is in the bucket, or on its way there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A window's file that is in the bucket, or on its way there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Uploaded {
+    /// Its object key.
+    pub key: String,
     /// Groups it holds.
     pub groups: usize,
     /// Its bytes.
     pub bytes: u64,
     /// Its SHA-256, hex.
     pub sha256: String,
+    /// What its rows are judged by.
+    pub sheet: WindowSheet,
+}
+
+/// What runs of one window have sent.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sent {
+    /// What was in the bucket by the record of who has read it back.
+    pub uploaded: Option<Uploaded>,
+    /// What was being sent last; only the bucket knows whether it is there.
+    pub sending: Option<Uploaded>,
+}
+
+impl Sent {
+    /// Every file of which the bucket may hold one.
+    pub fn files(&self) -> impl Iterator<Item = &Uploaded> {
+        self.uploaded.iter().chain(self.sending.iter().filter(|sending| Some(*sending) != self.uploaded.as_ref()))
+    }
+
+    /// The file that the bucket holds, where that is on record.
+    pub fn known(&self) -> Option<&Uploaded> {
+        self.uploaded.as_ref().filter(|uploaded| self.sending.as_ref().is_none_or(|sending| sending == *uploaded))
+    }
+}
+
+/// Past windows of which something is still needed.
+#[derive(Debug, Clone, Default)]
+pub struct UnderWay {
+    /// Their file is on its way.
+    pub sending: Vec<u64>,
+    /// Their file may have to be withdrawn.
+    pub watched: Vec<u64>,
 }
 
 /// A past window whose groups are not known to be uploaded.
@@ -121,12 +158,22 @@ pub struct Left {
     pub groups: Vec<i64>,
     /// What they are judged by.
     pub sheet: Option<WindowSheet>,
-    /// What is in the bucket already.
-    pub uploaded: Option<Uploaded>,
-    /// What was being sent last; only the bucket knows whether it is there.
-    pub sending: Option<Uploaded>,
+    /// What is in the bucket already, or may be.
+    pub sent: Sent,
     /// Earlier windows that nobody said to be uploaded.
     pub lost: Vec<Expired>,
+    /// Multipart uploads that an earlier run, or an earlier window, began and did not end.
+    pub growing: Vec<Growing>,
+}
+
+/// A multipart upload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Growing {
+    /// Window of the file.
+    pub window: u64,
+    /// What the bucket calls it.
+    pub upload: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -147,8 +194,8 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Opens the window's folder, removes those of earlier windows but of `sending`, whose files are still on their way, and says
-    /// what is there. `budget` bounds the groups' bytes.
+    /// Opens the window's folder, removes those of earlier windows but what is needed of those `under_way`, and says what is there.
+    /// `budget` bounds the groups' bytes.
     ///
     /// # Errors
     /// When the folder cannot be made or read. What cannot be removed costs disk and is told, but costs no window.
@@ -157,10 +204,10 @@ impl Spool {
         root: &Path,
         wallet: &str,
         window: u64,
-        sending: &[u64],
+        under_way: &UnderWay,
         budget: u64,
     ) -> Result<(Self, Left), SpoolError> {
-        let folder = root.join(window.to_string());
+        let folder = folder_of(root, window);
         for (folder, parent) in [(root, root.parent()), (&folder, Some(root))] {
             disk.make_folder(folder).map_err(failed(folder, "written"))?;
             let parent = parent.unwrap_or(Path::new("/"));
@@ -168,7 +215,7 @@ impl Spool {
         }
         let spool = Self { disk, folder, wallet: wallet.to_owned(), window, budget, used: AtomicU64::new(0) };
         let mut left = spool.look()?;
-        left.lost = spool.retire_others(root, sending)?;
+        left.lost = spool.retire_others(root, under_way, &mut left.growing)?;
         Ok((spool, left))
     }
 
@@ -194,17 +241,17 @@ impl Spool {
             }
         };
         left.sheet = self.note(SHEET).unwrap_or_default();
-        left.uploaded = self.note(UPLOADED).unwrap_or_default();
-        left.sending = self.note(SENDING).unwrap_or_default();
+        left.sent = sent_from(self.disk.as_ref(), &self.folder);
+        left.growing.extend(self.note(GROWING).unwrap_or_default());
         Ok(left)
     }
 
-    /// Removes the folders of other windows; their deadlines are over. Those that were not uploaded are named.
-    fn retire_others(&self, root: &Path, sending: &[u64]) -> Result<Vec<Expired>, SpoolError> {
+    /// Removes the folders of other windows; their deadlines are over. Those that were not uploaded are named, and what they left
+    /// half in the bucket is added to `growing`. Of a window whose file is watched, what was sent stays.
+    fn retire_others(&self, root: &Path, under_way: &UnderWay, growing: &mut Vec<Growing>) -> Result<Vec<Expired>, SpoolError> {
         let mut lost = Vec::new();
         for entry in self.disk.list(root).map_err(failed(root, "read"))? {
-            let Some(window) =
-                entry.name.parse::<u64>().ok().filter(|window| *window != self.window && !sending.contains(window))
+            let Some(window) = window_of(&entry).filter(|window| *window != self.window && !under_way.sending.contains(window))
             else {
                 continue;
             };
@@ -215,7 +262,8 @@ impl Spool {
             if groups > 0 && !has(UPLOADED) {
                 lost.push(Expired { window, groups, sending: has(SENDING) });
             }
-            if let Err(error) = self.remove(&folder, &files) {
+            growing.extend(note(self.disk.as_ref(), &folder, GROWING).unwrap_or_default());
+            if let Err(error) = self.remove(&folder, &files, under_way.watched.contains(&window)) {
                 tracing::warn!(%error, path = %folder.display(), "A past window's spool cannot be removed.");
             }
         }
@@ -224,15 +272,15 @@ impl Spool {
     }
 
     /// The notes of the upload go last, so that a crash in between does not make a loss of it.
-    fn remove(&self, folder: &Path, files: &[Entry]) -> std::io::Result<()> {
+    fn remove(&self, folder: &Path, files: &[Entry], watched: bool) -> std::io::Result<()> {
         let (notes, others): (Vec<_>, Vec<_>) = files.iter().partition(|file| [SENDING, UPLOADED].contains(&file.name.as_str()));
-        for files in [others, notes] {
+        for files in [others, if watched { Vec::new() } else { notes }] {
             for file in files {
                 self.disk.remove_file(&folder.join(&file.name))?;
             }
             self.disk.sync_folder(folder)?;
         }
-        self.disk.remove_folder(folder)
+        if watched { Ok(()) } else { self.disk.remove_folder(folder) }
     }
 
     /// Makes one group durable.
@@ -316,19 +364,24 @@ impl Spool {
         self.write_note(UPLOADED, uploaded)
     }
 
-    /// Forgets what was sent and uploaded of this window: it was taken out of the bucket.
+    /// Makes durable that a multipart upload was begun.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn forget_sent(&self) -> Result<(), SpoolError> {
-        for name in [SENDING, UPLOADED] {
-            let path = self.folder.join(name);
-            match self.disk.remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(&path, "removed")(error)),
-                _ => {}
-            }
+    pub fn mark_growing(&self, upload: &str) -> Result<(), SpoolError> {
+        self.write_note(GROWING, &Growing { window: self.window, upload: upload.to_owned() })
+    }
+
+    /// Forgets the multipart upload: it came to its end.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn forget_growing(&self) -> Result<(), SpoolError> {
+        let path = self.folder.join(GROWING);
+        match self.disk.remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(&path, "removed")(error)),
+            _ => self.disk.sync_folder(&self.folder).map_err(failed(&self.folder, "removed")),
         }
-        self.disk.sync_folder(&self.folder).map_err(failed(&self.folder, "removed"))
     }
 
     fn write_note(&self, name: &str, note: &impl Serialize) -> Result<(), SpoolError> {
@@ -338,17 +391,67 @@ impl Spool {
     }
 
     fn note<Note: DeserializeOwned>(&self, name: &str) -> Result<Option<Note>, SpoolError> {
-        let path = self.folder.join(name);
-        match self.disk.read(&path, MAX_RECORD) {
-            Ok(bytes) => unseal(&bytes).map(|(note, _)| Some(note)).map_err(|why| SpoolError::Record { path, why }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(SpoolError::Disk { path, doing: "read", source }),
-        }
+        note(self.disk.as_ref(), &self.folder, name)
     }
 
     fn path_of(&self, index: i64) -> PathBuf {
         self.folder.join(file_name(index))
     }
+}
+
+/// What was sent of every window that has a folder in the spool, oldest first.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn sent(disk: &dyn Disk, root: &Path) -> Result<Vec<(u64, Sent)>, SpoolError> {
+    let entries = match disk.list(root) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed(root, "read"))?,
+    };
+    let mut windows: Vec<u64> = entries.iter().filter_map(window_of).collect();
+    windows.sort_unstable();
+    Ok(windows.into_iter().map(|window| (window, sent_from(disk, &folder_of(root, window)))).collect())
+}
+
+/// Forgets what was sent of a window: it was taken out of the bucket because of what it is judged by, `sheet`. Groups that are judged
+/// like it are worth nothing either; where the window is mined anew, there are others.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn forget(disk: &dyn Disk, root: &Path, window: u64, sheet: &WindowSheet) -> Result<(), SpoolError> {
+    let folder = folder_of(root, window);
+    let present: Option<WindowSheet> = note(disk, &folder, SHEET).unwrap_or_default();
+    let anew = present.is_some_and(|present| !present.judges_like(sheet));
+    let files = disk.list(&folder).map_err(failed(&folder, "read"))?;
+    let gone = |name: &str| [SENDING, UPLOADED].contains(&name) || !anew && index_of(name).is_some();
+    for file in files.iter().filter(|file| gone(&file.name)) {
+        let path = folder.join(&file.name);
+        disk.remove_file(&path).map_err(failed(&path, "removed"))?;
+    }
+    disk.sync_folder(&folder).map_err(failed(&folder, "removed"))
+}
+
+/// A note that cannot be used is none: it only says what need not be done again.
+fn sent_from(disk: &dyn Disk, folder: &Path) -> Sent {
+    let read = |name| note(disk, folder, name).unwrap_or_default();
+    Sent { uploaded: read(UPLOADED), sending: read(SENDING) }
+}
+
+fn note<Note: DeserializeOwned>(disk: &dyn Disk, folder: &Path, name: &str) -> Result<Option<Note>, SpoolError> {
+    let path = folder.join(name);
+    match disk.read(&path, MAX_RECORD) {
+        Ok(bytes) => unseal(&bytes).map(|(note, _)| Some(note)).map_err(|why| SpoolError::Record { path, why }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(SpoolError::Disk { path, doing: "read", source }),
+    }
+}
+
+fn folder_of(root: &Path, window: u64) -> PathBuf {
+    root.join(window.to_string())
+}
+
+fn window_of(entry: &Entry) -> Option<u64> {
+    entry.name.parse().ok()
 }
 
 fn file_name(index: i64) -> String {

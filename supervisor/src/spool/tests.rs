@@ -225,7 +225,7 @@ fn sheet() -> WindowSheet {
 }
 
 fn uploaded() -> Uploaded {
-    Uploaded { groups: 2, bytes: 80, sha256: "ab".into() }
+    Uploaded { key: "k".into(), groups: 2, bytes: 80, sha256: "ab".into(), sheet: sheet() }
 }
 
 impl Model {
@@ -233,7 +233,7 @@ impl Model {
     fn drive(&mut self, disk: &Arc<dyn Disk>, root: &Path, steps: &[Step]) -> Result<(), SpoolError> {
         let mut steps = steps.iter();
         'open: loop {
-            let (spool, left) = Spool::open(disk.clone(), root, WALLET, WINDOW, &[], u64::MAX)?;
+            let (spool, left) = Spool::open(disk.clone(), root, WALLET, WINDOW, &UnderWay::default(), u64::MAX)?;
             self.check(&spool, &left)?;
             let mut indices = Indices::from_bound(left.next_index.unwrap());
             for step in steps.by_ref() {
@@ -303,9 +303,9 @@ impl Model {
         assert!(left.next_index.unwrap() > self.used.last().copied().unwrap_or(-1), "{left:?} would repeat an index");
         assert!(left.sheet.is_some() || !self.sheet, "the sheet is lost");
         assert!(left.sheet.iter().all(|found| *found == sheet()));
-        assert!(left.sending.is_some() || !self.sending, "what was being sent is forgotten");
-        assert!(left.uploaded.is_some() || !self.uploaded, "the upload is forgotten");
-        assert!(left.uploaded.iter().chain(&left.sending).all(|found| *found == uploaded()));
+        assert!(left.sent.sending.is_some() || !self.sending, "what was being sent is forgotten");
+        assert!(left.sent.uploaded.is_some() || !self.uploaded, "the upload is forgotten");
+        assert!(left.sent.files().all(|found| *found == uploaded()));
         assert_eq!(left.lost, []);
         Ok(())
     }
@@ -360,7 +360,7 @@ proptest! {
 }
 
 fn on_disk(root: &Path, window: u64, budget: u64) -> (Spool, Left) {
-    Spool::open(Arc::new(FileSystem), root, WALLET, window, &[], budget).unwrap()
+    Spool::open(Arc::new(FileSystem), root, WALLET, window, &UnderWay::default(), budget).unwrap()
 }
 
 #[test]
@@ -385,6 +385,56 @@ fn past_windows_are_retired_and_named_unless_they_were_uploaded() {
     let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["690", "notes.txt"]);
+}
+
+#[test]
+fn of_a_watched_window_what_was_sent_stays_until_it_is_forgotten_or_not_watched_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("spool");
+    assert_eq!(sent(&FileSystem, &root).unwrap(), [], "before the first start there is none");
+    let (spool, _) = on_disk(&root, WINDOW, u64::MAX);
+    let bigger = Uploaded { groups: 3, ..uploaded() };
+    spool.put(&record(0)).unwrap();
+    spool.mark_uploaded(&uploaded()).unwrap();
+    spool.mark_sending(&bigger).unwrap();
+    let open = |window, watched: &[u64]| {
+        let under_way = UnderWay { sending: vec![], watched: watched.to_vec() };
+        Spool::open(Arc::new(FileSystem), &root, WALLET, window, &under_way, u64::MAX).unwrap().1.lost
+    };
+    assert_eq!(open(WINDOW + 30, &[WINDOW]), []);
+    let found = sent(&FileSystem, &root).unwrap();
+    let both = Sent { uploaded: Some(uploaded()), sending: Some(bigger.clone()) };
+    assert_eq!(found, [(WINDOW, both.clone()), (WINDOW + 30, Sent::default())]);
+    assert_eq!((both.files().count(), both.known()), (2, None), "the bucket has the one or the other");
+    let names: Vec<_> = std::fs::read_dir(root.join("600")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "groups are not needed any more: {names:?}");
+
+    forget(&FileSystem, &root, WINDOW, &sheet()).unwrap();
+    assert_eq!(sent(&FileSystem, &root).unwrap()[0], (WINDOW, Sent::default()));
+    let (spool, _) = on_disk(&root, WINDOW + 60, u64::MAX);
+    spool.mark_sending(&uploaded()).unwrap();
+    spool.mark_uploaded(&uploaded()).unwrap();
+    let known = sent(&FileSystem, &root).unwrap().pop().unwrap().1;
+    assert_eq!((known.files().count(), known.known()), (1, Some(&uploaded())));
+    open(WINDOW + 90, &[]);
+    assert_eq!(sent(&FileSystem, &root).unwrap(), [(WINDOW + 90, Sent::default())]);
+}
+
+#[test]
+fn with_a_withdrawn_file_its_groups_go_and_those_that_are_mined_anew_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _) = on_disk(folder.path(), WINDOW, u64::MAX);
+    let left = || on_disk(folder.path(), WINDOW, u64::MAX).1;
+    spool.put(&record(3)).unwrap();
+    spool.keep_sheet(&sheet()).unwrap();
+    spool.mark_uploaded(&uploaded()).unwrap();
+    let other = WindowSheet { block_hash: "0xcd".into(), ..sheet() };
+    forget(&FileSystem, folder.path(), WINDOW, &other).unwrap();
+    assert_eq!((left().groups, left().sent), (vec![3], Sent::default()));
+    spool.mark_uploaded(&uploaded()).unwrap();
+    forget(&FileSystem, folder.path(), WINDOW, &sheet()).unwrap();
+    assert_eq!((left().groups, left().sent), (vec![], Sent::default()));
+    assert_eq!(on_disk(folder.path(), WINDOW + 30, u64::MAX).1.lost, [], "what was withdrawn is not told as lost");
 }
 
 #[test]
@@ -418,6 +468,6 @@ fn the_budget_and_a_refusing_disk_are_errors_that_say_so() {
     assert_eq!(left.groups, [0]);
     assert!(spool.put(&record(1)).unwrap_err().to_string().contains("spool.budget_mib"), "what is there counts");
     let unplugged = Arc::new(Unplugged { fuel: 0.into() });
-    let error = Spool::open(unplugged, folder.path(), WALLET, WINDOW, &[], 1).unwrap_err().to_string();
+    let error = Spool::open(unplugged, folder.path(), WALLET, WINDOW, &UnderWay::default(), 1).unwrap_err().to_string();
     assert!(error.contains("Read-only file system") && error.contains("free space"), "{error}");
 }

@@ -1,5 +1,6 @@
 //! The end of a window: the file is put together from groups that are encoded and judged, and brought into the bucket.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,10 +15,11 @@ use sha2::{Digest, Sha256};
 use super::harvest::{Harvest, Kept};
 use super::sending::Dispatch;
 use super::shift::{FOOTER_BYTES, Findings};
+use super::vigil::There;
 use super::{Gathering, Miner, NoFile, Opened};
 use crate::gate::JudgedGroup;
 use crate::journal::{FileClosed, FileFound, LocalCopyFailed};
-use crate::spool::{Left, Uploaded};
+use crate::spool::{Sent, Uploaded};
 use crate::status::FinishedWindow;
 use crate::upload::holds;
 
@@ -37,7 +39,7 @@ pub(super) enum Ending {
     /// An earlier run has brought it into the bucket.
     There(Closed),
     /// It is to be sent.
-    OnItsWay(Box<Dispatch>),
+    OnItsWay(Box<(Dispatch, Closed)>),
 }
 
 /// A file that has passed the gate.
@@ -51,19 +53,19 @@ impl Miner {
     pub(super) async fn close(
         &mut self,
         opened: &Opened,
-        gathering: Gathering,
+        mut gathering: Gathering,
         findings: Findings,
         why_not: Option<NoFile>,
     ) -> Result<Ending, NoFile> {
         let begun = clock::monotonic();
         let window = opened.clockwork.window;
         self.board.window(|status| status.phase = "closing".into());
-        let kept = self.gathered(opened, gathering.recovery, &gathering.harvest).await;
+        let kept = self.gathered(opened, &mut gathering).await;
         if let Some(doubt) = findings.doubt {
             return Err(NoFile::HeldBack(format!("{doubt}; {} groups stay here", kept.len())));
         }
         let key = object_key(self.workshop.hotkey.address(), window);
-        let earlier = if gathering.earlier_counts { self.brought(opened, &gathering.harvest, &key).await } else { None };
+        let earlier = self.brought(opened, &gathering, &key).await;
         let fuller = earlier.as_ref().filter(|earlier| earlier.groups >= kept.len() && !findings.distrusted);
         if let Some(earlier) = fuller {
             // An earlier run has brought all of it there; nothing was added and nothing taken out.
@@ -90,30 +92,33 @@ impl Miner {
         let dispatch = Dispatch {
             bucket: self.bucket.clone(),
             journal: self.journal.clone(),
-            board: self.board.clone(),
-            clockwork: opened.clockwork.clone(),
-            harvest: gathering.harvest.clone(),
-            key,
+            window,
+            deadline: opened.clockwork.deadline,
+            harvest: gathering.harvest,
+            place: self.place(window),
+            file: Uploaded { key, groups, bytes, sha256: hex::encode(file.sha256), sheet: gathering.sheet },
             bytes: file.bytes,
             sha256: file.sha256,
+            ahead: gathering.ahead,
             earlier: earlier.and_then(|earlier| digest_of(&earlier.sha256)),
-            total,
-            groups,
             begun,
             copy,
         };
-        Ok(Ending::OnItsWay(Box::new(dispatch)))
+        Ok(Ending::OnItsWay(Box::new((dispatch, Closed { bytes, ..total }))))
     }
 
     /// What there is, once everything that an earlier run left was looked at, or there is no more time for it.
-    async fn gathered(&self, opened: &Opened, recovery: tokio::task::JoinHandle<()>, harvest: &Harvest) -> Vec<Kept> {
+    async fn gathered(&self, opened: &Opened, gathering: &mut Gathering) -> Vec<Kept> {
         let expected = self.schedule.closing_seconds(opened.left.groups.len() * ROLLOUTS_PER_PROBLEM);
         let spare = opened.clockwork.deadline - clock::unix_seconds() - self.schedule.upload_seconds() - expected;
         // Near the deadline the estimates leave nothing; then half of what is left goes to reading, the other half to the upload.
         let half = (opened.clockwork.deadline - clock::unix_seconds()) / 2.0;
         let patience = Duration::try_from_secs_f64(spare.max(half)).unwrap_or_default();
-        let all = tokio::time::timeout(patience, recovery).await.is_ok();
-        let kept = harvest.close();
+        let all = tokio::time::timeout(patience, &mut gathering.recovery).await.is_ok();
+        let kept = match &gathering.ahead {
+            Some(ahead) => beginning_with(gathering.harvest.close(), &ahead.close()),
+            None => gathering.harvest.close(),
+        };
         if !all {
             let (window, found, read) = (opened.clockwork.window, opened.left.groups.len(), kept.len());
             tracing::warn!(
@@ -126,46 +131,27 @@ impl Miner {
         kept
     }
 
-    /// What an earlier run of this window has brought into the bucket, by its own record; where it ended in the middle of sending,
-    /// by what the bucket says.
-    async fn brought(&self, opened: &Opened, harvest: &Harvest, key: &str) -> Option<Uploaded> {
-        let Left { uploaded, sending, .. } = &opened.left;
-        let Some(sending) = sending.clone().filter(|sending| Some(sending) != uploaded.as_ref()) else {
-            return uploaded.clone();
-        };
-        let deadline = opened.clockwork.deadline;
-        let there = match digest_of(&sending.sha256) {
-            Some(sha256) => holds(&self.bucket, key, sha256, deadline).await,
-            None => false,
-        };
-        if !there {
-            return uploaded.clone();
+    /// What an earlier run of this window has brought into the bucket and is judged alike, by its own record; where it ended in the
+    /// middle of sending, by what the bucket says.
+    async fn brought(&self, opened: &Opened, gathering: &Gathering, key: &str) -> Option<Uploaded> {
+        let counts = |file: &&Uploaded| file.key == key && file.sheet.judges_like(&gathering.sheet);
+        let Sent { uploaded, sending } = &opened.left.sent;
+        let uploaded = uploaded.as_ref().filter(counts);
+        let sending = sending.as_ref().filter(counts).filter(|sending| Some(*sending) != uploaded);
+        if (uploaded, sending) == (None, None) || *self.place(opened.clockwork.window).lock().await == There::Removed {
+            return None;
         }
-        let Uploaded { groups, bytes, sha256 } = sending.clone();
+        let Some((sending, sha256)) = sending.and_then(|sending| Some((sending, digest_of(&sending.sha256)?))) else {
+            return uploaded.cloned();
+        };
+        if !holds(&self.bucket, key, sha256, opened.clockwork.deadline).await {
+            return uploaded.cloned();
+        }
+        let Uploaded { groups, bytes, sha256, .. } = sending.clone();
         self.journal.record(&FileFound { window: opened.clockwork.window, groups, bytes, sha256 });
         let uploaded = sending.clone();
-        harvest.on_disk(move |spool| spool.mark_uploaded(&uploaded)).await;
-        Some(sending)
-    }
-
-    /// What an earlier run of this window has sent was made by another block hash or checkpoint: validators reject all of it, and
-    /// that costs more windows than this one.
-    pub(super) async fn withdraw_earlier(&self, opened: &Opened, harvest: &Harvest) {
-        let Left { uploaded, sending, .. } = &opened.left;
-        if uploaded.is_none() && sending.is_none() {
-            return;
-        }
-        let window = opened.clockwork.window;
-        let key = object_key(self.workshop.hotkey.address(), window);
-        match self.bucket.delete(&key).await {
-            Ok(()) => {
-                tracing::warn!(window, "The file of an earlier run is of another block hash or checkpoint and was removed.")
-            }
-            Err(error) => {
-                tracing::error!(%error, window, "The file of an earlier run, which validators reject, cannot be removed.")
-            }
-        }
-        harvest.on_disk(|spool| spool.forget_sent()).await;
+        gathering.harvest.on_disk(move |spool| spool.mark_uploaded(&uploaded)).await;
+        Some(sending.clone())
     }
 
     /// Writes the local copy beside the upload. It serves people; a disk that refuses it costs nothing else.
@@ -209,6 +195,13 @@ impl Closed {
         let rewards: f64 = kept.iter().map(|kept| kept.record.header.reward_sum).sum();
         Self { rollouts: rollouts as u32, bytes: 0, mean_reward: rewards / rollouts.max(1) as f64, seconds: 0.0 }
     }
+}
+
+/// The groups, those of `first` before the others and in that order.
+pub(super) fn beginning_with(mut kept: Vec<Kept>, first: &[i64]) -> Vec<Kept> {
+    let places: HashMap<i64, usize> = first.iter().enumerate().map(|(place, index)| (*index, place)).collect();
+    kept.sort_by_key(|kept| places.get(&kept.record.header.index).copied().unwrap_or(usize::MAX));
+    kept
 }
 
 /// Puts the file together, then passes it through the gate and hashes it, side by side.

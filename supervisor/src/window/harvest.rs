@@ -16,6 +16,7 @@ use bytes::Bytes;
 use grail_process::clock;
 use grail_protocol::row::WindowRow;
 use grail_store::window_file::{WindowMetadata, encode_group};
+use tokio::sync::mpsc;
 
 use crate::gate::{Judge, JudgedGroup};
 use crate::groups::{Dropped, Group};
@@ -54,6 +55,8 @@ struct State {
     distrusted: BTreeSet<u32>,
     closed: bool,
     disk_rests_until: Option<Instant>,
+    /// Who is told of every group that is kept.
+    listener: Option<mpsc::UnboundedSender<(i64, Bytes)>>,
 }
 
 impl Harvest {
@@ -119,6 +122,10 @@ impl Harvest {
             return Err(Dropped::Distrusted);
         }
         state.bytes += kept.record.file.len();
+        if let Some(listener) = &state.listener {
+            // One that has gone wants to know no more.
+            _ = listener.send((index, kept.record.file.clone()));
+        }
         state.groups.insert(index, kept);
         drop(state);
         self.board.window(|window| {
@@ -154,7 +161,12 @@ impl Harvest {
 
     fn recover_one(&self, index: i64) -> Result<(), String> {
         let spool = self.spool.as_ref().ok_or("there is no spool")?;
-        let record = spool.group(index).map_err(|error| error.to_string())?;
+        let record = spool.group(index).map_err(|error| match error {
+            SpoolError::Disk { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "its record is not in the spool any more (a withdrawn file takes its groups along)".to_owned()
+            }
+            error => error.to_string(),
+        })?;
         let judged = self.judge.judge_group(&record.file).map_err(|doubt| doubt.to_string())?;
         if judged.index != index {
             return Err(format!("its rows are of group {}", judged.index));
@@ -188,6 +200,13 @@ impl Harvest {
         out.into_values().map(|kept| kept.record.header).collect()
     }
 
+    /// Every group that is kept from now on, in that order: its index and its file.
+    pub fn listen(&self) -> mpsc::UnboundedReceiver<(i64, Bytes)> {
+        let (tell, groups) = mpsc::unbounded_channel();
+        self.state().listener = Some(tell);
+        groups
+    }
+
     /// Groups kept so far.
     pub fn groups(&self) -> usize {
         self.state().groups.len()
@@ -202,6 +221,7 @@ impl Harvest {
     pub fn close(&self) -> Vec<Kept> {
         let mut state = self.state();
         state.closed = true;
+        state.listener = None;
         std::mem::take(&mut state.groups).into_values().collect()
     }
 
@@ -248,21 +268,22 @@ fn sum_of_rewards(rows: &[WindowRow]) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use grail_protocol::keys::Hotkey;
 
     use super::*;
     use crate::gate;
-    use crate::spool::FileSystem;
+    use crate::spool::{FileSystem, UnderWay};
 
-    fn harvest(folder: &std::path::Path, budget: u64) -> (Arc<Harvest>, Vec<i64>) {
+    pub(in crate::window) fn harvest(folder: &std::path::Path, budget: u64) -> (Arc<Harvest>, Vec<i64>) {
         let hotkey = Hotkey::from_uri("//Alice").unwrap();
-        let (spool, left) = Spool::open(Arc::new(FileSystem), folder, hotkey.address(), 600, &[], budget).unwrap();
+        let (spool, left) =
+            Spool::open(Arc::new(FileSystem), folder, hotkey.address(), 600, &UnderWay::default(), budget).unwrap();
         let judge = gate::tests::judge(&hotkey);
         (Arc::new(Harvest::new(judge, Some(Arc::new(spool)), Journal::default(), Board::default())), left.groups)
     }
 
-    fn group(index: i64, worker: u32) -> Group {
+    pub(in crate::window) fn group(index: i64, worker: u32) -> Group {
         Group { index, worker, rows: gate::tests::rows(&Hotkey::from_uri("//Alice").unwrap(), index) }
     }
 
@@ -281,6 +302,19 @@ mod tests {
         assert_eq!(second.groups(), 3);
         assert_eq!(indices(second.close()), [4, 9, 12]);
         assert_eq!(second.keep(group(13, 0)).await, Err(Dropped::TooLate), "a closed window takes no more");
+    }
+
+    #[tokio::test]
+    async fn a_record_that_has_gone_is_said_to_have_gone_and_the_others_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, _) = harvest(folder.path(), u64::MAX);
+        assert!(first.keep(group(4, 0)).await.unwrap() && first.keep(group(9, 1)).await.unwrap());
+        let (second, left) = harvest(folder.path(), u64::MAX);
+        second.spool.as_ref().unwrap().discard(4).unwrap();
+        let why = second.recover_one(4).unwrap_err();
+        assert!(why.contains("not in the spool any more"), "{why}");
+        second.clone().recover(left).await;
+        assert_eq!(indices(second.close()), [9]);
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@
 //! One task owns all of it but the files on their way; decisions about time are in [`Schedule`], which is pure. What an earlier run of the window left
 //! is uploaded even where nothing can be mined any more: its groups are judged by the sheet that lies beside them.
 
+mod ahead;
 mod clockwork;
 mod closing;
 mod facts;
@@ -27,11 +28,10 @@ use std::time::Duration;
 use grail_chain::relays::Relays;
 use grail_process::clock;
 use grail_protocol::constants::{DEADLINE_SLACK_SECONDS, ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
-use grail_protocol::window::window_start;
+use grail_protocol::window::{object_key, window_start};
 use grail_store::bucket::Bucket;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::chain::{Chain, ChainError};
 use crate::checkpoints::{Checkpoints, Unready};
@@ -40,9 +40,10 @@ use crate::groups::{Terms, Workshop};
 use crate::journal::{Journal, MiningBegan, SpoolExpired, SpoolRefused, WindowEnded, WindowOpened};
 use crate::schedule::Schedule;
 use crate::settings;
-use crate::spool::{Expired, FileSystem, Indices, Left, Spool, WindowSheet};
+use crate::spool::{Expired, FileSystem, Growing, Indices, Left, Spool, WindowSheet};
 use crate::status::{Board, ChainStatus, FinishedWindow, WindowStatus};
 
+use ahead::{Ahead, Destination};
 pub use clockwork::{Clockwork, ClosingTime};
 use closing::Ending;
 pub use harvest::{Harvest, Kept};
@@ -51,6 +52,7 @@ use heads::Told;
 pub use sending::Sending;
 use shift::{Findings, Site};
 pub use subnet::Subnet;
+pub use vigil::Watch;
 
 pub use shift::ROLLOUT_TARGET;
 
@@ -79,6 +81,8 @@ pub struct Miner {
     pub checkpoints: Checkpoints,
     /// Folder of the spool.
     pub spool: PathBuf,
+    /// Bytes of the parts in which a file leaves while its window runs; 0 sends it whole at the end.
+    pub part_bytes: usize,
     /// Most bytes of one window's spool.
     pub spool_budget: u64,
     /// Folder of the local copies.
@@ -100,7 +104,7 @@ pub struct Miner {
     /// Windows whose file is on its way, oldest first.
     pub sendings: Vec<Sending>,
     /// Uploaded files that may have to be withdrawn.
-    pub vigils: Vec<AbortOnDropHandle<()>>,
+    pub vigils: Vec<Watch>,
 }
 
 /// Why a window has no file in the bucket.
@@ -126,13 +130,16 @@ struct Opened {
 struct Gathering {
     harvest: Arc<Harvest>,
     recovery: JoinHandle<()>,
-    /// Whether what an earlier run of the window has sent was made by the same block hash and checkpoint.
-    earlier_counts: bool,
+    /// What leaves for the bucket meanwhile.
+    ahead: Option<Ahead>,
+    /// What it is judged by.
+    sheet: WindowSheet,
 }
 
 impl Miner {
     /// Mines window after window until told to stop, or until `limit` windows were attempted.
     pub async fn run(&mut self, stop: &CancellationToken, limit: Option<u64>) {
+        self.take_up_vigils().await;
         let mut last = None;
         let mut attempted = 0;
         while !stop.is_cancelled() && limit.is_none_or(|limit| attempted < limit) {
@@ -157,6 +164,7 @@ impl Miner {
             last = Some(window);
         }
         self.await_sendings().await;
+        self.await_vigils().await;
     }
 
     /// The chain's newest block. What it says, and that it says nothing, is told where it is news.
@@ -179,8 +187,9 @@ impl Miner {
     /// Puts on record that the window that [`Miner::run`] had under way was not brought to its end, if there is one.
     pub fn break_off(&mut self) {
         for sending in std::mem::take(&mut self.sendings) {
-            self.give_up_sending(&sending, "the supervisor was stopped");
+            sending.give_up("the supervisor was stopped");
         }
+        self.leave_vigils();
         let Some(window) = self.under_way.take() else { return };
         let status = self.board.snapshot().window;
         let reason = format!(
@@ -217,8 +226,9 @@ impl Miner {
                 return Some(finished);
             }
             Ok(Ending::OnItsWay(dispatch)) => {
-                dispatch.total.tell(&mut finished);
-                self.send_off(*dispatch, finished);
+                let (dispatch, total) = *dispatch;
+                total.tell(&mut finished);
+                self.send_off(dispatch, finished);
                 return None;
             }
             Err(NoFile::Skipped(reason)) => ("skipped", reason),
@@ -256,8 +266,8 @@ impl Miner {
         let at = clock::unix_seconds();
         let (disk, root, budget) = (Arc::new(FileSystem), self.spool.clone(), self.spool_budget);
         let wallet = self.workshop.hotkey.address().to_owned();
-        let sending = self.windows_under_way();
-        let opening = tokio::task::spawn_blocking(move || Spool::open(disk, &root, &wallet, window, &sending, budget));
+        let under_way = self.windows_under_way();
+        let opening = tokio::task::spawn_blocking(move || Spool::open(disk, &root, &wallet, window, &under_way, budget));
         let (spool, left) = match tokio::time::timeout(OPEN_PATIENCE, opening).await {
             Ok(Ok(Ok((spool, left)))) => (Some(Arc::new(spool)), left),
             other => {
@@ -273,6 +283,7 @@ impl Miner {
         for Expired { window, groups, sending } in left.lost.iter().copied() {
             self.journal.record(&SpoolExpired { window, groups, sending });
         }
+        self.abort_growing(left.growing.clone());
         let end = self.ask(stop, || self.chain.block_time(window + WINDOW_LENGTH)).await;
         let deadline = match (end, &left.sheet) {
             (Ok(end), _) => end - DEADLINE_SLACK_SECONDS,
@@ -282,6 +293,18 @@ impl Miner {
         self.board.window(|status| status.deadline = deadline);
         self.journal.record(&WindowOpened { window, deadline, spooled: left.groups.len(), next_index: left.next_index });
         Ok(Opened { clockwork: Clockwork { window, deadline }, spool, left, at })
+    }
+
+    /// Ends multipart uploads that nobody goes on with.
+    fn abort_growing(&self, growing: Vec<Growing>) {
+        let (bucket, hotkey) = (self.bucket.clone(), self.workshop.hotkey.address().to_owned());
+        tokio::spawn(async move {
+            for Growing { window, upload } in growing {
+                if let Err(error) = bucket.abort_parts(&object_key(&hotkey, window), &upload).await {
+                    tracing::warn!(%error, window, "The parts of a file that was not finished may stay in the bucket.");
+                }
+            }
+        });
     }
 
     /// A harvest under `sheet`, with the reading of what is in the spool begun.
@@ -299,8 +322,15 @@ impl Miner {
         if !opened.left.groups.is_empty() {
             tracing::info!(groups = opened.left.groups.len(), "Groups of this window were found in the spool.");
         }
+        let destination = Destination {
+            bucket: self.bucket.clone(),
+            key: object_key(self.workshop.hotkey.address(), opened.clockwork.window),
+            part_bytes: self.part_bytes,
+            deadline: opened.clockwork.deadline,
+        };
+        let ahead = (self.part_bytes > 0).then(|| Ahead::begin(&harvest, destination));
         let recovery = tokio::spawn(harvest.clone().recover(opened.left.groups.clone()));
-        Gathering { harvest, recovery, earlier_counts: true }
+        Gathering { harvest, recovery, ahead, sheet: sheet.clone() }
     }
 
     /// Everything between opening and closing. An error says why nothing more can be mined.
@@ -337,14 +367,13 @@ impl Miner {
             max_positions: terms.max_positions,
             deadline: clockwork.deadline,
         };
+        let key = object_key(self.workshop.hotkey.address(), clockwork.window);
+        self.condemn_earlier(clockwork.window, &key, &left.sent, &sheet);
         // A sheet of another checkpoint: validators take the newest one, and its groups are judged by this one.
         if left.sheet.as_ref().is_some_and(|before| !before.judges_like(&sheet))
             && let Some(stale) = gathering.take()
         {
             stale.harvest.close();
-            self.withdraw_earlier(opened, &stale.harvest).await;
-            let gathering = gathering.insert(self.gather(opened, &sheet));
-            gathering.earlier_counts = false;
             self.board.window(|status| (status.spooled, status.reward_sum, status.successes) = (0, 0.0, 0));
         }
         if gathering.is_none() {
@@ -387,8 +416,9 @@ impl Miner {
         let left =
             Duration::try_from_secs_f64(self.schedule.cut_off(clockwork, rollouts) - clock::unix_seconds()).unwrap_or_default();
         let ready = async {
-            self.workshop.generator.replicas().awaited(&terms.revision).await;
             self.workshop.proofs.serving(&terms.revision).await;
+            self.workshop.generator.judged(&terms.revision);
+            self.workshop.generator.replicas().awaited(&terms.revision).await;
         };
         tokio::select! {
             ready = tokio::time::timeout(left, ready) => {

@@ -1,7 +1,7 @@
 //! Window files on their way into the bucket, beside whatever the miner does next: a bucket that is slow to answer costs the next
 //! window nothing. Each file keeps its own deadline.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -11,11 +11,11 @@ use grail_store::bucket::Bucket;
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::closing::Closed;
-use super::vigil::Vigil;
-use super::{Clockwork, Harvest, Miner, conclude};
+use super::ahead::Ahead;
+use super::vigil::{Place, There, Watch};
+use super::{Harvest, Miner, conclude};
 use crate::journal::{FileUploaded, Journal};
-use crate::spool::Uploaded;
+use crate::spool::{UnderWay, Uploaded};
 use crate::status::{Board, FinishedWindow};
 use crate::upload::{Receipt, UploadError, WindowObject, upload};
 
@@ -26,92 +26,140 @@ const MOST: usize = 2;
 pub(super) struct Dispatch {
     pub bucket: Bucket,
     pub journal: Journal,
-    pub board: Board,
-    pub clockwork: Clockwork,
+    pub window: u64,
+    pub deadline: f64,
     pub harvest: Arc<Harvest>,
-    pub key: String,
+    pub place: Place,
+    pub file: Uploaded,
     pub bytes: Bytes,
     pub sha256: [u8; 32],
+    /// What of it has left already.
+    pub ahead: Option<Ahead>,
     /// SHA-256 of what an earlier run of the window has brought there.
     pub earlier: Option<[u8; 32]>,
-    pub total: Closed,
-    pub groups: usize,
     /// When the closing began.
     pub begun: Instant,
     /// The writing of the local copy.
     pub copy: JoinHandle<()>,
 }
 
-/// A window whose file is on its way. Dropped, it is given up.
-pub struct Sending {
-    finished: FinishedWindow,
-    arrival: AbortOnDropHandle<Option<Arrived>>,
+/// The right to say how a window ended. It is taken once: whoever comes later says nothing.
+#[derive(Debug, Clone)]
+struct Verdict {
+    journal: Journal,
+    board: Board,
+    /// What is known of the window, until somebody has said how it ended.
+    open: Arc<Mutex<Option<FinishedWindow>>>,
 }
 
-/// A file that was read back.
-struct Arrived {
-    finished: FinishedWindow,
-    clockwork: Clockwork,
-    key: String,
-    block_hash: String,
-    /// Seconds of the sending alone.
-    seconds: f64,
+/// A window whose file is on its way. Dropped, it is given up.
+pub struct Sending {
+    window: u64,
+    verdict: Verdict,
+    arrival: AbortOnDropHandle<Delivery>,
+}
+
+/// A file that was sent. Where it was not confirmed, the bucket may hold it all the same.
+struct Delivery {
+    window: u64,
+    file: Uploaded,
+    place: Place,
+    /// Where it was read back.
+    took: Option<Took>,
+}
+
+/// Seconds of the sending alone.
+#[derive(Debug, Clone, Copy)]
+struct Took {
+    /// After the window was closed.
+    last: f64,
+    /// With all that had left before.
+    all: f64,
+}
+
+impl Verdict {
+    fn new(journal: &Journal, board: &Board, finished: FinishedWindow) -> Self {
+        Self { journal: journal.clone(), board: board.clone(), open: Arc::new(Mutex::new(Some(finished))) }
+    }
+
+    /// Puts on record how the window ended, by what `word` makes of what is known; unless that is on record already.
+    fn say(&self, word: impl FnOnce(&mut FinishedWindow)) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut finished) = open.take() else { return };
+        word(&mut finished);
+        conclude(&self.journal, &self.board, finished);
+    }
+
+    /// The window has no file that is known to be in the bucket.
+    fn no_file(&self, outcome: &str, reason: String) {
+        self.say(|finished| {
+            *finished = FinishedWindow {
+                outcome: outcome.into(),
+                reason: Some(reason),
+                checkpoint_window: finished.checkpoint_window,
+                ..FinishedWindow::of(finished.window)
+            };
+        });
+    }
 }
 
 impl Dispatch {
-    /// Sends, looks, and puts on record how the window ended. `finished` is what is known of it.
-    async fn deliver(self, mut finished: FinishedWindow) -> Option<Arrived> {
-        let sent = self.send().await;
-        // It bounds its own time, and tells its own failure.
-        let _ = self.copy.await;
-        finished.close_seconds = self.begun.elapsed().as_secs_f64();
-        let seconds = match sent {
-            Ok(seconds) => seconds,
+    /// Sends, looks, and puts on record how the window ended.
+    async fn deliver(mut self, verdict: Verdict) -> Delivery {
+        let took = match self.send(&verdict).await {
+            Ok(took) => Some(took),
             Err(error) => {
-                finished = FinishedWindow {
-                    outcome: "lost".into(),
-                    reason: Some(error.to_string()),
-                    checkpoint_window: finished.checkpoint_window,
-                    ..FinishedWindow::of(finished.window)
-                };
-                conclude(&self.journal, &self.board, finished);
-                return None;
+                verdict.no_file("lost", error.to_string());
+                None
             }
         };
-        conclude(&self.journal, &self.board, finished.clone());
-        let block_hash = self.harvest.judge().block_hash.clone();
-        Some(Arrived { finished, clockwork: self.clockwork, key: self.key, block_hash, seconds })
+        // It bounds its own time, and tells its own failure.
+        let _ = self.copy.await;
+        Delivery { window: self.window, file: self.file, place: self.place, took }
     }
 
-    async fn send(&self) -> Result<f64, UploadError> {
-        let deadline = self.clockwork.deadline;
-        let uploaded = Uploaded { groups: self.groups, bytes: self.bytes.len() as u64, sha256: hex::encode(self.sha256) };
-        let sending = uploaded.clone();
+    async fn send(&mut self, verdict: &Verdict) -> Result<Took, UploadError> {
+        let mut there = self.place.lock().await;
+        let sending = self.file.clone();
         // First, so that a run that ends between here and the record below leaves a trace of what the bucket may hold.
         self.harvest.on_willing_disk(move |spool| spool.mark_sending(&sending)).await;
-        let object = WindowObject { key: &self.key, bytes: &self.bytes, sha256: self.sha256, earlier: self.earlier };
-        let Receipt { spent, rounds } = upload(&self.bucket, &object, deadline).await?;
-        let Uploaded { groups, bytes, sha256 } = uploaded.clone();
-        let (window, seconds, left) = (self.clockwork.window, spent.as_secs_f64(), deadline - clock::unix_seconds());
-        self.journal.record(&FileUploaded { window, groups, bytes, sha256, rounds, seconds, left });
-        self.harvest.on_disk(move |spool| spool.mark_uploaded(&uploaded)).await;
-        Ok(seconds)
+        *there = There::Unknown;
+        let begun = clock::monotonic();
+        let ahead = match self.ahead.take() {
+            // At most half of the time that is left: the other half belongs to the whole file.
+            Some(ahead) => ahead.sent(&self.bytes, (self.deadline - clock::unix_seconds()) / 2.0).await,
+            None => None,
+        };
+        let waited = begun.elapsed().as_secs_f64();
+        let (before, ahead_bytes) = ahead.as_ref().map_or((0.0, 0), |ahead| (ahead.seconds, ahead.object.sent_bytes() as u64));
+        let object = WindowObject { key: &self.file.key, bytes: &self.bytes, sha256: self.sha256, earlier: self.earlier };
+        let ahead = ahead.map(|ahead| ahead.object);
+        let Receipt { spent, rounds } = upload(&self.bucket, &object, ahead, self.deadline).await?;
+        *there = There::File(self.file.sha256.clone());
+        let left = self.deadline - clock::unix_seconds();
+        let uploaded = self.file.clone();
+        self.harvest.on_disk(move |spool| spool.mark_uploaded(&uploaded).and_then(|()| spool.forget_growing())).await;
+        let (window, seconds, close_seconds) = (self.window, waited + spent.as_secs_f64(), self.begun.elapsed().as_secs_f64());
+        let Uploaded { groups, bytes, sha256, .. } = self.file.clone();
+        verdict.say(|finished| {
+            finished.close_seconds = close_seconds;
+            self.journal.record(&FileUploaded { window, groups, bytes, ahead_bytes, sha256, rounds, seconds, left });
+        });
+        Ok(Took { last: seconds, all: before + seconds })
     }
 }
 
 impl Miner {
-    /// Lets a file go its own way. Where too many are on theirs, the oldest is given up.
+    /// Lets a file go its own way. Where too many are on theirs, the oldest is given up. `finished` is what is known of the window.
     pub(super) fn send_off(&mut self, dispatch: Dispatch, finished: FinishedWindow) {
         self.take_arrivals();
         while self.sendings.len() >= MOST {
             let oldest = self.sendings.remove(0);
-            self.give_up_sending(
-                &oldest,
-                "the files of two later windows were finished before the bucket had answered for this one",
-            );
+            oldest.give_up("the files of two later windows were finished before the bucket had answered for this one");
         }
-        let arrival = AbortOnDropHandle::new(tokio::spawn(dispatch.deliver(finished.clone())));
-        self.sendings.push(Sending { finished, arrival });
+        let (window, verdict) = (dispatch.window, Verdict::new(&self.journal, &self.board, finished));
+        let arrival = AbortOnDropHandle::new(tokio::spawn(dispatch.deliver(verdict.clone())));
+        self.sendings.push(Sending { window, verdict, arrival });
     }
 
     /// Learns from the files that have arrived since the last look.
@@ -120,14 +168,12 @@ impl Miner {
             std::mem::take(&mut self.sendings).into_iter().partition(|sending| sending.arrival.is_finished());
         self.sendings = under_way;
         let ended: Vec<Sending> = ended;
-        for sending in ended {
-            match sending.arrival.now_or_never() {
-                Some(Ok(arrived)) => self.arrived(arrived),
-                Some(Err(error)) => self.ended_abnormally(sending.finished, &error),
-                None => {}
+        for Sending { verdict, arrival, .. } in ended {
+            if let Some(arrival) = arrival.now_or_never() {
+                self.arrived(&verdict, arrival);
             }
         }
-        self.vigils.retain(|vigil| !vigil.is_finished());
+        self.vigils.retain(Watch::goes_on);
     }
 
     /// Waits for what is still on its way. Where this future is dropped, what is left stays for [`Miner::break_off`].
@@ -135,57 +181,65 @@ impl Miner {
         while let Some(sending) = self.sendings.first_mut() {
             let arrival = (&mut sending.arrival).await;
             let sending = self.sendings.remove(0);
-            match arrival {
-                Ok(arrived) => self.arrived(arrived),
-                Err(error) => self.ended_abnormally(sending.finished, &error),
+            self.arrived(&sending.verdict, arrival);
+        }
+    }
+
+    fn arrived(&mut self, verdict: &Verdict, arrival: Result<Delivery, tokio::task::JoinError>) {
+        match arrival {
+            Ok(Delivery { window, file, place, took }) => {
+                took.into_iter().for_each(|took| self.schedule.uploaded(took.last, took.all));
+                self.watch(window, file, place, None);
             }
+            Err(error) => verdict.no_file("lost", format!("the upload ended abnormally: {error}")),
         }
     }
 
-    fn arrived(&mut self, arrived: Option<Arrived>) {
-        // What was lost has told so itself.
-        let Some(Arrived { finished, clockwork, key, block_hash, seconds }) = arrived else { return };
-        self.schedule.uploaded(seconds);
-        let vigil = Vigil {
-            chain: self.chain.clone(),
-            bucket: self.bucket.clone(),
-            journal: self.journal.clone(),
-            board: self.board.clone(),
-            clockwork,
-            key,
-            block_hash,
-            finished,
-        };
-        self.vigils.push(AbortOnDropHandle::new(tokio::spawn(vigil.keep())));
+    /// Windows whose spool is still needed.
+    pub(super) fn windows_under_way(&self) -> UnderWay {
+        let sending = self.sendings.iter().map(|sending| sending.window).collect();
+        UnderWay { sending, watched: self.watched() }
     }
+}
 
-    fn ended_abnormally(&self, finished: FinishedWindow, error: &tokio::task::JoinError) {
-        self.put_away(&finished, "lost", format!("the upload ended abnormally: {error}"));
+impl Sending {
+    /// Puts on record that nobody waits for this file any more, unless it has just arrived.
+    pub(super) fn give_up(self, why: &str) {
+        self.verdict.no_file("broken off", format!("{why}, while its file was on its way; the bucket may hold it"));
     }
+}
 
-    /// Puts on record that nobody waits for this file any more.
-    pub(super) fn give_up_sending(&self, sending: &Sending, why: &str) {
-        if !sending.arrival.is_finished() {
-            self.put_away(
-                &sending.finished,
-                "broken off",
-                format!("{why}, while its file was on its way; the bucket may hold it"),
-            );
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    /// A file that is given up at the moment in which it arrives has one outcome, whoever is first.
+    #[test]
+    fn a_window_has_one_verdict() {
+        let folder = tempfile::tempdir().unwrap();
+        let (journal, board) = (Journal::open(folder.path()), Board::default());
+        for window in 1..=400 {
+            let verdict = Verdict::new(&journal, &board, FinishedWindow::of(window));
+            let (start, spoken) = (Barrier::new(2), Mutex::new(Vec::new()));
+            let say = |outcome: &'static str| {
+                start.wait();
+                verdict.say(|finished| {
+                    finished.outcome = outcome.into();
+                    spoken.lock().unwrap().push(outcome);
+                });
+            };
+            std::thread::scope(|scope| {
+                scope.spawn(|| say("uploaded"));
+                scope.spawn(|| say("broken off"));
+            });
+            let spoken = spoken.into_inner().unwrap();
+            assert_eq!(spoken.len(), 1, "window {window}");
+            assert_eq!(board.snapshot().finished.last().unwrap().outcome, spoken[0]);
+            verdict.no_file("lost", "too late to say so".into());
         }
-    }
-
-    fn put_away(&self, finished: &FinishedWindow, outcome: &str, reason: String) {
-        let finished = FinishedWindow {
-            outcome: outcome.into(),
-            reason: Some(reason),
-            checkpoint_window: finished.checkpoint_window,
-            ..FinishedWindow::of(finished.window)
-        };
-        conclude(&self.journal, &self.board, finished);
-    }
-
-    /// Windows whose file is on its way: their spool is still needed.
-    pub(super) fn windows_under_way(&self) -> Vec<u64> {
-        self.sendings.iter().map(|sending| sending.finished.window).collect()
+        assert_eq!(journal.counts()["window_ended"], 400);
+        assert!(board.snapshot().finished.iter().all(|finished| finished.outcome != "lost"));
     }
 }

@@ -31,10 +31,10 @@ pub fn prove(job: &ProofJob, index: u32) -> Option<SequenceProof> {
     })
 }
 
-/// A completion of 40 to 60 ids that ends as a model's does. Ids below 16 are special in most vocabularies and are left out.
-pub fn completion(vocabulary: u32, end: u32) -> Vec<u32> {
+/// A completion of `tokens` ids, or 40 to 60, that ends as a model's does. Ids below 16 are special in most vocabularies and are left out.
+pub fn completion(tokens: Option<usize>, vocabulary: u32, end: u32) -> Vec<u32> {
     let mut random = rand::rng();
-    let length = random.random_range(40..60);
+    let length = tokens.unwrap_or_else(|| random.random_range(40..60));
     let mut ids: Vec<u32> = (0..length).map(|_| random.random_range(16..vocabulary.max(17))).collect();
     ids.retain(|id| *id != end);
     ids.push(end);

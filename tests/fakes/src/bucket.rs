@@ -27,9 +27,9 @@ const BODY_LIMIT: usize = 350 << 20;
 /// Which requests are lied about.
 #[derive(Debug, Clone)]
 pub struct BucketCue {
-    /// `PUT`, `GET`, `HEAD` or `DELETE`.
+    /// `PUT`, `GET`, `HEAD`, `POST` or `DELETE`.
     pub method: Method,
-    /// A part of the path.
+    /// A part of the path with its query.
     pub path: &'static str,
     /// How many requests.
     pub count: u32,
@@ -148,7 +148,8 @@ struct Proxy {
 
 impl Proxy {
     async fn answer(self: Arc<Self>, request: Request<hyper::body::Incoming>) -> Reply {
-        let lie = self.due(request.method(), request.uri().path());
+        let asked = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
+        let lie = self.due(request.method(), &asked);
         let (parts, body) = request.into_parts();
         match lie {
             Some(BucketLie::Slow(milliseconds)) => tokio::time::sleep(Duration::from_millis(milliseconds)).await,

@@ -12,4 +12,4 @@ mod script;
 pub use arithmetic::{completion, prove};
 pub use bucket::{BucketCue, BucketLie, LyingBucket, MINER_BUCKET, READ_PAIR, WRITE_PAIR};
 pub use http::{Reply, serve};
-pub use script::{Act, Script, ServerCue, ServerLie, WorkerCue, WorkerLie};
+pub use script::{Act, Script, ServerCue, ServerLie, ServerLies, WorkerCue, WorkerLie};

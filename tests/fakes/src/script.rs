@@ -1,5 +1,6 @@
 //! Who lies when: a JSON file beside the fakes, written by the test, read once at the start of every life.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +14,9 @@ pub struct Script {
     pub job_seconds: f64,
     /// Seconds of one completion.
     pub completion_seconds: f64,
+    /// Tokens of a completion; 40 to 60 without it.
+    #[serde(default)]
+    pub completion_tokens: Option<usize>,
     /// Seconds of a load or reload, in workers and server.
     pub load_seconds: f64,
     /// Lies of the workers.
@@ -72,9 +76,9 @@ pub enum WorkerLie {
 pub struct ServerCue {
     /// In which of its lives, from 1; in every one without it.
     pub life: Option<u64>,
-    /// From which request of that life on, from 1.
+    /// From which request of that life on, from 1; groups that have heard another lie are passed over.
     pub from: u64,
-    /// For how many requests.
+    /// To how many requests.
     pub count: u64,
     /// How.
     pub lie: ServerLie,
@@ -146,13 +150,40 @@ impl Act {
         };
         self.script.worker.iter().find(due).map(|cue| cue.lie)
     }
+}
 
-    /// The server's lie at its `request`-th request.
-    pub fn server_lie(&self, request: u64) -> Option<ServerLie> {
-        let due = |cue: &&ServerCue| {
-            cue.life.is_none_or(|life| life == self.life) && (cue.from..cue.from.saturating_add(cue.count)).contains(&request)
+/// The lies of one life of the server.
+#[derive(Debug)]
+pub struct ServerLies {
+    requests: u64,
+    /// Cues of this life, and how often each may still be told.
+    cues: Vec<(ServerCue, u64)>,
+    /// By prompt: the cue that it was lied to by. One group hears one lie only, however its requests arrive among others' and come
+    /// again: a second one would find it failed by the first, and nobody would see what becomes of it.
+    heard: HashMap<String, usize>,
+}
+
+impl ServerLies {
+    /// Those of this life.
+    pub fn of(act: &Act) -> Self {
+        let now = |cue: &&ServerCue| cue.life.is_none_or(|life| life == act.life);
+        let cues = act.script.server.iter().filter(now).map(|cue| (cue.clone(), cue.count)).collect();
+        Self { requests: 0, cues, heard: HashMap::new() }
+    }
+
+    /// The lie that is told to the next request, which is about `prompt`.
+    pub fn next(&mut self, prompt: String) -> Option<ServerLie> {
+        self.requests += 1;
+        let heard = self.heard.get(&prompt).copied();
+        let due = |place: &usize| {
+            let (cue, left) = &self.cues[*place];
+            *left > 0 && self.requests >= cue.from && heard.is_none_or(|other| other == *place)
         };
-        self.script.server.iter().find(due).map(|cue| cue.lie)
+        let place = (0..self.cues.len()).find(due)?;
+        self.heard.insert(prompt, place);
+        let (cue, left) = &mut self.cues[place];
+        *left -= 1;
+        Some(cue.lie)
     }
 }
 

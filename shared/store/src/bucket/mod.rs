@@ -3,6 +3,7 @@
 
 mod download;
 mod error;
+mod growing;
 mod retry;
 mod transfer;
 
@@ -26,6 +27,7 @@ use grail_process::clock;
 
 pub use download::FileDigest;
 pub use error::{BucketError, Request};
+pub use growing::GrowingObject;
 pub use retry::RetryPolicy;
 
 /// Keys that one listing may return; a bucket with more is not this network's.

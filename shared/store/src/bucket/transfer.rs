@@ -18,14 +18,14 @@ const ABORT_LIMIT: Duration = Duration::from_secs(3);
 
 /// A slice of a file: one part of a multipart upload.
 #[derive(Clone, Copy)]
-struct Part {
+pub(super) struct Part {
     /// From 1.
-    number: i32,
-    offset: u64,
-    length: u64,
+    pub number: i32,
+    pub offset: u64,
+    pub length: u64,
 }
 
-fn parts_of(size: u64, part_bytes: u64) -> Vec<Part> {
+pub(super) fn parts_of(size: u64, part_bytes: u64) -> Vec<Part> {
     let starts = (0..size).step_by(usize::try_from(part_bytes.max(1)).unwrap_or(usize::MAX));
     (1..).zip(starts).map(|(number, offset)| Part { number, offset, length: part_bytes.min(size - offset) }).collect()
 }
@@ -36,7 +36,7 @@ fn local(path: &Path) -> impl Fn(std::io::Error) -> BucketError + '_ {
 
 /// Where the bytes of an upload are.
 #[derive(Clone, Copy)]
-enum Source<'a> {
+pub(super) enum Source<'a> {
     File(&'a Path),
     Memory(&'a Bytes),
 }
@@ -83,38 +83,60 @@ impl Bucket {
 
     async fn put_in_parts(&self, key: &str, source: Source<'_>, size: u64, policy: &RetryPolicy) -> Result<(), BucketError> {
         let end = tokio::time::Instant::now() + policy.overall;
+        let upload = self.create_parts(key, policy).await?;
+        // Each part has its own attempts, so the time for all of them is kept here.
+        let parts = parts_of(size, self.limits.part_bytes);
+        let sent = tokio::time::timeout_at(end, self.send_parts(key, &upload, source, parts, Vec::new(), policy)).await;
+        let result = sent.unwrap_or_else(|_| Err(retry::out_of_time(&self.request("UploadPart", key), policy)));
+        if result.is_err() {
+            self.tidy_up(key, &upload).await;
+        }
+        result
+    }
+
+    /// Begins a multipart upload and returns its id.
+    pub(super) async fn create_parts(&self, key: &str, policy: &RetryPolicy) -> Result<String, BucketError> {
         let request = self.request("CreateMultipartUpload", key);
         let created = retry::retry(policy, &request, || async {
             let sent = self.client.create_multipart_upload().bucket(&self.name).key(key).send();
             self.replied(&request, sent).await?.map_err(|error| BucketError::classify(request.clone(), &error))
         });
-        let upload = created.await?.upload_id.unwrap_or_default();
-        // Each part has its own attempts, so the time for all of them is kept here.
-        let sent = tokio::time::timeout_at(end, self.send_parts(key, &upload, source, size, policy)).await;
-        let result = sent.unwrap_or_else(|_| Err(retry::out_of_time(&self.request("UploadPart", key), policy)));
-        if result.is_err() {
-            let abort = self.client.abort_multipart_upload().bucket(&self.name).key(key).upload_id(&upload).send();
-            if let Ok(Err(error)) | Err(error) = within(ABORT_LIMIT, &request, abort)
-                .await
-                .map(|sent| sent.map_err(|error| BucketError::classify(self.request("AbortMultipartUpload", key), &error)))
-            {
-                tracing::warn!(%error, "A failed multipart upload could not be aborted.");
-            }
-        }
-        result
+        Ok(created.await?.upload_id.unwrap_or_default())
     }
 
-    async fn send_parts(
+    /// Ends a multipart upload that nobody wants any more, so that nothing is left to pay for. One that is not there is ended.
+    ///
+    /// # Errors
+    /// Any class but `NotFound`.
+    pub async fn abort_parts(&self, key: &str, upload: &str) -> Result<(), BucketError> {
+        let request = self.request("AbortMultipartUpload", key);
+        let abort = self.client.abort_multipart_upload().bucket(&self.name).key(key).upload_id(upload).send();
+        match within(ABORT_LIMIT, &request, abort).await?.map_err(|error| BucketError::classify(request, &error)) {
+            Ok(_) | Err(BucketError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Bucket::abort_parts`], where nobody can do anything about a failure.
+    pub(super) async fn tidy_up(&self, key: &str, upload: &str) {
+        if let Err(error) = self.abort_parts(key, upload).await {
+            tracing::warn!(%error, "A multipart upload could not be aborted.");
+        }
+    }
+
+    /// Sends `parts`, and makes the object of `before` and them.
+    pub(super) async fn send_parts(
         &self,
         key: &str,
         upload: &str,
         source: Source<'_>,
-        size: u64,
+        parts: Vec<Part>,
+        before: Vec<CompletedPart>,
         policy: &RetryPolicy,
     ) -> Result<(), BucketError> {
-        let parts = parts_of(size, self.limits.part_bytes).into_iter();
-        let sent = futures::stream::iter(parts.map(|part| self.send_part(key, upload, source, part, policy)));
-        let parts: Vec<CompletedPart> = sent.buffered(PARTS_AT_ONCE).try_collect().await?;
+        let sent = futures::stream::iter(parts.into_iter().map(|part| self.send_part(key, upload, source, part, policy)));
+        let sent: Vec<CompletedPart> = sent.buffered(PARTS_AT_ONCE).try_collect().await?;
+        let parts: Vec<CompletedPart> = before.into_iter().chain(sent).collect();
         let request = self.request("CompleteMultipartUpload", key);
         retry::retry(policy, &request, || async {
             let parts = CompletedMultipartUpload::builder().set_parts(Some(parts.clone())).build();
@@ -126,7 +148,7 @@ impl Bucket {
         Ok(())
     }
 
-    async fn send_part(
+    pub(super) async fn send_part(
         &self,
         key: &str,
         upload: &str,

@@ -174,6 +174,36 @@ async fn what_was_found_damaged_is_not_downloaded_again_until_it_is_published_ag
 }
 
 #[tokio::test]
+async fn a_restart_knows_what_was_found_damaged_in_this_bucket_and_no_other() {
+    let fixture = Fixture::start().await;
+    let (bucket, other) = (fixture.bucket("writer"), Fixture::start().await);
+    let cache = tempfile::tempdir().unwrap();
+    let file = cache.path().join("refused.json");
+    // Each fetch as by a process of its own.
+    let fetch = async |bucket: &Bucket, window| {
+        let limits = FetchLimits { refused: Refused::kept_in(&file, bucket), ..FetchLimits::default() };
+        fetch_counted(bucket, window, cache.path(), &limits).await
+    };
+    published(&bucket, 30).await;
+    bucket.put(&full_key(30, "config.json"), "other", &RetryPolicy::default()).await.unwrap();
+    assert!(matches!(fetch(&bucket, 30).await, (Err(CheckpointError::WrongHash { .. }), 1..)));
+    assert!(matches!(fetch(&bucket, 30).await, (Err(CheckpointError::WrongHash { .. }), 0)));
+
+    published(&bucket, 60).await;
+    replace_metadata(&bucket, 60, |document| document["weights_hash"] = json!("0".repeat(32))).await;
+    for _ in 0..2 {
+        assert!(matches!(fetch(&bucket, 60).await, (Err(CheckpointError::WrongWeights { .. }), 1..)), "a second look is due");
+    }
+    assert!(matches!(fetch(&bucket, 60).await, (Err(CheckpointError::WrongWeights { .. }), 0)));
+
+    let other = other.bucket("writer");
+    let (metadata, _) = published(&other, 30).await;
+    assert_eq!(fetch(&other, 30).await.0.unwrap().metadata, metadata);
+    std::fs::write(&file, "{").unwrap();
+    assert!(matches!(fetch(&bucket, 60).await, (Err(CheckpointError::WrongWeights { .. }), 1..)), "a damaged file is none");
+}
+
+#[tokio::test]
 async fn limits_and_signatures_are_kept() {
     let fixture = Fixture::start().await;
     let bucket = fixture.bucket("writer");

@@ -19,8 +19,8 @@ mod tests;
 use grail_protocol::row::WindowRow;
 
 pub use layout::{ColumnLayout, WindowLayout, layout};
-pub use reader::{MAX_FILE_BYTES, MAX_ROWS, read_window};
-pub use splice::{Outline, RowGroupOutline, encode_group, outline, splice};
+pub use reader::{MAGIC, MAX_FILE_BYTES, MAX_ROWS, read_window};
+pub use splice::{Outline, RowGroupOutline, encode_group, outline, row_groups, splice};
 pub use writer::WindowWriter;
 
 /// What the file says about itself, in its key-value metadata.

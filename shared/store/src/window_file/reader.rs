@@ -26,7 +26,8 @@ pub const MAX_ROWS: usize = 50_000;
 const MAX_VALUES: u64 = 64_000_000;
 /// Decompressed bytes over all columns at most.
 const MAX_DECOMPRESSED: u64 = 3 << 30;
-const MAGIC: &[u8] = b"PAR1";
+/// What every Parquet file begins and ends with.
+pub const MAGIC: &[u8] = b"PAR1";
 const SMALLEST_FILE: usize = 12;
 
 /// Reads a window file of any codec, columns by name, extra columns ignored.

@@ -19,7 +19,7 @@ use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::SerializedFileReader;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::reader::{check_envelope, check_footer, guarded, metadata_of, unreadable};
+use super::reader::{MAGIC, check_envelope, check_footer, guarded, metadata_of, unreadable};
 use super::{WindowFileError, WindowMetadata, WindowWriter, writer};
 
 /// What a file says of itself and holds, without any value decoded.
@@ -77,6 +77,19 @@ pub fn splice(metadata: &WindowMetadata, files: &[Bytes]) -> Result<Vec<u8>, Win
         }
     }
     writer::finish(file, rows)
+}
+
+/// The bytes of a group's file that [`splice`] copies: behind [`MAGIC`], a window's file holds those of all its groups, one after
+/// the other, in front of its footer.
+///
+/// # Errors
+/// [`WindowFileError::Corrupt`] when it is no Parquet file.
+pub fn row_groups(file: &Bytes) -> Result<Bytes, WindowFileError> {
+    check_envelope(file)?;
+    // The envelope is whole, so that there are such eight bytes, and they count a footer that is in the file.
+    let tail = file.last_chunk::<8>().and_then(|tail| tail.first_chunk::<4>()).copied().unwrap_or_default();
+    let end = file.len() - 8 - u32::from_le_bytes(tail) as usize;
+    Ok(file.slice(MAGIC.len().min(end)..end))
 }
 
 /// Reads a file's footer and digests its row groups.

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::schema::{COLUMNS, SCHEMA, blank_row};
 use super::writer::write_column;
-use super::{WindowFileError, WindowMetadata, WindowWriter, encode_group, outline, read_window, splice};
+use super::{MAGIC, WindowFileError, WindowMetadata, WindowWriter, encode_group, outline, read_window, row_groups, splice};
 
 fn metadata() -> WindowMetadata {
     WindowMetadata { wallet: "5Grwva".into(), window_start: 6_300_000, timestamp: 1_795_211_241.527_793_4 }
@@ -170,6 +170,8 @@ fn groups_that_were_encoded_one_by_one_make_one_file_with_the_same_rows_and_dige
         (0..5).map(|group| (0..16).map(|index| row(group * 16 + index, 33 + index)).collect()).collect();
     let encoded: Vec<bytes::Bytes> = groups.iter().map(|rows| encode_group(&metadata(), rows).unwrap().into()).collect();
     let file = bytes::Bytes::from(splice(&metadata(), &encoded).unwrap());
+    let bodies: Vec<bytes::Bytes> = encoded.iter().map(|group| row_groups(group).unwrap()).collect();
+    assert!(file.starts_with(&[MAGIC, &bodies.concat()].concat()), "what a window's file begins with is known before its end");
     let read = read_window(file.clone()).unwrap();
     assert_eq!(read.rows, groups.concat());
     assert_eq!((read.metadata, read.window_length, read.inference_count), (metadata(), 30, 80));

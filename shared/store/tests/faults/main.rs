@@ -8,6 +8,7 @@ mod proxy;
 use std::time::Duration;
 
 use grail_store::bucket::{Bucket, BucketError, BucketSettings, RetryPolicy, Secret, TransferLimits};
+use grail_store::checkpoint::{CheckpointError, FetchLimits, Fetcher, PublishTerms, checkpoint_dir, publish_full, verify_dir};
 use grail_store::local_server::LocalBucketServer;
 use proxy::{Fault, Proxy};
 
@@ -125,4 +126,47 @@ async fn a_service_that_accepts_and_says_nothing_costs_one_attempt() {
     let began = tokio::time::Instant::now();
     assert_eq!(site.bucket.get("k", 10).await.unwrap(), "value");
     assert!(began.elapsed() >= Duration::from_secs(2), "the first attempt had its time");
+}
+
+/// What lies in the bucket is sound, and every download of it gives other bytes: nobody else is told to refuse it, nothing of it is
+/// believed, and it is had as soon as the way is steady.
+#[tokio::test]
+async fn bytes_that_change_on_the_way_are_not_blamed_on_the_checkpoint() {
+    let site = Site::start().await;
+    let model = site.folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    let header = r#"{"a":{"dtype":"U8","shape":[5],"data_offsets":[0,5]}}"#;
+    let weights = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), b"first"].concat();
+    let files = [("config.json", b"{}".to_vec()), ("tokenizer.json", b"{}".to_vec()), ("model.safetensors", weights)];
+    files.iter().for_each(|(name, bytes)| std::fs::write(model.join(name), bytes).unwrap());
+    let terms = PublishTerms {
+        window: 30,
+        ready_window: 30,
+        model_name: "model".into(),
+        env_id: "gsm8k".into(),
+        env_params: serde_json::json!({}),
+        generation_params: serde_json::json!({
+            "max_tokens": 128, "temperature": 0.7, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.0
+        }),
+        thinking_mode: "instructed".into(),
+        training_config: serde_json::json!({}),
+        git_commit: "unknown".into(),
+        created_at: 0.0,
+        parent_window: None,
+    };
+    publish_full(&site.bucket, &model, &terms, None).await.unwrap();
+    let (cache, limits) = (site.folder.path().join("cache"), FetchLimits::default());
+    let fetcher = Fetcher { bucket: &site.bucket, cache_root: &cache, limits: &limits, observer: &|_| () };
+    site.proxy.unsteady(Some("model.safetensors"));
+    for _ in 0..2 {
+        let error = fetcher.fetch(30).await.unwrap_err();
+        let CheckpointError::Unsteady { window: 30, name, before, got, want } = &error else { panic!("{error}") };
+        assert_eq!(name, "model.safetensors");
+        assert!(before != got && before != want && got != want, "{error}");
+        assert!(!error.is_everybodys(), "the checkpoint before would be mined with");
+        assert!(!checkpoint_dir(&cache, 30).exists());
+    }
+    site.proxy.unsteady(None);
+    let fetched = fetcher.fetch(30).await.unwrap();
+    assert!(verify_dir(&fetched.dir).unwrap().is_some());
 }

@@ -1,7 +1,7 @@
 //! A proxy that spoils some of the answers.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,7 +36,22 @@ struct Shared {
     faults: Mutex<VecDeque<Fault>>,
     counts: Mutex<BTreeMap<String, u32>>,
     refuses_checksums: AtomicBool,
+    /// Objects with this in their path change a byte on the way, each time another one.
+    unsteady: Mutex<Option<&'static str>>,
+    altered: AtomicUsize,
     client: reqwest::Client,
+}
+
+impl Shared {
+    fn on_the_way(&self, uri: &str, bytes: Bytes) -> Bytes {
+        if bytes.is_empty() || self.unsteady.lock().unwrap().is_none_or(|part| !uri.contains(part)) {
+            return bytes;
+        }
+        let mut bytes = bytes.to_vec();
+        let place = self.altered.fetch_add(1, Ordering::Relaxed) % bytes.len();
+        bytes[place] ^= 1;
+        bytes.into()
+    }
 }
 
 /// A running proxy; it stops when dropped.
@@ -74,6 +89,11 @@ impl Proxy {
     /// From now on answers 501 to whatever carries one of the newer SDKs' checksums.
     pub fn refuse_checksums(&self) {
         self.shared.refuses_checksums.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on the bytes of what has `part` in its path differ with every download; `None`: they are those that are stored.
+    pub fn unsteady(&self, part: Option<&'static str>) {
+        *self.shared.unsteady.lock().unwrap() = part;
     }
 
     /// Requests of this method since it was asked last.
@@ -146,7 +166,7 @@ async fn forward(
         let value = if fault == Some(Fault::WrongTag) && name == "etag" { "\"another\"".parse().unwrap() } else { value.clone() };
         response = response.header(name, value);
     }
-    let bytes = answer.bytes().await.unwrap();
+    let bytes = shared.on_the_way(&uri, answer.bytes().await.unwrap());
     let body = if fault == Some(Fault::Truncated) { broken_body(bytes.slice(..bytes.len() / 2)) } else { Body::from(bytes) };
     response.body(body).unwrap()
 }

@@ -53,6 +53,7 @@ fn policy() -> RetryPolicy {
 async fn conforms(peer: &Peer) {
     objects(peer).await;
     large_objects(peer).await;
+    growing_objects(peer).await;
     listings(peer).await;
     rights(peer).await;
 }
@@ -108,6 +109,31 @@ async fn large_objects(peer: &Peer) {
     assert!(matches!(absent, Err(BucketError::NotFound(_))), "{absent:?}");
     writer.delete("large").await.unwrap();
     writer.delete("memory").await.unwrap();
+}
+
+/// Nobody sees anything of a growing object before it is whole.
+async fn growing_objects(peer: &Peer) {
+    const PART: usize = 5 << 20;
+    let (writer, reader) = (peer.writer(), peer.reader());
+    let content: bytes::Bytes = (0..12_000_000_u32).map(|at| (at.wrapping_mul(2_246_822_519) >> 24) as u8).collect();
+    let mut object = writer.grow("growing", PART, &policy()).await.unwrap();
+    object.send(&content.slice(..PART), &policy()).await.unwrap();
+    assert_eq!((reader.head("growing").await.unwrap(), object.sent_bytes()), (None, PART));
+    object.send(&content.slice(PART..2 * PART), &policy()).await.unwrap();
+    assert!(object.begins(&content) && !object.begins(&content[..2 * PART - 1]) && !object.begins(&content[1..]));
+    object.finish(&content, &policy()).await.unwrap();
+    assert!(reader.get("growing", content.len() as u64).await.unwrap() == content);
+    writer.delete("growing").await.unwrap();
+    // Before its first part, the whole of it is what is left.
+    writer.grow("growing", PART, &policy()).await.unwrap().finish(&content.slice(..100), &policy()).await.unwrap();
+    assert_eq!(reader.get("growing", 100).await.unwrap(), content.slice(..100));
+    writer.delete("growing").await.unwrap();
+    let mut object = writer.grow("growing", PART, &policy()).await.unwrap();
+    object.send(&content.slice(..PART), &policy()).await.unwrap();
+    let upload = object.upload_id().to_owned();
+    writer.abort_parts("growing", &upload).await.unwrap();
+    assert!(object.finish(&content, &policy()).await.is_err(), "its parts are gone");
+    assert_eq!(reader.head("growing").await.unwrap(), None);
 }
 
 /// More keys than a page holds.

@@ -5,14 +5,13 @@ use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
-use grail_fakes::{Act, Reply, Script, ServerLie, completion, serve};
+use grail_fakes::{Act, Reply, Script, ServerLie, ServerLies, completion, serve};
 use grail_link::Connection;
 use grail_link::message::{FromLauncher, ToLauncher};
 use grail_process::{Child, Launch, Spawner, environment};
@@ -139,7 +138,7 @@ async fn be_the_server() -> anyhow::Result<()> {
         vocabulary: number("vocab_size")?,
         end: number("eos_token_id")?,
         version: Mutex::new(argument("--weight-version")?),
-        requests: AtomicU64::new(0),
+        lies: Mutex::new(ServerLies::of(&act)),
         act,
     });
     tokio::time::sleep(Script::time(server.act.script.load_seconds)).await;
@@ -153,7 +152,7 @@ struct Server {
     vocabulary: u32,
     end: u32,
     version: Mutex<String>,
-    requests: AtomicU64,
+    lies: Mutex<ServerLies>,
 }
 
 impl Server {
@@ -171,7 +170,8 @@ impl Server {
         let Ok(body) = serde_json::from_slice::<Value>(&body) else {
             return Reply::json(StatusCode::BAD_REQUEST, &json!({"error": "no JSON"}));
         };
-        let lie = self.act.server_lie(self.requests.fetch_add(1, Ordering::Relaxed) + 1);
+        let prompt = body["input_ids"].to_string();
+        let lie = self.lies.lock().unwrap_or_else(PoisonError::into_inner).next(prompt);
         if let Some(lie) = lie {
             eprintln!("WARN The fake server lies: {lie:?}.");
         }
@@ -180,7 +180,7 @@ impl Server {
     }
 
     async fn complete(&self, body: &Value, lie: Option<ServerLie>) -> Reply {
-        let mut ids = completion(self.vocabulary, self.end);
+        let mut ids = completion(self.act.script.completion_tokens, self.vocabulary, self.end);
         let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut end = json!({"type": "stop", "matched": self.end});
         match lie {
