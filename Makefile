@@ -1,5 +1,7 @@
 # `make demo` and `make test` work on a fresh machine with Rust, Python 3 with pip, gcc and g++; both do their own set-up.
 
+SHELL = bash
+
 .PHONY: setup build demo test test-faults test-servers lint conformance bench clean
 
 # What is set up beside libtorch: for the tests, a Python with transformers and the real SGLang.
@@ -17,8 +19,11 @@ demo: build
 test: SETUP = --reference --sglang
 # Seconds that the installation of SGLang may take here; without it the tests that need it are left out, and say so.
 test: export GRAIL_SERVERS_LIMIT ?= 400
+# What failed is printed again at the end, where it is looked for.
 test: lint build
-	cargo test --workspace --no-fail-fast
+	@mkdir -p target
+	@set -o pipefail; cargo test --workspace --no-fail-fast 2>&1 | tee target/test.log || \
+		{ awk '/^---- /{on=1} /^(failures:|test result:|[0-9]+ of [0-9]+ )/{on=0} on' target/test.log; exit 1; }
 
 # The whole kill matrix (144 cells), the soak (24 windows) and fifty windows on a node: about half an hour. `make test` plays the
 # short forms.

@@ -64,11 +64,15 @@ impl Site {
         let mut setup = Setup::new(&workspace().join("tests/vectors"));
         // A window after the checkpoint's is under way.
         setup.clock = Some(BlockClock { genesis: now() - 65.0, seconds: 1.0 });
+        // What is published is there at once: a block made for it would be ahead of its time, which the clock's row tells.
+        setup.finality_lag = 0;
         setup.members = vec![key("//Trainer"), key("//Alice")];
         setup.commitments = vec![(key("//Trainer"), Buckets::local_trainer().encode().unwrap())];
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let node = runtime.block_on(TestNode::start(setup));
         let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint()).variable("BT_CLOSE_TIMEOUT", "60").with_bucket(&bucket);
+        // A full spool's four gigabytes are more than a machine that runs tests has to have free.
+        let host = host.set("spool.budget_mib", "16");
         let site = Self { host, node, _bucket: bucket, _runtime: runtime };
         site.publish_pair(READ_PAIR);
         site
@@ -78,9 +82,6 @@ impl Site {
         let (account_id, access_key_id) = (MINER_BUCKET.into(), id.into());
         let commitment = BucketCommitment { account_id, access_key_id, secret_access_key: Secret::new(secret) };
         self.node.commit(&key("//Alice"), &commitment.encode().unwrap());
-        // What is finalised is one block behind.
-        self.node.make_block();
-        self.node.make_block();
     }
 
     /// The doctor's exit code and rows, with more settings.
@@ -136,7 +137,10 @@ impl Rows {
 fn a_host_in_order_passes_and_each_fault_has_its_row() {
     let site = Site::start();
     let rows = site.examine(&[]);
-    let amiss: Vec<&Value> = rows.all().iter().filter(|row| row["verdict"] != "ok" && row["what"] != "drand").collect();
+    // How much of these a machine that runs tests has is not the matter here; a want that would stop mining is.
+    let machines = |row: &Value| ["disk", "memory", "open files"].iter().any(|what| row["what"] == *what);
+    let amiss = |row: &&Value| row["verdict"] == "failed" || row["verdict"] != "ok" && row["what"] != "drand" && !machines(row);
+    let amiss: Vec<&Value> = rows.all().iter().filter(amiss).collect();
     assert!(amiss.is_empty() && rows.code == 0, "{amiss:#?}");
     rows.has("drand", "warning", "127.0.0.1:1");
     rows.has("registration", "ok", "UID 1 on subnet 81");
