@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Measures a DELTA checkpoint of 500 MB with 1 % of its elements changed, beside the network's way in Python.
 
-    scripts/measure_delta.py --python PYTHON [--rounds N] [--release]
+    scripts/measure_delta.py --python PYTHON [--network CHECKOUT] [--rounds N] [--release]
 
-PYTHON must have torch, numpy, safetensors, zstandard and xxhash. All take turns in one run. What Python does is written after the
-description of the network's consumer (decode, apply, hash, load), in two ways. The consumer's: columns are summed up a row at a
-time, values are written by row and column, and weights that are on the CPU already are not copied. And the cheapest that is
-known: all columns at once, flat positions, into a copy that is loaded when its hash is right.
+PYTHON must have torch, numpy, safetensors, zstandard and xxhash. All take turns in one run. Python does what the network's
+consumer does (decode, apply, hash, load), in two ways. The consumer's: with CHECKOUT, a clone of the network's public repository,
+its own functions; without, what is written here after their description (columns are summed up a row at a time, values are written
+by row and column, weights that are on the CPU already are not copied before they are changed). And the cheapest that is known: all
+columns at once, flat positions, into a copy that is loaded when its hash is right.
 """
 
 import argparse
@@ -93,7 +94,8 @@ def apply_in_place(state, changes):
     for name, (places, values) in changes.items():
         tensor = state[name]
         tensor.view(tensor.shape[0], -1)[places[0].long(), places[1].long()] = values
-    return state
+    # Other tensors over the same memory, which load as others do.
+    return {name: tensor.view(tensor.shape) for name, tensor in state.items()}
 
 
 def weights_hash(state):
@@ -112,12 +114,39 @@ def status(field):
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / 1e6
 
 
-def roll(base, delta, want, decode, apply):
+def described():
+    """The consumer's way as it is written here: from the packed body to changes, these applied, and the hash."""
+    import zstandard
+
+    return lambda packed: decode_row_by_row(zstandard.ZstdDecompressor().decompress(packed)), apply_in_place, weights_hash
+
+
+def cheapest():
+    import zstandard
+
+    return lambda packed: decode_at_once(zstandard.ZstdDecompressor().decompress(packed)), apply_to_a_copy, weights_hash
+
+
+def networks(checkout):
+    """The same three steps by the network's own functions. Their modules stand alone; the package around them would want more."""
+    import importlib.util
+
+    def module(name):
+        spec = importlib.util.spec_from_file_location(name, checkout / f"grail/infrastructure/{name}.py")
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    codec, delta = module("sparse_codec"), module("delta_checkpoint")
+    apply = lambda state, changes: delta.apply_sparse_delta(state, *changes)
+    return codec.decode_sparse_delta_v3_1, apply, delta.compute_weights_hash
+
+
+def roll(base, delta, want, decode, apply, weights_hash):
     """One roll of a process that holds `base`, then what it writes to the disk: seconds from the start, and MB."""
     import tempfile
 
     import torch
-    import zstandard
     from safetensors.torch import load_file, save_file
 
     live = {name: tensor.clone() for name, tensor in load_file(base / "model.safetensors").items()}
@@ -127,7 +156,7 @@ def roll(base, delta, want, decode, apply):
     began = time.perf_counter()
     packed = delta.read_bytes()
     hashlib.sha256(packed).hexdigest()
-    changes = decode(zstandard.ZstdDecompressor().decompress(packed))
+    changes = decode(packed)
     decoded = time.perf_counter() - began
     changed = apply(live, changes)
     assert weights_hash(changed) == want
@@ -144,7 +173,7 @@ def roll(base, delta, want, decode, apply):
         state = load_file(base / "model.safetensors")
         packed = delta.read_bytes()
         hashlib.sha256(packed).hexdigest()
-        changed = apply(state, decode(zstandard.ZstdDecompressor().decompress(packed)))
+        changed = apply(state, decode(packed))
         assert weights_hash(changed) == want
         target = pathlib.Path(folder) / "model.safetensors"
         save_file(changed, target, metadata={"format": "pt"})
@@ -158,9 +187,10 @@ def consume(base, delta, want):
     import torch
 
     torch.set_num_threads(2)
-    consumers = roll(base, delta, want, decode_row_by_row, apply_in_place)
-    cheapest = roll(base, delta, want, decode_at_once, apply_to_a_copy)
-    print(json.dumps({**consumers, **{f"cheapest {name}": figure for name, figure in cheapest.items()}}))
+    checkout = os.environ.get("MEASURE_NETWORK")
+    consumers = roll(base, delta, want, *(networks(pathlib.Path(checkout)) if checkout else described()))
+    other = roll(base, delta, want, *cheapest())
+    print(json.dumps({**consumers, **{f"cheapest {name}": figure for name, figure in other.items()}}))
 
 
 def measure(python, rounds, release, more=()):
@@ -175,6 +205,7 @@ def measure(python, rounds, release, more=()):
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--python", type=pathlib.Path)
+    options.add_argument("--network", type=pathlib.Path, help="a clone of the network's public repository, for its own functions")
     options.add_argument("--rounds", default="5")
     options.add_argument("--release", action="store_true", help="build with the release profile, not that of the tests")
     options.add_argument("--consume", nargs=3, metavar=("BASE", "DELTA", "HASH"), help=argparse.SUPPRESS)
@@ -184,6 +215,8 @@ def main():
         return consume(pathlib.Path(base), pathlib.Path(delta), want)
     if not chosen.python:
         options.error("--python is needed: a Python with torch, numpy, safetensors, zstandard and xxhash")
+    if chosen.network:
+        os.environ["MEASURE_NETWORK"] = str(chosen.network.resolve())
     # The benchmark runs in a folder of its own. Links stay: a venv's Python knows its packages by where it lies.
     interpreter = pathlib.Path(os.path.abspath(chosen.python))
     title, measured = measure(interpreter, chosen.rounds, chosen.release)
@@ -203,6 +236,8 @@ def main():
         ("decoded (here: and written for the workers), s", "decoded"),
         ("resident and the hash confirmed, s", "resident"),
         ("directory complete and hashed, s", "directory"),
+        ("both at once: resident, s", "beside resident"),
+        ("both at once: directory, s", "beside directory"),
         ("peak memory above what was resident, MB", "peak"),
         ("bytes read, MB", "read"),
     ]

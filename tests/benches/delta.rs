@@ -10,7 +10,7 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use grail_model::{Device, LoadOptions, Model, Precision, startup};
 use grail_store::bucket::{Bucket, BucketSettings, Secret, TransferLimits};
@@ -115,10 +115,21 @@ fn read_so_far() -> f64 {
     text.lines().next().unwrap().split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1e6
 }
 
-/// One roll from checkpoint 0, which is resident and cached, to checkpoint 30: the worker's part beside the supervisor's, as on a
-/// host. Seconds to download, and from then on to: changes on the disk, weights resident and confirmed, directory complete; peak
+type Figures<const COUNT: usize> = [(&'static str, f64); COUNT];
+
+/// The worker's part of a roll and the supervisor's.
+#[derive(Clone, Copy, PartialEq)]
+enum Parts {
+    /// One after the other, as in Python: what each takes alone.
+    InTurns,
+    /// At the same time, as on a host.
+    Beside,
+}
+
+/// One roll from checkpoint 0, which is resident and cached, to checkpoint 30. Seconds to download, and from then on to: changes
+/// on the disk, weights resident and confirmed, directory complete (without the worker's part, where parts take turns). And peak
 /// memory and bytes read, MB.
-async fn roll(bucket: &Bucket, cache: &Path, model: Model) -> (Model, [(&'static str, f64); 6]) {
+async fn roll(bucket: &Bucket, cache: &Path, model: Model, parts: Parts) -> (Model, Figures<4>, Figures<2>) {
     let limits = FetchLimits::default();
     // Resets the peak.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
@@ -140,22 +151,24 @@ async fn roll(bucket: &Bucket, cache: &Path, model: Model) -> (Model, [(&'static
                 model.apply_files(&changes.files, &changes.weights_hash).unwrap();
                 (told, began.elapsed().as_secs_f64(), model)
             };
-            *worker.lock().unwrap() = Some(std::thread::spawn(apply));
+            let thread = std::thread::spawn(apply);
+            if parts == Parts::InTurns {
+                while !thread.is_finished() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            *worker.lock().unwrap() = Some(thread);
         }
     };
     Fetcher { bucket, cache_root: cache, limits: &limits, observer: &observer }.fetch(30).await.unwrap();
     let arrived = arrived.into_inner().unwrap();
     let whole = arrived.elapsed().as_secs_f64();
     let (told, held, model) = worker.into_inner().unwrap().unwrap().join().unwrap();
-    let figures = [
-        ("downloaded", (arrived - started).as_secs_f64()),
-        ("decoded", told),
-        ("resident", held),
-        ("directory", whole),
-        ("peak", status("VmHWM") - memory),
-        ("read", read_so_far() - read),
-    ];
-    (model, figures)
+    let directory = if parts == Parts::InTurns { whole - (held - told) } else { whole };
+    let downloaded = (arrived - started).as_secs_f64();
+    let seconds = [("downloaded", downloaded), ("decoded", told), ("resident", held), ("directory", directory)];
+    let costs = [("peak", status("VmHWM") - memory), ("read", read_so_far() - read)];
+    (model, seconds, costs)
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -192,14 +205,22 @@ async fn main() {
     let mut model = Model::load(&base, LoadOptions { device: Device::Cpu, precision: Precision::Bf16 }).unwrap();
     let (mut ours, mut theirs): (Vec<Value>, Vec<Value>) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let (held, figures) = roll(&bucket, &cache, model).await;
-        assert_eq!(held.weights_hash(), want);
-        ours.push(
-            figures.into_iter().map(|(name, figure)| (name.to_owned(), json!(figure))).collect::<serde_json::Map<_, _>>().into(),
-        );
-        model = held;
-        model.reload(&base).unwrap();
-        std::fs::remove_dir_all(checkpoint_dir(&cache, 30)).unwrap();
+        let mut round = serde_json::Map::new();
+        for (parts, prefix) in [(Parts::Beside, "beside "), (Parts::InTurns, "")] {
+            let (held, seconds, costs) = roll(&bucket, &cache, model, parts).await;
+            assert_eq!(held.weights_hash(), want);
+            round.extend(seconds.map(|(name, figure)| (format!("{prefix}{name}"), json!(figure))));
+            // Of the first, which does all at once.
+            for (name, figure) in costs {
+                round.entry(name).or_insert(json!(figure));
+            }
+            model = held;
+            model.reload(&base).unwrap();
+            for made in [checkpoint_dir(&cache, 30), cache.join("delta-30")] {
+                std::fs::remove_dir_all(made).unwrap();
+            }
+        }
+        ours.push(round.into());
         let mut consumer = Command::new(&python);
         consumer.arg(&script).arg("--consume").args([base.as_os_str(), delta.as_os_str()]).arg(&want);
         let output = consumer.output().unwrap();
