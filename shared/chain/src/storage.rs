@@ -4,7 +4,7 @@ use blake2::{Blake2b128, Blake2b256, Digest};
 use parity_scale_codec::{Compact, Decode};
 use scale_info::TypeDef;
 use scale_value::{Composite, Value, ValueDef};
-use xxhash_rust::xxh64::xxh64;
+use twox_hash::XxHash64;
 
 use crate::metadata::{Metadata, MetadataError, StorageHasher, StorageItem};
 
@@ -38,8 +38,8 @@ pub enum StorageError {
 /// xxh64 with seeds 0 and 1, little-endian: the prefix hash of pallets and items.
 fn twox_128(bytes: &[u8]) -> [u8; 16] {
     let mut hash = [0; 16];
-    hash[..8].copy_from_slice(&xxh64(bytes, 0).to_le_bytes());
-    hash[8..].copy_from_slice(&xxh64(bytes, 1).to_le_bytes());
+    hash[..8].copy_from_slice(&XxHash64::oneshot(0, bytes).to_le_bytes());
+    hash[8..].copy_from_slice(&XxHash64::oneshot(1, bytes).to_le_bytes());
     hash
 }
 
@@ -82,11 +82,11 @@ fn append_hashed(key: &mut Vec<u8>, hasher: &StorageHasher, encoded: &[u8]) {
     match hasher {
         StorageHasher::Identity => key.extend(encoded),
         StorageHasher::Twox64Concat => {
-            key.extend(xxh64(encoded, 0).to_le_bytes());
+            key.extend(XxHash64::oneshot(0, encoded).to_le_bytes());
             key.extend(encoded);
         }
         StorageHasher::Twox128 => key.extend(twox_128(encoded)),
-        StorageHasher::Twox256 => (0..4).for_each(|seed| key.extend(xxh64(encoded, seed).to_le_bytes())),
+        StorageHasher::Twox256 => (0..4).for_each(|seed| key.extend(XxHash64::oneshot(seed, encoded).to_le_bytes())),
         StorageHasher::Blake2_128 => key.extend(Blake2b128::digest(encoded)),
         StorageHasher::Blake2_128Concat => {
             key.extend(Blake2b128::digest(encoded));

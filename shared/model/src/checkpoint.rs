@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde::Deserialize;
 use tch::Kind;
-use xxhash_rust::xxh3::Xxh3Default;
+use twox_hash::xxhash3_128::Hasher as Xxh3;
 
 use crate::finite::first_non_finite;
 use crate::weight_file::{CHUNK, WeightFile, in_parallel, threads};
@@ -270,16 +270,16 @@ impl Checkpoint {
     /// # Errors
     /// When a file cannot be read.
     pub fn weights_hash(&self) -> Result<String, WeightsError> {
-        let mut hasher = Xxh3Default::new();
+        let mut hasher = Xxh3::new();
         let mut buffer = vec![0; CHUNK];
         for entry in self.tensors.values() {
             for offset in (0..entry.bytes).step_by(CHUNK) {
                 let piece = &mut buffer[..CHUNK.min(entry.bytes - offset)];
                 self.files[entry.file].read(entry.start + offset as u64, piece)?;
-                hasher.update(piece);
+                hasher.write(piece);
             }
         }
-        Ok(hex128(hasher.digest128()))
+        Ok(hex128(hasher.finish_128()))
     }
 }
 

@@ -1,16 +1,16 @@
 //! A sparse change of one tensor: new values at listed places, written into what is resident (GRAIL checkpoints 5, 6).
 
-use tch::{Device, Kind, TchError, Tensor};
+use std::convert::Infallible;
 
 use safetensors::Dtype;
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::finite::first_non_finite;
 use crate::native::bytes_mut;
+use crate::weight_file::{CHUNK, in_order};
 
 /// Elements that are written at once, which bounds the memory for their positions.
 const AT_ONCE: usize = 1 << 20;
-/// Bytes that are changed and shown at once: what a core's own cache holds; a multiple of every type's width.
-const PIECE: usize = 256 << 10;
 
 /// What one tensor differs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,35 +136,53 @@ impl TensorDelta {
         Ok(values)
     }
 
-    /// Writes the judged entries that fall into `piece`, the tensor's bytes from element `first` on, and appends what was
-    /// there to `before`, which holds the values of all entries in front of the piece.
-    fn exchange<const WIDTH: usize>(&self, piece: &mut [u8], first: usize, before: &mut Vec<u8>) {
+    /// Writes the judged entries that fall into `piece`, the tensor's bytes from element `first` on. Returns what was there.
+    fn exchange<const WIDTH: usize>(&self, piece: &mut [u8], first: usize) -> Vec<u8> {
         let elements = piece.as_chunks_mut::<WIDTH>().0;
-        let next = before.len() / WIDTH;
-        let entries = self.positions[next..].iter().zip(&self.values.as_chunks::<WIDTH>().0[next..]);
-        for (&position, value) in entries {
-            let Some(element) = elements.get_mut(position as usize - first) else { break };
-            before.extend_from_slice(element);
-            *element = *value;
+        let begin = self.positions.partition_point(|position| (*position as usize) < first);
+        let count = self.positions[begin..].partition_point(|position| (*position as usize) < first + elements.len());
+        let mut before = vec![0; count * WIDTH];
+        let values = self.values.as_chunks::<WIDTH>().0[begin..].iter().zip(before.as_chunks_mut::<WIDTH>().0);
+        for (&position, (value, before)) in self.positions[begin..].iter().zip(values) {
+            if let Some(element) = elements.get_mut((position as usize).wrapping_sub(first)) {
+                *before = std::mem::replace(element, *value);
+            }
         }
+        before
     }
 }
 
 /// Writes judged changes of one type, one after the other, into the bytes of their tensor, and shows all bytes to `look` in
 /// pieces when they are final. Returns what each change found. One pass: where the bytes are many, memory sets the time.
-pub(crate) fn exchange_in_place(bytes: &mut [u8], changes: &[TensorDelta], look: &mut dyn FnMut(&[u8])) -> Vec<Vec<u8>> {
-    let mut before: Vec<Vec<u8>> = changes.iter().map(|change| Vec::with_capacity(change.values.len())).collect();
-    for (index, piece) in bytes.chunks_mut(PIECE).enumerate() {
-        for (change, before) in changes.iter().zip(&mut before) {
-            if change.kind == Kind::Float {
-                change.exchange::<4>(piece, index * PIECE / 4, before);
-            } else {
-                change.exchange::<2>(piece, index * PIECE / 2, before);
-            }
-        }
-        look(piece);
+pub(crate) fn exchange_in_place(
+    bytes: &mut [u8],
+    changes: &[TensorDelta],
+    threads: usize,
+    look: &mut (dyn FnMut(&[u8]) + Send),
+) -> Vec<Vec<u8>> {
+    let pieces = bytes.chunks_mut(CHUNK).map(|piece| (piece, Vec::new())).collect();
+    let exchange = |index: usize, (piece, before): &mut (&mut [u8], Vec<Vec<u8>>)| {
+        fetch(piece);
+        let one = |change: &TensorDelta| match change.kind {
+            Kind::Float => change.exchange::<4>(piece, index * CHUNK / 4),
+            _ => change.exchange::<2>(piece, index * CHUNK / 2),
+        };
+        *before = changes.iter().map(one).collect();
+        Ok::<_, Infallible>(())
+    };
+    let Ok(pieces) = in_order(threads, pieces, exchange, &mut |(piece, _)| look(piece));
+    let mut all: Vec<Vec<u8>> = changes.iter().map(|change| Vec::with_capacity(change.values.len())).collect();
+    for (_, before) in pieces {
+        all.iter_mut().zip(before).for_each(|(all, before)| all.extend_from_slice(&before));
     }
-    before
+    all
+}
+
+/// Has the processor fetch all of `bytes` into its cache: in one go and in order memory delivers twice as fast as for what is
+/// written here and there, and another thread may be looked at meanwhile.
+fn fetch(bytes: &[u8]) {
+    const LINE: usize = 64;
+    std::hint::black_box(bytes.iter().step_by(LINE).fold(0, |seen, byte| seen ^ byte));
 }
 
 fn on_device(positions: &[u32], device: Device) -> Result<Tensor, TchError> {

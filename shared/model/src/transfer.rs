@@ -6,14 +6,12 @@
 //!                            hash ◀── staging ◀──copy── tensor
 //! ```
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-
 use tch::{Device, Kind, TchError, Tensor};
-use xxhash_rust::xxh3::Xxh3Default;
+use twox_hash::xxhash3_128::Hasher as Xxh3;
 
 use crate::checkpoint::{Checkpoint, WeightsError, hex128};
 use crate::native;
-use crate::weight_file::{CHUNK, in_parallel, threads};
+use crate::weight_file::{CHUNK, in_order, threads};
 
 /// Size of one of the two staging buffers in bytes; a multiple of every type's width.
 const STAGING: usize = 16 << 20;
@@ -35,17 +33,9 @@ struct Piece<'a> {
     bytes: &'a mut [u8],
 }
 
-/// The hash so far, and whose piece it waits for.
-struct Turn {
-    next: usize,
-    hasher: Xxh3Default,
-    failed: bool,
-}
-
 /// Fills every place with the tensor of its name and returns the XXH3-128 (hex) of the places in the given order.
 ///
-/// The hash cannot be split over threads, but it can go from thread to thread: each hashes what it has just read, while that
-/// is in its own processor's cache and the others read on.
+/// The hash cannot be split over threads, but it can go from thread to thread, while the others read on.
 pub(crate) fn read_and_hash(
     checkpoint: &Checkpoint,
     places: Vec<(&String, &mut [u8])>,
@@ -53,48 +43,37 @@ pub(crate) fn read_and_hash(
 ) -> Result<String, WeightsError> {
     let pieces = places.into_iter().flat_map(|(name, place)| {
         let pieces = place.chunks_mut(CHUNK).enumerate();
-        pieces.map(move |(index, bytes)| Mutex::new(Some(Piece { name, offset: index * CHUNK, bytes })))
+        pieces.map(move |(index, bytes)| Piece { name, offset: index * CHUNK, bytes })
     });
-    let pieces: Vec<_> = pieces.collect();
-    let turn = Mutex::new(Turn { next: 0, hasher: Xxh3Default::new(), failed: false });
-    let changed = Condvar::new();
-    in_parallel(threads, pieces.len(), |index, _| {
-        let Some(piece) = lock(&pieces[index]).take() else { return Ok(()) };
-        let read = checkpoint.read(piece.name, piece.offset, piece.bytes, 1);
-        // Pieces begin in order, so whoever has an earlier one is at work on it.
-        let mut turn = lock(&turn);
-        while turn.next != index && !turn.failed {
-            turn = changed.wait(turn).unwrap_or_else(PoisonError::into_inner);
-        }
-        if !turn.failed && read.is_ok() {
-            turn.hasher.update(piece.bytes);
-        }
-        turn.next = index + 1;
-        turn.failed |= read.is_err();
-        changed.notify_all();
-        read
-    })?;
-    Ok(hex128(lock(&turn).hasher.digest128()))
+    let mut hasher = Xxh3::new();
+    let read = |_, piece: &mut Piece<'_>| checkpoint.read(piece.name, piece.offset, piece.bytes, 1);
+    in_order(threads, pieces.collect(), read, &mut |piece| hasher.write(piece.bytes))?;
+    Ok(hex128(hasher.finish_128()))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Two buffers in host memory, pinned where the tensors are on a CUDA device.
+/// Two buffers in host memory, pinned where the tensors are on a CUDA device; made when they are needed.
 pub(crate) struct Staging {
-    buffers: [Tensor; 2],
+    buffers: Option<[Tensor; 2]>,
     turn: usize,
     device: Device,
 }
 
 impl Staging {
-    pub fn new(device: Device) -> Result<Self, TchError> {
-        let buffer = || {
+    pub fn new(device: Device) -> Self {
+        Self { buffers: None, turn: 0, device }
+    }
+
+    fn buffer(&mut self, index: usize) -> Result<&mut Tensor, TchError> {
+        let device = self.device;
+        let make = || {
             let plain = Tensor::f_zeros([STAGING as i64], (Kind::Uint8, Device::Cpu))?;
             if device.is_cuda() { plain.f_pin_memory(device) } else { Ok(plain) }
         };
-        Ok(Self { buffers: [buffer()?, buffer()?], turn: 0, device })
+        let buffers = match &mut self.buffers {
+            Some(buffers) => buffers,
+            none => none.insert([make()?, make()?]),
+        };
+        Ok(&mut buffers[index])
     }
 
     /// Fills a resident tensor from the stored one of type `stored`; every piece of the file is shown to `look` on its way.
@@ -110,7 +89,7 @@ impl Staging {
         let flat = tensor.f_view(-1)?;
         for (start, elements) in pieces(tensor.numel(), stored) {
             self.turn = 1 - self.turn;
-            let buffer = &mut self.buffers[self.turn];
+            let buffer = self.buffer(self.turn)?;
             let width = stored.elt_size_in_bytes();
             let bytes = &mut native::bytes_mut(buffer)[..elements * width];
             checkpoint.read(name, start * width, bytes, threads())?;
@@ -140,7 +119,7 @@ impl Staging {
                 look(native::bytes_mut(&mut piece));
                 continue;
             }
-            let buffer = &mut self.buffers[0];
+            let buffer = self.buffer(0)?;
             let bytes = elements * stored.elt_size_in_bytes();
             buffer.f_narrow(0, 0, bytes as i64)?.f_view_dtype(stored)?.f_copy_(&piece)?;
             look(&native::bytes_mut(buffer)[..bytes]);

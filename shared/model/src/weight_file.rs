@@ -6,14 +6,16 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use safetensors::SafeTensorError;
 use safetensors::tensor::Metadata;
 
 use crate::checkpoint::WeightsError;
 
-/// Bytes that one thread reads at a time: the copy stays in the processor's cache for whoever looks at it next.
+/// Bytes that one thread reads or changes at a time: they stay in the processor's cache for whoever looks at them next. A multiple
+/// of every type's width.
 pub(crate) const CHUNK: usize = 1 << 19;
 
 /// More threads do not read faster from one memory.
@@ -87,7 +89,7 @@ impl WeightFile {
     pub fn read_in_parallel(&self, offset: u64, bytes: &mut [u8], threads: usize) -> Result<(), WeightsError> {
         let parts: Vec<_> = bytes.chunks_mut(CHUNK).enumerate().map(|part| Mutex::new(Some(part))).collect();
         in_parallel(threads, parts.len(), |index, _| {
-            let part = parts[index].lock().unwrap_or_else(PoisonError::into_inner).take();
+            let part = lock(&parts[index]).take();
             part.map_or(Ok(()), |(place, part)| self.read(offset + (place * CHUNK) as u64, part))
         })
     }
@@ -123,7 +125,7 @@ pub(crate) fn in_parallel<E: Send>(
             if let Err(error) = work(index, &mut buffer) {
                 // Every lower index has begun and will be finished by whoever has it.
                 next.store(count, Ordering::Relaxed);
-                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut failed = lock(&failed);
                 if failed.as_ref().is_none_or(|(lowest, _)| index < *lowest) {
                     *failed = Some((index, error));
                 }
@@ -140,7 +142,115 @@ pub(crate) fn in_parallel<E: Send>(
     failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |(_, error)| Err(error))
 }
 
+/// Makes `pieces` on this thread and up to `threads - 1` more, and shows each to `look` in their order, on the thread that made it:
+/// it is in that processor's cache. Returns the pieces, or the first error of `make`.
+pub(crate) fn in_order<P: Send, E: Send>(
+    threads: usize,
+    pieces: Vec<P>,
+    make: impl Fn(usize, &mut P) -> Result<(), E> + Sync,
+    look: &mut (dyn FnMut(&P) + Send),
+) -> Result<Vec<P>, E> {
+    let pieces: Vec<Mutex<P>> = pieces.into_iter().map(Mutex::new).collect();
+    let (next, look) = (AtomicUsize::new(0), Mutex::new(look));
+    in_parallel(threads, pieces.len(), |index, _| {
+        let piece = &mut *lock(&pieces[index]);
+        // Whatever becomes of this piece, a panic too, nobody waits for it for ever.
+        let turn = Turn { next: &next, index };
+        make(index, piece)?;
+        if turn.comes() {
+            lock(&look)(piece);
+            turn.pass_on();
+        }
+        Ok(())
+    })?;
+    Ok(pieces.into_iter().map(|piece| piece.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
+}
+
+/// What `next` is after a piece was not made: no piece's turn.
+const NOBODY: usize = usize::MAX;
+/// Looks at `next` before the processor is given to others, and for how long.
+const SPINS: usize = 1 << 12;
+const NAP: Duration = Duration::from_micros(50);
+
+/// The turn of one piece. Pieces begin in order, so whoever has an earlier one is at work on it.
+struct Turn<'a> {
+    next: &'a AtomicUsize,
+    index: usize,
+}
+
+impl Turn<'_> {
+    /// Waits until every piece before has had its turn; false if there is none any more. A turn is shorter than it takes to fall
+    /// asleep and to be woken.
+    fn comes(&self) -> bool {
+        for looks in 0.. {
+            match self.next.load(Ordering::Acquire) {
+                NOBODY => return false,
+                next if next == self.index => return true,
+                _ if looks < SPINS => std::hint::spin_loop(),
+                // The one before waits for a disk.
+                _ => std::thread::sleep(NAP),
+            }
+        }
+        false
+    }
+
+    fn pass_on(self) {
+        // Unless a later piece was not made meanwhile: then nobody's it stays.
+        let _ = self.next.compare_exchange(self.index, self.index + 1, Ordering::AcqRel, Ordering::Relaxed);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.next.store(NOBODY, Ordering::Release);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Threads to read weights with: as many as libtorch computes with.
 pub(crate) fn threads() -> usize {
     usize::try_from(tch::get_num_threads()).unwrap_or(1).clamp(1, MAX_THREADS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_shown_in_order_whichever_is_made_first() {
+        for threads in [1, 2, 5] {
+            let mut shown = Vec::new();
+            let make = |index: usize, piece: &mut usize| {
+                std::thread::sleep(std::time::Duration::from_micros(index as u64 * 37 % 200));
+                *piece = index;
+                Ok::<_, usize>(())
+            };
+            let pieces = in_order(threads, vec![usize::MAX; 200], make, &mut |piece| shown.push(*piece)).unwrap();
+            assert!(shown.iter().copied().eq(0..200) && pieces == shown, "{threads}: {shown:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_piece_that_was_not_made() {
+        for broken in [0, 1, 57, 199] {
+            let mut shown = Vec::new();
+            let make = |index: usize, piece: &mut usize| {
+                std::thread::sleep(std::time::Duration::from_micros(if index == broken { 300 } else { 5 }));
+                *piece = index;
+                if index == broken { Err(index) } else { Ok(()) }
+            };
+            let error = in_order(3, vec![0; 200], make, &mut |piece| shown.push(*piece)).unwrap_err();
+            assert_eq!(error, broken);
+            assert!(shown.len() <= broken && shown.iter().copied().eq(0..shown.len()), "nothing behind it is shown: {shown:?}");
+            let panicked = std::panic::AssertUnwindSafe(|| {
+                let make = |index: usize, _: &mut usize| if index == broken { panic!("on purpose") } else { Ok::<_, usize>(()) };
+                in_order(3, vec![0; 200], make, &mut |_| ())
+            });
+            assert!(std::panic::catch_unwind(panicked).is_err());
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tch::{Device, Kind, TchError, Tensor};
-use xxhash_rust::xxh3::Xxh3Default;
+use twox_hash::xxhash3_128::Hasher as Xxh3;
 
 use crate::checkpoint::{Checkpoint, WeightsError, hex128};
 use crate::config::ModelConfig;
@@ -96,12 +96,8 @@ pub(crate) fn check(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<(),
 impl Weights {
     /// Allocates tensors of the checkpoint's shapes in `kind` on `device` and fills them. The checkpoint was judged before.
     pub(crate) fn fill(checkpoint: &Checkpoint, config: &ModelConfig, device: Device, kind: Kind) -> Result<Self, CopyError> {
-        let mut weights = Self {
-            tensors: BTreeMap::new(),
-            unused: BTreeMap::new(),
-            narrowed: false,
-            hash: hex128(Xxh3Default::new().digest128()),
-        };
+        let mut weights =
+            Self { tensors: BTreeMap::new(), unused: BTreeMap::new(), narrowed: false, hash: hex128(Xxh3::new().finish_128()) };
         for (name, shape) in layout(config) {
             let tensor = Tensor::f_zeros(&shape, (kind, device))?;
             weights.tensors.insert(name, Resident { tensor, stored: kind });
@@ -137,40 +133,40 @@ impl Weights {
 
     /// The resident tensors are on another device or of another type than the files.
     fn refill_staged(&mut self, checkpoint: &Checkpoint) -> Result<String, CopyError> {
-        let mut staging = Staging::new(self.device())?;
-        let mut of_files = Xxh3Default::new();
+        let mut staging = Staging::new(self.device());
+        let mut of_files = Xxh3::new();
         for name in checkpoint.names() {
             match (self.tensors.get_mut(name), self.unused.get_mut(name)) {
                 (Some(resident), _) => {
                     staging.fill(checkpoint, name, &resident.tensor, resident.stored, &mut |bytes| {
                         if self.narrowed {
-                            of_files.update(bytes);
+                            of_files.write(bytes);
                         }
                     })?;
                 }
                 (None, Some(bytes)) => {
                     checkpoint.read(name, 0, bytes, threads())?;
-                    of_files.update(bytes);
+                    of_files.write(bytes);
                 }
                 (None, None) => {}
             }
         }
         staging.settle()?;
         // What a narrower type has lost cannot be had back; then the hash is that of the bytes as they passed.
-        if self.narrowed { Ok(hex128(of_files.digest128())) } else { self.read_back(&mut staging) }
+        if self.narrowed { Ok(hex128(of_files.finish_128())) } else { self.read_back(&mut staging) }
     }
 
     /// The checkpoint hash of the resident tensors, which are cast back to the files' types: lossless unless `narrowed`.
     fn read_back(&mut self, staging: &mut Staging) -> Result<String, CopyError> {
-        let mut hasher = Xxh3Default::new();
+        let mut hasher = Xxh3::new();
         for name in self.names() {
             match (self.tensors.get(&name), self.unused.get(&name)) {
-                (Some(resident), _) => staging.show(&resident.tensor, resident.stored, &mut |bytes| hasher.update(bytes))?,
-                (None, Some(bytes)) => hasher.update(bytes),
+                (Some(resident), _) => staging.show(&resident.tensor, resident.stored, &mut |bytes| hasher.write(bytes))?,
+                (None, Some(bytes)) => hasher.write(bytes),
                 (None, None) => {}
             }
         }
-        Ok(hex128(hasher.digest128()))
+        Ok(hex128(hasher.finish_128()))
     }
 
     /// Refuses every change where single values cannot be had as they are stored.
@@ -191,8 +187,8 @@ impl Weights {
     /// other in the order of the hash. Returns what each change found, in the order of writing. After an error the tensors
     /// are a mixture.
     pub(crate) fn exchange(&mut self, files: &[DeltaFile]) -> Result<Vec<Found>, CopyError> {
-        let mut staging = Staging::new(self.device())?;
-        let mut hasher = Xxh3Default::new();
+        let mut staging = Staging::new(self.device());
+        let mut hasher = Xxh3::new();
         let mut found = Vec::new();
         for name in self.names() {
             let changes = (0..).zip(files).filter_map(|(file, delta)| Some((file, delta.changes(&name).transpose()?)));
@@ -201,7 +197,7 @@ impl Weights {
             let old = self.exchange_tensor(&name, &changes, &mut staging, &mut hasher)?;
             found.extend(numbers.into_iter().zip(old).map(|(file, values)| Found { file, name: name.clone(), values }));
         }
-        self.hash = hex128(hasher.digest128());
+        self.hash = hex128(hasher.finish_128());
         Ok(found)
     }
 
@@ -210,12 +206,12 @@ impl Weights {
         name: &str,
         changes: &[TensorDelta],
         staging: &mut Staging,
-        hasher: &mut Xxh3Default,
+        hasher: &mut Xxh3,
     ) -> Result<Vec<Vec<u8>>, CopyError> {
-        let look = &mut |bytes: &[u8]| hasher.update(bytes);
+        let look = &mut |bytes: &[u8]| hasher.write(bytes);
         match (self.tensors.get_mut(name), self.unused.get_mut(name)) {
             (Some(resident), _) if resident.is_as_stored() => {
-                Ok(exchange_in_place(bytes_mut(&mut resident.tensor), changes, look))
+                Ok(exchange_in_place(bytes_mut(&mut resident.tensor), changes, threads(), look))
             }
             (Some(resident), _) => {
                 let exchange = |change: &TensorDelta| {
@@ -226,7 +222,7 @@ impl Weights {
                 staging.show(&resident.tensor, resident.stored, look)?;
                 Ok(old)
             }
-            (None, Some(bytes)) => Ok(exchange_in_place(bytes, changes, look)),
+            (None, Some(bytes)) => Ok(exchange_in_place(bytes, changes, threads(), look)),
             (None, None) => Ok(Vec::new()),
         }
     }
@@ -244,7 +240,7 @@ impl Weights {
             }
         }
         // Read anew, not remembered: what serves on is what is resident.
-        self.hash = self.read_back(&mut Staging::new(self.device())?)?;
+        self.hash = self.read_back(&mut Staging::new(self.device()))?;
         Ok(())
     }
 
@@ -272,7 +268,7 @@ impl Weights {
 }
 
 fn put(bytes: &mut [u8], change: TensorDelta) {
-    exchange_in_place(bytes, &[change], &mut |_| ());
+    exchange_in_place(bytes, &[change], 1, &mut |_| ());
 }
 
 /// Whether every value of `stored` has an exact counterpart in `resident`.

@@ -8,7 +8,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use super::Event;
 
@@ -67,7 +67,7 @@ pub fn encode(entry: &Entry) -> String {
     }
     // The closing brace comes after the checksum.
     line.pop();
-    let sum = xxh3_64(line.as_bytes());
+    let sum = XxHash3_64::oneshot(line.as_bytes());
     line.push_str(&format!("{SUM}{sum:016x}{END}"));
     line
 }
@@ -83,7 +83,7 @@ pub fn decode(line: &[u8]) -> Result<Entry, LineError> {
     let body = line.len().checked_sub(SUM.len() + SUM_DIGITS + END.len()).ok_or(LineError::Torn)?;
     let (body, tail) = line.split_at(body);
     let digits = tail.strip_prefix(SUM.as_bytes()).and_then(|tail| tail.strip_suffix(END.as_bytes())).ok_or(LineError::Torn)?;
-    if format!("{:016x}", xxh3_64(body)).as_bytes() != digits {
+    if format!("{:016x}", XxHash3_64::oneshot(body)).as_bytes() != digits {
         return Err(LineError::Torn);
     }
     let mut text = body.to_vec();

@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 /// Feeds bytes to a decoder and panics where it fails.
 pub type Decoder = fn(&[u8]);
@@ -89,7 +89,7 @@ fn seal_of(bytes: &[u8]) -> Vec<u8> {
 /// As a line, and as a line whose checksum is right.
 fn journal_line(bytes: &[u8]) {
     let body = &bytes[..bytes.len().saturating_sub(26)];
-    let summed = [body, format!(",\"sum\":\"{:016x}\"}}", xxh3_64(body)).as_bytes()].concat();
+    let summed = [body, format!(",\"sum\":\"{:016x}\"}}", XxHash3_64::oneshot(body)).as_bytes()].concat();
     for line in [bytes, &summed] {
         let Ok(entry) = decode(line) else { continue };
         assert_eq!(decode(encode(&entry).as_bytes()).expect("what was written can be read"), entry);

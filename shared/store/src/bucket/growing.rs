@@ -5,7 +5,7 @@ use std::fmt;
 
 use aws_sdk_s3::types::CompletedPart;
 use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
 use super::transfer::{Part, Source, parts_of};
 use super::{Bucket, BucketError, RetryPolicy, retry};
@@ -63,14 +63,14 @@ impl GrowingObject {
     pub async fn send(&mut self, bytes: &Bytes, policy: &RetryPolicy) -> Result<(), BucketError> {
         let part = Part { number: self.sent.len() as i32 + 1, offset: 0, length: bytes.len() as u64 };
         let sent = self.bucket.send_part(&self.key, &self.upload, Source::Memory(bytes), part, policy).await?;
-        self.sent.push(SentPart { part: sent, digest: xxh3_128(bytes) });
+        self.sent.push(SentPart { part: sent, digest: XxHash3_128::oneshot(bytes) });
         Ok(())
     }
 
     /// Whether the object that `bytes` are begins with what was sent.
     pub fn begins(&self, bytes: &[u8]) -> bool {
         let mut parts = bytes.chunks_exact(self.part_bytes);
-        self.sent.iter().all(|sent| parts.next().is_some_and(|part| xxh3_128(part) == sent.digest))
+        self.sent.iter().all(|sent| parts.next().is_some_and(|part| XxHash3_128::oneshot(part) == sent.digest))
     }
 
     /// Sends what is left of `bytes`, which are the whole object, and makes it visible.

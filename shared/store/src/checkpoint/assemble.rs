@@ -1,7 +1,5 @@
 //! From links and base to a directory: what changed as files first, for those who hold the base, then the whole.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::cache::{METADATA, Partial, is_weights};
@@ -66,7 +64,8 @@ impl Assembly {
         links.into_iter().for_each(|link| link.partial.discard());
         match decoded {
             Ok(decoded) => {
-                let dir = dir.install()?;
+                // For this run only: a later one starts from the whole checkpoint.
+                let dir = dir.put()?;
                 Ok(decoded.into_iter().map(|(name, entries)| (dir.join(name), entries)).collect())
             }
             Err(error) => {
@@ -104,11 +103,10 @@ impl Assembly {
         let weights = target.path().join(WEIGHTS);
         let rebuilt = rebuild(&places, &changes, &weights)?;
         check_hash(self.window, &self.metadata, rebuilt.weights_hash, true)?;
-        File::open(&weights).and_then(|file| file.sync_all()).map_err(local(&weights))?;
         let mut manifest = vec![(WEIGHTS.to_owned(), rebuilt.sha256)];
         for (name, sha256) in self.base.file_manifest.files().filter(|(name, _)| !is_of_weights(name)) {
             let (from, to) = (self.base_dir.join(name), target.path().join(name));
-            std::fs::copy(&from, &to).and_then(|_| File::open(&to)?.sync_all()).map_err(local(&to))?;
+            std::fs::copy(&from, &to).map_err(local(&to))?;
             manifest.push((name.to_owned(), sha256.to_owned()));
         }
         let metadata = Metadata {
@@ -143,8 +141,7 @@ pub(super) fn check_hash(window: u64, metadata: &Metadata, got: String, rebuilt:
 /// Writes the cache's own metadata.
 pub(super) fn write_metadata(partial: &Partial, metadata: &Metadata) -> Result<(), CheckpointError> {
     let path = partial.path().join(METADATA);
-    let mut file = File::create(&path).map_err(local(&path))?;
-    file.write_all(metadata.to_json().as_bytes()).and_then(|()| file.sync_all()).map_err(local(&path))
+    std::fs::write(&path, metadata.to_json()).map_err(local(&path))
 }
 
 /// An error that names the link.

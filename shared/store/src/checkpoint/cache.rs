@@ -202,9 +202,22 @@ impl Partial {
         Ok(())
     }
 
-    /// Makes the directory what it was made for: synced, renamed over what is there, and the rename synced.
+    /// Makes the directory what it was made for: synced with all its files, renamed over what is there, and the rename synced.
+    /// Nothing in it was synced before.
     pub(super) fn install(self) -> Result<PathBuf, CheckpointError> {
-        sync_dir(&self.path)?;
+        for entry in std::fs::read_dir(&self.path).map_err(local(&self.path))? {
+            sync(&entry.map_err(local(&self.path))?.path())?;
+        }
+        sync(&self.path)?;
+        let target = self.put()?;
+        if let Some(root) = target.parent() {
+            sync(root)?;
+        }
+        Ok(target)
+    }
+
+    /// Renames the directory over what is there. After a power failure it may be gone, or empty.
+    pub(super) fn put(self) -> Result<PathBuf, CheckpointError> {
         if self.target.exists() {
             // Out of the way by renaming: a removal takes a while, and half a checkpoint must not have the name of a whole one.
             let aside = self.path.with_extension("replaced.partial");
@@ -213,9 +226,6 @@ impl Partial {
             std::fs::remove_dir_all(&aside).map_err(local(&aside))?;
         } else {
             std::fs::rename(&self.path, &self.target).map_err(local(&self.target))?;
-        }
-        if let Some(root) = self.target.parent() {
-            sync_dir(root)?;
         }
         Ok(self.target.clone())
     }
@@ -227,9 +237,9 @@ impl Drop for Partial {
     }
 }
 
-/// Makes names in `dir` durable.
-fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
-    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(local(dir))
+/// Makes a file durable, or the names in a directory.
+fn sync(path: &Path) -> Result<(), CheckpointError> {
+    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(local(path))
 }
 
 #[cfg(test)]

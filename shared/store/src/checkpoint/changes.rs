@@ -63,16 +63,17 @@ pub(super) fn decode(
     let file = File::create(target).map_err(local(target))?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
     file.write_all(&header).map_err(local(target))?;
+    let mut positions = Vec::new();
     while let Some(tensor) = body.next_tensor()? {
         if base.contains_key(&tensor.name) {
-            let mut positions = vec![0; tensor.positions.len() * 4];
+            positions.resize(tensor.positions.len() * 4, 0);
             for (bytes, position) in positions.as_chunks_mut().0.iter_mut().zip(&tensor.positions) {
                 *bytes = position.to_le_bytes();
             }
             file.write_all(&positions).and_then(|()| file.write_all(&tensor.values)).map_err(local(target))?;
         }
     }
-    // Not synced: it is for this run only, a later one starts from the whole checkpoint.
+    // Not synced: see where its directory is put.
     file.flush().map_err(local(target))?;
     Ok(entries)
 }

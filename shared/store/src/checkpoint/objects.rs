@@ -212,7 +212,6 @@ fn gunzip(packed: &Path, target: &Path, limit: u64) -> std::io::Result<FileDiges
         hasher.update(&piece[..read]);
         file.write_all(&piece[..read])?;
     }
-    file.sync_all()?;
     std::fs::remove_file(packed)?;
     Ok(FileDigest { size, sha256: hex::encode(hasher.finalize()) })
 }

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::Scope;
 
 use safetensors::tensor::TensorInfo;
 use sha2::{Digest, Sha256};
-use xxhash_rust::xxh3::Xxh3;
+use twox_hash::xxhash3_128::Hasher as Xxh3;
 
 use super::CheckpointError;
 use super::changes::{Changes, TensorChanges, safetensors_header};
@@ -20,6 +21,8 @@ use super::weights::{TensorPlace, file_sha256};
 const PIECE_BYTES: usize = 1 << 20;
 /// Pieces in memory at once.
 const PIECES: usize = 4;
+/// Bytes that are written before the disk is told to begin with them.
+const SYNC_BYTES: usize = 32 << 20;
 
 /// What is known of a file of weights that was written.
 pub(super) struct Rebuilt {
@@ -29,48 +32,84 @@ pub(super) struct Rebuilt {
     pub sha256: String,
 }
 
-/// Writes the tensors of `base` with `links` (oldest first) applied into the new safetensors file `target`. Values are copied
-/// bit for bit, every tensor keeps its type. The file is not synced yet.
-pub(super) fn rebuild(
-    base: &BTreeMap<String, TensorPlace>,
-    links: &[Changes],
-    target: &Path,
-) -> Result<Rebuilt, CheckpointError> {
-    let (header, starts) = lay_out(base).map_err(|why| CheckpointError::Weights { path: target.to_owned(), why })?;
-    let file = File::create(target).map_err(local(target))?;
-    file.write_all_at(&header, 0).map_err(local(target))?;
-    let data = header.len() as u64;
-    let write = |tensor: &String, offset: u64, piece: &[u8]| {
-        file.write_all_at(piece, data + starts[tensor] + offset).map_err(local(target))
-    };
+/// Writes the tensors of `base` with `links` (oldest first) applied into the new safetensors file `path`. Values are copied
+/// bit for bit, every tensor keeps its type.
+pub(super) fn rebuild(base: &BTreeMap<String, TensorPlace>, links: &[Changes], path: &Path) -> Result<Rebuilt, CheckpointError> {
+    let (header, starts) = lay_out(base).map_err(|why| CheckpointError::Weights { path: path.to_owned(), why })?;
+    let file = &File::create(path).map_err(local(path))?;
+    file.write_all_at(&header, 0).map_err(local(path))?;
     // The tensors come in the order of the weights hash. Unless they are of different widths it is the file's, too.
-    if !base.keys().map(|name| starts[name]).is_sorted() {
-        let weights_hash = each_piece(base, links, |tensor, offset, piece| write(tensor, offset, &piece).map(|()| piece))?;
-        return Ok(Rebuilt { weights_hash, sha256: file_sha256(target)? });
-    }
-    // SHA-256 costs more than all the rest: it is made beside it, of the pieces that are in memory anyway.
+    let in_order = base.keys().map(|name| starts[name]).is_sorted();
     std::thread::scope(|scope| {
-        let (filled, to_hash) = sync_channel::<Vec<u8>>(PIECES);
-        let (hashed, empty) = sync_channel(PIECES);
-        (1..PIECES).for_each(|_| drop(hashed.send(Vec::new())));
-        let sha256 = scope.spawn(move || {
-            let mut hasher = Sha256::new_with_prefix(&header);
-            for piece in to_hash {
-                hasher.update(&piece);
-                // Nobody waits for the last ones.
-                let _ = hashed.send(piece);
-            }
-            hex::encode(hasher.finalize())
-        });
-        let weights_hash = each_piece(base, links, |tensor, offset, piece| {
-            write(tensor, offset, &piece)?;
-            Ok(filled.send(piece).ok().and_then(|()| empty.recv().ok()).unwrap_or_default())
-        })?;
-        drop(filled);
-        let sha256 = sha256.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok(Rebuilt { weights_hash, sha256 })
+        let (written, to_sync) = sync_channel(1);
+        let syncer = scope.spawn(move || to_sync.into_iter().try_for_each(|()| file.sync_data()));
+        let mut target = Target { path, file, starts, data: header.len() as u64, unsynced: 0, written };
+        let rebuilt = if in_order {
+            hash_beside(scope, header, |take| {
+                each_piece(base, links, |tensor, offset, piece| target.write(tensor, offset, &piece).map(|()| take(piece)))
+            })?
+        } else {
+            let write = |tensor: &String, offset, piece: Vec<u8>| target.write(tensor, offset, &piece).map(|()| piece);
+            Rebuilt { weights_hash: each_piece(base, links, write)?, sha256: file_sha256(path)? }
+        };
+        drop(target);
+        syncer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(local(path))?;
+        Ok(rebuilt)
     })
 }
+
+/// The file that is written.
+struct Target<'a> {
+    path: &'a Path,
+    file: &'a File,
+    /// Where each tensor starts in the data, which begins at `data`.
+    starts: HashMap<&'a String, u64>,
+    data: u64,
+    /// Bytes that the disk was not told of.
+    unsynced: usize,
+    /// Has it sync what is written.
+    written: SyncSender<()>,
+}
+
+impl Target<'_> {
+    fn write(&mut self, tensor: &String, offset: u64, piece: &[u8]) -> Result<(), CheckpointError> {
+        self.file.write_all_at(piece, self.data + self.starts[tensor] + offset).map_err(local(self.path))?;
+        self.unsynced += piece.len();
+        // The disk is busy from the first pieces on, so that little is left to wait for at the end.
+        if self.unsynced >= SYNC_BYTES {
+            self.unsynced = 0;
+            // Full: the sync that is due finds these bytes as well.
+            let _ = self.written.try_send(());
+        }
+        Ok(())
+    }
+}
+
+/// Makes SHA-256 of a file that begins with `header` beside the rest, which costs less, of the pieces that are in memory anyway:
+/// `make` hands them over in the file's order, gets used ones back, and returns the weights hash.
+fn hash_beside<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    header: Vec<u8>,
+    make: impl FnOnce(&mut dyn FnMut(Vec<u8>) -> Vec<u8>) -> Result<String, CheckpointError>,
+) -> Result<Rebuilt, CheckpointError> {
+    let (filled, to_hash) = sync_channel::<Vec<u8>>(PIECES);
+    let (hashed, empty) = sync_channel(PIECES);
+    (1..PIECES).for_each(|_| drop(hashed.send(Vec::new())));
+    let sha256 = scope.spawn(move || {
+        let mut hasher = Sha256::new_with_prefix(&header);
+        for piece in to_hash {
+            hasher.update(&piece);
+            // Nobody waits for the last ones.
+            let _ = hashed.send(piece);
+        }
+        hex::encode(hasher.finalize())
+    });
+    let weights_hash = make(&mut |piece| filled.send(piece).ok().and_then(|()| empty.recv().ok()).unwrap_or_default())?;
+    drop(filled);
+    let sha256 = sha256.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    Ok(Rebuilt { weights_hash, sha256 })
+}
+
 /// Makes the new tensors piece by piece, in the order of the weights hash, which it returns. `take` gets each piece with its
 /// tensor and its offset in there, and gives one back to be filled.
 fn each_piece(
@@ -92,11 +131,11 @@ fn each_piece(
             piece.resize(usize::try_from(place.length - offset).unwrap_or(PIECE_BYTES).min(PIECE_BYTES), 0);
             source.read_exact_at(&mut piece, place.offset + offset).map_err(local(&place.file))?;
             changes.iter().for_each(|changes| changes.write_to(&mut piece, offset / width));
-            hasher.update(&piece);
+            hasher.write(&piece);
             piece = take(name, offset, piece)?;
         }
     }
-    Ok(format!("{:032x}", hasher.digest128()))
+    Ok(format!("{:032x}", hasher.finish_128()))
 }
 
 /// The new file's header, and where each tensor starts behind it: wide types first, so that all are aligned, then by name.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata as Header;
 use sha2::{Digest, Sha256};
-use xxhash_rust::xxh3::Xxh3;
+use twox_hash::xxhash3_128::Hasher as Xxh3;
 
 use super::CheckpointError;
 use super::error::local;
@@ -67,8 +67,8 @@ pub fn hash_tensors<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [u8])>) 
     let mut tensors: Vec<_> = tensors.into_iter().collect();
     tensors.sort_by_key(|(name, _)| *name);
     let mut hasher = Xxh3::new();
-    tensors.iter().for_each(|(_, bytes)| hasher.update(bytes));
-    format!("{:032x}", hasher.digest128())
+    tensors.iter().for_each(|(_, bytes)| hasher.write(bytes));
+    format!("{:032x}", hasher.finish_128())
 }
 
 /// [`hash_tensors`] over every `*.safetensors` file of `dir`, streamed. Names, shapes and types are not part of it.
@@ -87,7 +87,7 @@ pub fn weights_hash(dir: &Path) -> Result<String, CheckpointError> {
             hash_range(&mut hasher, file, &place, &mut piece).map_err(local(path.as_path()))?;
         }
     }
-    Ok(format!("{:032x}", hasher.digest128()))
+    Ok(format!("{:032x}", hasher.finish_128()))
 }
 
 fn hash_range(hasher: &mut Xxh3, file: &mut File, place: &TensorPlace, piece: &mut [u8]) -> std::io::Result<()> {
@@ -96,7 +96,7 @@ fn hash_range(hasher: &mut Xxh3, file: &mut File, place: &TensorPlace, piece: &m
     while left > 0 {
         let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
         file.read_exact(&mut piece[..wanted])?;
-        hasher.update(&piece[..wanted]);
+        hasher.write(&piece[..wanted]);
         left -= wanted as u64;
     }
     Ok(())

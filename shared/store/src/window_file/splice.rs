@@ -17,7 +17,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::SerializedFileReader;
-use xxhash_rust::xxh3::Xxh3;
+use twox_hash::xxhash3_128::Hasher as Xxh3;
 
 use super::reader::{MAGIC, check_envelope, check_footer, guarded, metadata_of, unreadable};
 use super::{WindowFileError, WindowMetadata, WindowWriter, writer};
@@ -136,8 +136,8 @@ fn schema_text(footer: &ParquetMetaData) -> Vec<u8> {
 fn digest(bytes: &Bytes, schema: &[u8], group: &RowGroupMetaData) -> Result<RowGroupOutline, WindowFileError> {
     let mut hasher = Xxh3::new();
     let mut part = |part: &[u8]| {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part);
+        hasher.write(&(part.len() as u64).to_le_bytes());
+        hasher.write(part);
     };
     part(schema);
     part(&group.num_rows().to_le_bytes());
@@ -154,7 +154,7 @@ fn digest(bytes: &Bytes, schema: &[u8], group: &RowGroupMetaData) -> Result<RowG
         part(format!("{facts:?}").as_bytes());
         part(chunk(bytes, start, column)?);
     }
-    Ok(RowGroupOutline { rows: group.num_rows(), digest: hasher.digest128() })
+    Ok(RowGroupOutline { rows: group.num_rows(), digest: hasher.finish_128() })
 }
 
 fn chunk<'a>(bytes: &'a Bytes, start: i64, column: &ColumnChunkMetaData) -> Result<&'a [u8], WindowFileError> {

@@ -96,30 +96,59 @@ fn exactly(body: &mut impl Read, length: u64) -> Result<Vec<u8>, SparseError> {
 }
 
 fn positions(layout: &TensorLayout, bytes: &[u8]) -> Result<Vec<u32>, String> {
-    let mut ascending = Ascending { positions: Vec::with_capacity(layout.entries as usize), elements: layout.elements() };
     match layout.positions {
-        Positions::Flat => {
-            let mut position = 0_i64;
-            for step in integers(bytes, IndexType::I32) {
-                position += step;
-                ascending.push(position)?;
-            }
-        }
+        Positions::Flat => flat(layout, bytes),
         Positions::RowsAndColumns(row_type, column_type) => {
             let (rows, columns) = bytes.split_at((layout.entries * row_type.width()) as usize);
-            // Shapes have fewer than 2^32 elements.
-            let (width, mut row, mut column) = (layout.columns() as i64, 0_i64, 0_i64);
-            let steps = integers(rows, row_type).zip(integers(columns, column_type));
-            for (entry, (down, across)) in steps.enumerate() {
-                row += down;
-                // A new row starts from its own left edge.
-                column = if entry == 0 || down != 0 { across } else { column + across };
-                if column < 0 || column >= width || row < 0 {
-                    return Err(format!("entry {entry} is for row {row}, column {column} of rows of {width}"));
-                }
-                ascending.push(row.checked_mul(width).and_then(|start| start.checked_add(column)).unwrap_or(-1))?;
+            // One loop for each pair of widths: this is where a body's time goes.
+            match row_type {
+                IndexType::U8 => by_rows::<1>(layout, rows, columns, column_type),
+                IndexType::U16 => by_rows::<2>(layout, rows, columns, column_type),
+                IndexType::I32 => by_rows::<4>(layout, rows, columns, column_type),
             }
         }
+    }
+}
+
+fn by_rows<const ROW: usize>(
+    layout: &TensorLayout,
+    rows: &[u8],
+    columns: &[u8],
+    column_type: IndexType,
+) -> Result<Vec<u32>, String> {
+    match column_type {
+        IndexType::U8 => rows_and_columns::<ROW, 1>(layout, rows, columns),
+        IndexType::U16 => rows_and_columns::<ROW, 2>(layout, rows, columns),
+        IndexType::I32 => rows_and_columns::<ROW, 4>(layout, rows, columns),
+    }
+}
+
+fn flat(layout: &TensorLayout, bytes: &[u8]) -> Result<Vec<u32>, String> {
+    let mut ascending = Ascending::of(layout);
+    let mut position = 0_i64;
+    for step in integers::<4>(bytes) {
+        position += step;
+        ascending.push(position)?;
+    }
+    Ok(ascending.positions)
+}
+
+fn rows_and_columns<const ROW: usize, const COLUMN: usize>(
+    layout: &TensorLayout,
+    rows: &[u8],
+    columns: &[u8],
+) -> Result<Vec<u32>, String> {
+    let mut ascending = Ascending::of(layout);
+    // Shapes have fewer than 2^32 elements.
+    let (width, mut row, mut column) = (layout.columns() as i64, 0_i64, 0_i64);
+    for (entry, (down, across)) in integers::<ROW>(rows).zip(integers::<COLUMN>(columns)).enumerate() {
+        row += down;
+        // A new row starts from its own left edge.
+        column = if entry == 0 || down != 0 { across } else { column + across };
+        if column < 0 || column >= width || row < 0 {
+            return Err(format!("entry {entry} is for row {row}, column {column} of rows of {width}"));
+        }
+        ascending.push(row.checked_mul(width).and_then(|start| start.checked_add(column)).unwrap_or(-1))?;
     }
     Ok(ascending.positions)
 }
@@ -127,16 +156,21 @@ fn positions(layout: &TensorLayout, bytes: &[u8]) -> Result<Vec<u32>, String> {
 /// Positions so far; each must be behind the one before and inside the tensor.
 struct Ascending {
     positions: Vec<u32>,
+    /// The next one's bounds.
+    least: u64,
     elements: u64,
 }
 
 impl Ascending {
+    fn of(layout: &TensorLayout) -> Self {
+        Self { positions: Vec::with_capacity(layout.entries as usize), least: 0, elements: layout.elements() }
+    }
+
     fn push(&mut self, position: i64) -> Result<(), String> {
-        let least = self.positions.last().map_or(0, |last| u64::from(*last) + 1);
-        let fits = u64::try_from(position).is_ok_and(|position| position >= least && position < self.elements);
         match u32::try_from(position) {
-            Ok(position) if fits => {
+            Ok(position) if (self.least..self.elements).contains(&u64::from(position)) => {
                 self.positions.push(position);
+                self.least = u64::from(position) + 1;
                 Ok(())
             }
             _ => Err(format!(
@@ -148,11 +182,11 @@ impl Ascending {
     }
 }
 
-fn integers(bytes: &[u8], index: IndexType) -> impl Iterator<Item = i64> + '_ {
-    let read: fn(&[u8]) -> i64 = match index {
-        IndexType::U8 => |bytes| i64::from(bytes[0]),
-        IndexType::U16 => |bytes| i64::from(u16::from_le_bytes([bytes[0], bytes[1]])),
-        IndexType::I32 => |bytes| i64::from(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
-    };
-    bytes.chunks_exact(index.width() as usize).map(read)
+/// Little-endian integers of `WIDTH` bytes; those of four have a sign.
+fn integers<const WIDTH: usize>(bytes: &[u8]) -> impl Iterator<Item = i64> + '_ {
+    bytes.as_chunks::<WIDTH>().0.iter().map(|bytes| {
+        let mut wide = [0; 4];
+        wide[..WIDTH].copy_from_slice(bytes);
+        i64::from(i32::from_le_bytes(wide))
+    })
 }
