@@ -57,7 +57,8 @@ struct Site {
 
 impl Site {
     fn start() -> Self {
-        let host = Host::new(1.0, -2.0);
+        // Long blocks: if publishing takes a minute it is still in block 30's window.
+        let host = Host::new(4.0, -2.0);
         let published = host.publish("checkpoint-a", &[]);
         assert_eq!(published.code, 0, "{}", published.stderr);
         let bucket = LyingBucket::start(&host.path().join("buckets"), Vec::new()).unwrap();

@@ -30,7 +30,7 @@ use grail_store::window_file::{WindowFile, WindowFileError, read_window};
 use serde_json::Value;
 
 use crate::buckets::Buckets;
-use crate::chain::Chain;
+use crate::chain::{Chain, ChainError};
 use crate::checkpoints::{Checkpoints, Unready, check_dataset};
 use crate::children::{ChildPrograms, Programs, ProofPool, Proved, WorkerNumerics, WorkerSettings};
 use crate::exit::Failure;
@@ -47,6 +47,9 @@ pub use report::{Judged, Outcome};
 const LOAD_LIMIT: Duration = Duration::from_secs(900);
 /// Patience for the second worker once the first is ready.
 const ALL_WORKERS: Duration = Duration::from_secs(20);
+/// Longest wait for a block that does not come at its time, and between two looks for it.
+const LATE_BLOCK: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Arguments of `validate`.
 #[derive(Debug, clap::Args)]
@@ -265,6 +268,13 @@ impl Validator {
             eprintln!("Waiting {wait:.0} s for block {block}: its hash chooses the positions that are opened.");
             tokio::time::sleep(Duration::from_secs_f64(wait.min(3600.0) + 0.05)).await;
         }
+        let comes = async {
+            while let Err(ChainError::NotYet { .. }) = self.chain.block_hash(block).await {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        // Whether it came or not, the last look tells.
+        let _ = tokio::time::timeout(LATE_BLOCK, comes).await;
         Ok(self.chain.block_hash(block).await?)
     }
 
