@@ -179,7 +179,7 @@ pub async fn make(
     check_completions(&terms, &rollouts)?;
     let ProvedBatch { worker, revision, proofs } = prove(&workshop, &terms, &facts, &prompt, &rollouts).await?;
     fence(&terms.revision, &rollouts, &revision)?;
-    check_proofs(&terms, &rollouts, &proofs)?;
+    check_proofs(terms.params.max_new_tokens, &rollouts, &proofs)?;
     workshop.board.window(|window| window.proved += 1);
     crate::failpoint::pass("signing").await;
     let maker = RowMaker { workshop: &workshop, terms: &terms, facts: &facts, index, block, prompt: &prompt };
@@ -277,10 +277,15 @@ fn fence(wanted: &Revision, rollouts: &[Scored], proved_with: &Revision) -> Resu
     if same { Ok(()) } else { Err(Dropped::Revision) }
 }
 
-fn check_proofs(terms: &Terms, rollouts: &[Scored], proofs: &[Proved]) -> Result<(), Dropped> {
+/// Every limit is written so that what is no number fails it. `longest` is the length at which a completion needs no end.
+fn check_proofs(longest: u64, rollouts: &[Scored], proofs: &[Proved]) -> Result<(), Dropped> {
+    if let Some(value) = proofs.iter().flat_map(|proof| &proof.probabilities).find(|value| !value.is_finite()) {
+        return Err(Dropped::Proof(format!("the probability of a token is {value}")));
+    }
     for (rollout, proof) in rollouts.iter().zip(proofs) {
-        let ended = (rollout.completion.ids.len() as u64) < terms.params.max_new_tokens;
-        if ended && proof.eos_probability < MIN_EOS_PROBABILITY {
+        let full = rollout.completion.ids.len() as u64 == longest;
+        let likely = proof.eos_probability >= MIN_EOS_PROBABILITY;
+        if !(full || likely) {
             return Err(Dropped::Termination);
         }
     }
@@ -369,13 +374,34 @@ impl RowMaker<'_> {
 mod tests {
     use super::*;
 
+    fn scored(length: usize, version: &str) -> Scored {
+        Scored {
+            completion: Completion { ids: vec![1; length], weight_version: version.into() },
+            evaluation: Evaluation { reward: 0.0, success: false, components: Vec::new() },
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_fails_every_limit_of_a_proof() {
+        let judged = |length, eos_probability, probability| {
+            let mut probabilities = vec![0.9; 40];
+            probabilities[7] = probability;
+            let proof = Proved { sketches: vec![], logprobs: vec![], commitments_hash: [0; 32], eos_probability, probabilities };
+            check_proofs(60, &[scored(length, "")], &[proof])
+        };
+        assert_eq!((judged(40, 0.025, 0.9), judged(60, 0.0, 0.9)), (Ok(()), Ok(())), "a full one needs no end");
+        for eos in [0.0249, f32::NAN, f32::NEG_INFINITY] {
+            assert_eq!(judged(40, eos, 0.9), Err(Dropped::Termination), "{eos}");
+        }
+        for probability in [f32::NAN, f32::INFINITY] {
+            assert!(matches!(judged(40, 0.9, probability), Err(Dropped::Proof(why)) if why.contains("probability")));
+        }
+    }
+
     #[test]
     fn only_equal_revisions_pass_the_fence() {
         let revision = |window| Revision { window, weights_hash: "ab".into() };
-        let scored = |version: &Revision| Scored {
-            completion: Completion { ids: vec![1], weight_version: version.to_string() },
-            evaluation: Evaluation { reward: 0.0, success: false, components: Vec::new() },
-        };
+        let scored = |version: &Revision| scored(1, &version.to_string());
         let (old, new) = (revision(0), revision(30));
         assert_eq!(fence(&new, &[scored(&new), scored(&new)], &new), Ok(()));
         assert_eq!(fence(&new, &[scored(&new), scored(&old)], &new), Err(Dropped::Revision), "one old completion");

@@ -13,10 +13,11 @@ mod agreement;
 mod spot_check;
 
 use bytes::Bytes;
+use grail_protocol::advantage::{python_sum, recomputed_advantages};
 use grail_protocol::constants::{MAX_FILE_BYTES, MIN_FILE_BYTES};
 use grail_protocol::keys::KeyScheme;
 use grail_protocol::row::WindowRow;
-use grail_protocol::validation::group::{GroupFailure, GroupMember, check_group};
+use grail_protocol::validation::group::{ELEMENT_TOLERANCE, GroupFailure, GroupMember, SUM_TOLERANCE, check_group};
 use grail_protocol::validation::head::{HeadContext, HeadFailure, RowHead, check_head};
 use grail_protocol::validation::pipeline::{RowContext, admit};
 use grail_protocol::validation::proof::{ProofFailure, check_claims};
@@ -87,6 +88,22 @@ pub enum Doubt {
         /// What does not hold.
         why: GroupFailure,
     },
+    /// A number of a row is none. A validator's rules let some of them through; nothing of ours may depend on that.
+    #[error("row {row}: {what} is {value}, which is no finite number")]
+    NoNumber {
+        /// Index in the file.
+        row: usize,
+        /// Which one.
+        what: &'static str,
+        /// What it is.
+        value: f64,
+    },
+    /// The advantages of a group do not follow from its rewards, where a validator's comparison may not see it.
+    #[error("group {group}: its advantages do not follow from its rewards")]
+    Advantages {
+        /// The group.
+        group: i64,
+    },
     /// A group's file holds more or less than one row group of one group.
     #[error("a group's file holds {row_groups} row groups of {groups} groups; it must be one of one")]
     NotOneGroup {
@@ -134,6 +151,9 @@ impl Judge {
         }
         for (group, members) in groups {
             check_group(&members).map_err(|why| Doubt::Group { group, why })?;
+            if !advantages_follow(&members) {
+                return Err(Doubt::Advantages { group });
+            }
         }
         Ok(file.rows)
     }
@@ -202,6 +222,9 @@ impl Judge {
             checkpoint_window,
         };
         check_head(&head, &RowHead::from(row)).map_err(|why| Doubt::Head { row: index, why })?;
+        if let Some((what, value)) = no_number(row) {
+            return Err(Doubt::NoNumber { row: index, what, value });
+        }
         let context = RowContext {
             scheme: self.scheme,
             hotkey: &self.hotkey,
@@ -217,6 +240,22 @@ impl Judge {
         check_claims(self.scheme, &self.hotkey, commit, completion, checkpoint_window)
             .map_err(|why| Doubt::Proof { row: index, why })
     }
+}
+
+/// The first number of a row that is not finite.
+fn no_number(row: &WindowRow) -> Option<(&'static str, f64)> {
+    let rollout = &row.commit.rollout;
+    let single = [("timestamp", row.timestamp), ("total_reward", rollout.total_reward), ("advantage", rollout.advantage)];
+    let logprobs = rollout.token_logprobs.iter().map(|value| ("a log-probability", f64::from(*value)));
+    single.into_iter().chain(logprobs).find(|(_, value)| !value.is_finite())
+}
+
+/// The validator's rule, written so that NaN fails it, whatever the rewards are.
+fn advantages_follow(members: &[GroupMember]) -> bool {
+    let rewards: Vec<f64> = members.iter().map(|member| member.reward).collect();
+    let sum = python_sum(members.iter().map(|member| member.advantage));
+    let mut pairs = members.iter().zip(recomputed_advantages(&rewards));
+    sum.abs() <= SUM_TOLERANCE && pairs.all(|(member, recomputed)| (member.advantage - recomputed).abs() <= ELEMENT_TOLERANCE)
 }
 
 #[cfg(test)]

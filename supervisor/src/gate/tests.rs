@@ -155,6 +155,25 @@ fn a_group_that_a_validator_would_refuse_is_held_back() {
     assert!(matches!(spoilt(|rows| rows[1].commit.tokens[20] = 1000), Doubt::Commit { row: 1, .. }));
     assert!(matches!(spoilt(|rows| rows[1].commit.tokens[20] += 1), Doubt::Proof { row: 1, .. }));
     assert!(matches!(spoilt(|rows| rows[7].commit.rollout.advantage += 0.1), Doubt::Group { group: 2, .. }));
+    // What a validator's comparisons do not see.
+    for no_number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let spoilt = |spoil: &dyn Fn(&mut WindowRow)| {
+            let mut rows = rows(&hotkey, 2);
+            rows.iter_mut().for_each(spoil);
+            let file = encode_group(&metadata(&hotkey), &rows).unwrap();
+            judge.judge_group(&file.into()).unwrap_err().to_string()
+        };
+        let told = |what: &str, doubt: String| assert!(doubt.contains(what) && doubt.contains("no finite number"), "{doubt}");
+        told("timestamp", spoilt(&|row| row.timestamp = no_number));
+        told("total_reward", spoilt(&|row| row.commit.rollout.total_reward = no_number));
+        told("advantage", spoilt(&|row| row.commit.rollout.advantage = no_number));
+        told("a log-probability", spoilt(&|row| row.commit.rollout.token_logprobs[20] = no_number as f32));
+    }
+    let member = |reward: f64| GroupMember { reward, advantage: 0.0, environment_seed: None };
+    assert!(
+        advantages_follow(&[1.0; 16].map(member)) && !advantages_follow(&[1e308; 16].map(member)),
+        "a mean beyond all numbers"
+    );
     let two = [rows(&hotkey, 2), rows(&hotkey, 3)].concat();
     let file = encode_group(&metadata(&hotkey), &two).unwrap();
     assert!(matches!(judge.judge_group(&file.into()), Err(Doubt::NotOneGroup { row_groups: 1, groups: 2 })));

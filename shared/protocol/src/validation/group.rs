@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::advantage::{advantages, python_sum};
+use crate::advantage::{python_sum, recomputed_advantages};
 use crate::constants::ROLLOUTS_PER_PROBLEM;
 use crate::python_json::number::raw_float;
 
@@ -78,7 +78,7 @@ pub fn check_group(members: &[GroupMember]) -> Result<(), GroupFailure> {
         return Err(GroupFailure::Sum { sum });
     }
     let rewards: Vec<f64> = members.iter().map(|member| member.reward).collect();
-    for (index, (member, recomputed)) in members.iter().zip(advantages(&rewards)).enumerate() {
+    for (index, (member, recomputed)) in members.iter().zip(recomputed_advantages(&rewards)).enumerate() {
         if (member.advantage - recomputed).abs() > ELEMENT_TOLERANCE {
             return Err(GroupFailure::Element { index, claimed: member.advantage, recomputed });
         }
@@ -92,6 +92,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::advantage::advantages;
+
+    #[test]
+    fn an_infinite_reward_fails_and_a_reward_that_is_none_passes_as_on_the_network() {
+        let members = |reward: f64, advantage: f64| -> Vec<GroupMember> {
+            let of = |place| GroupMember { reward: if place == 3 { reward } else { 1.0 }, advantage, environment_seed: None };
+            (0..16).map(of).collect()
+        };
+        assert!(matches!(check_group(&members(f64::INFINITY, 0.0)), Err(GroupFailure::Element { index: 0, .. })));
+        assert!(matches!(check_group(&members(f64::NEG_INFINITY, 0.0)), Err(GroupFailure::Element { index: 0, .. })));
+        assert_eq!(check_group(&members(f64::NAN, 0.0)), Ok(()));
+        assert_eq!(check_group(&members(1.0, f64::NAN)), Ok(()));
+    }
 
     proptest! {
         #[test]
