@@ -7,6 +7,8 @@
     reason = "tests start programs, measure time and may panic; the rules are for the product"
 )]
 
+mod doubts;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
     println!("Fakes stand in for workers, generation server and R2, and lie by script.");
     // The longest first, so that the others fill the time beside them.
     let mut scenarios = part_scenarios();
+    scenarios.extend(doubts::scenarios());
     scenarios.extend(worker_scenarios());
     scenarios.extend(server_scenarios());
     scenarios.extend(bucket_scenarios());
@@ -214,7 +217,13 @@ fn bucket_scenarios() -> Vec<Scenario> {
     let scenario = |(name, method, lie, count, saved): (&str, Method, BucketLie, u32, bool)| {
         Scenario::new(name, move || bucket_lies(BucketCue { method, path: "/grail/windows/", count, lie }, saved))
     };
-    lies.into_iter().map(scenario).collect()
+    let mut scenarios: Vec<Scenario> = lies.into_iter().map(scenario).collect();
+    // What must not be judged is removed at last.
+    scenarios.push(Scenario::new("bucket-stores-other-bytes-and-does-not-remove-them", || {
+        let cue = |method, count, lie| BucketCue { method, path: "window-30.parquet", count, lie };
+        several_bucket_lies(vec![cue(Method::PUT, 99, StoredDamaged), cue(Method::DELETE, 2, Denied)], false)
+    }));
+    scenarios
 }
 
 /// The window's file leaves while the window runs, and the bucket does not like it.
@@ -296,11 +305,15 @@ fn killed_with_parts() -> Result<String, String> {
     }
 }
 
-/// Mines two groups, is told to stop with most of the window left, and uploads them through a bucket that lies.
 fn bucket_lies(cue: BucketCue, saved: bool) -> Result<String, String> {
+    several_bucket_lies(vec![cue], saved)
+}
+
+/// Mines two groups, is told to stop with most of the window left, and uploads them through a bucket that lies.
+fn several_bucket_lies(cues: Vec<BucketCue>, saved: bool) -> Result<String, String> {
     let host = Host::new(1.0, LEAD).cast(Cast::Fakes, &script());
-    let lie = cue.lie;
-    let bucket = LyingBucket::start(&host.path().join("buckets"), vec![cue]).map_err(|error| error.to_string())?;
+    let lies: Vec<BucketLie> = cues.iter().map(|cue| cue.lie).collect();
+    let bucket = LyingBucket::start(&host.path().join("buckets"), cues).map_err(|error| error.to_string())?;
     let host = host.with_bucket(&bucket).set("upload.timeout_seconds", "3").set("shutdown.budget_seconds", "60");
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
@@ -308,7 +321,7 @@ fn bucket_lies(cue: BucketCue, saved: bool) -> Result<String, String> {
     miner.signal(Signal::SIGTERM);
     let ended = miner.finish(Duration::from_secs(45));
     let fail = |why: String| Err(format!("{why}\n{:#}\n{}", host.status(), host.log()));
-    if ended.code != 0 || bucket.lies().first().is_none_or(|(told, _)| *told != lie) {
+    if ended.code != 0 || lies.iter().any(|lie| bucket.lies().iter().all(|(told, _)| told != lie)) {
         return fail(format!("it ended with {}, and these lies were told: {:?}", ended.code, bucket.lies()));
     }
     oracle::no_process_is_left(&host)?;

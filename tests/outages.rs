@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         }),
     ];
     scenarios.extend([
+        Scenario::new("node-tells-absurd-heads", absurd_heads),
         Scenario::new("chain-is-reorganised-after-the-upload", reorganised),
         Scenario::new("chain-is-reorganised-between-two-runs", || {
             reorganised_between_runs(Vec::new(), "Validators would reject a window's file; it was removed")
@@ -205,6 +206,51 @@ fn silent(fault: impl Fn(&TestNode, bool)) -> Result<String, String> {
     site.said("The chain has told no new block for several block times")?;
     site.said("The chain tells new blocks again")?;
     site.judged(&[FIRST], &[])
+}
+
+/// A node tells heads that no clock allows, in the middle of a window and after it: nothing of the present window is removed, and the
+/// next ones are mined.
+fn absurd_heads() -> Result<String, String> {
+    let mut site = Site::with_blocks(0.6, |host| host);
+    let groups = |site: &Site, window: u64| {
+        let folder = std::fs::read_dir(site.host.path().join(format!("state/spool/{window}"))).into_iter().flatten().flatten();
+        folder.filter(|entry| entry.file_name().to_string_lossy().starts_with("group-")).count()
+    };
+    let doubts = |site: &Site| site.host.log().matches("A head is not believed").count();
+    // The next true head comes a moment later, so it is told until it was seen.
+    let tell = |site: &Site, head: u64| {
+        let (before, end) = (doubts(site), std::time::Instant::now() + Duration::from_secs(60));
+        while doubts(site) == before {
+            assert!(std::time::Instant::now() < end, "head {head} was not doubted\n{}", site.host.log());
+            site.node.tell_head(head);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let mined = |status: &Value| status["window"]["phase"] == "mining" && status["window"]["spooled"].as_u64() >= Some(2);
+    let mut struck = 0;
+    // A window may end by itself at that moment; then the next one is struck.
+    for head in (40..48).map(|bit| 1 << bit) {
+        let status = site.host.await_status("two durable groups", &mut site.miner, 90, mined);
+        struck = status["window"]["window"].as_u64().unwrap_or(0);
+        let before = groups(&site, struck);
+        tell(&site, head);
+        if site.node.height() < struck + 29 {
+            let kept = groups(&site, struck);
+            if kept < before {
+                return Err(format!("{before} groups, then {kept}\n{}", site.host.log()));
+            }
+            break;
+        }
+    }
+    site.ended("a window with absurd heads", |window, outcome| window >= struck && outcome == "uploaded");
+    tell(&site, u64::MAX);
+    let told_in = site.node.height() / 30 * 30;
+    site.ended("a window after them", |window, outcome| window > told_in && outcome == "uploaded");
+    let folders = std::fs::read_dir(site.host.path().join("state/spool")).unwrap().flatten();
+    match folders.map(|entry| entry.file_name()).find(|name| name.len() > 6) {
+        Some(absurd) => Err(format!("the window {absurd:?} was opened\n{}", site.host.log())),
+        None => site.judged(&[], &[]),
+    }
 }
 
 /// The window's first block is replaced while the file lies in the bucket and finality stands still.

@@ -71,6 +71,8 @@ pub enum UploadError {
         what: String,
         /// What became of it.
         removed: String,
+        /// Whether it is still there, and must not be judged.
+        stays: bool,
     },
     /// A validator treats the object as absent.
     #[error("the object's time of {late:.1} s after the deadline makes validators ignore it; {removed}")]
@@ -179,24 +181,32 @@ pub async fn holds(bucket: &Bucket, key: &str, sha256: [u8; 32], deadline: f64) 
 }
 
 async fn give_up(bucket: &Bucket, object: &WindowObject<'_>, failed: Option<BucketError>, look: Look) -> UploadError {
-    let different = |what: &str, removed: String| UploadError::Different { what: what.into(), removed };
+    let different =
+        |what: &str, removed: &str| UploadError::Different { what: what.into(), removed: removed.into(), stays: false };
     match (look, failed) {
-        (Look::Late(late), _) => UploadError::Ignored { late, removed: remove(bucket, object.key).await },
-        (Look::Different(what), _) => different(&what, remove(bucket, object.key).await),
+        (Look::Late(late), _) => {
+            let removed = remove(bucket, object.key).await.unwrap_or_else(|why| why);
+            UploadError::Ignored { late, removed }
+        }
+        (Look::Different(what), _) => match remove(bucket, object.key).await {
+            Ok(removed) => different(&what, &removed),
+            Err(removed) => UploadError::Different { what, removed, stays: true },
+        },
         (Look::Earlier, Some(error)) => UploadError::EarlierStays(error),
         (Look::Absent | Look::NoAnswer(_), Some(error)) => UploadError::Bucket(error),
         (Look::NoAnswer(why), None) => UploadError::NotConfirmed(why),
-        (Look::Earlier, None) => different("it is still the earlier one", "it stays".into()),
-        (Look::Absent | Look::Same, None) => different("it is absent", "there is nothing to remove".into()),
+        (Look::Earlier, None) => different("it is still the earlier one", "it stays"),
+        (Look::Absent | Look::Same, None) => different("it is absent", "there is nothing to remove"),
         (Look::Same, Some(error)) => UploadError::Bucket(error),
     }
 }
 
-async fn remove(bucket: &Bucket, key: &str) -> String {
+/// What became of it, either way.
+async fn remove(bucket: &Bucket, key: &str) -> Result<String, String> {
     match tokio::time::timeout(REMOVE_LIMIT, bucket.delete(key)).await {
-        Ok(Ok(())) => "it was removed".into(),
-        Ok(Err(error)) => format!("it could not be removed: {error}"),
-        Err(_) => format!("it could not be removed within {} s", REMOVE_LIMIT.as_secs()),
+        Ok(Ok(())) => Ok("it was removed".into()),
+        Ok(Err(error)) => Err(format!("it could not be removed: {error}")),
+        Err(_) => Err(format!("it could not be removed within {} s", REMOVE_LIMIT.as_secs())),
     }
 }
 

@@ -242,7 +242,7 @@ event! {
 
 event! {
     /// Workers disagree and nothing tells which one is wrong.
-    WorkersDisagree, "workers_disagree", lasting: true, error "Workers disagree and none can be shown to be wrong; the window is held back and both are replaced."
+    WorkersDisagree, "workers_disagree", lasting: true, error "Workers disagree and none can be shown to be wrong; the window's groups are left out, it is held back, and both are replaced."
     {
         /// First block of the window.
         window: u64,
@@ -313,8 +313,21 @@ event! {
     {
         /// First block of the window.
         window: u64,
-        /// Why every row would be rejected.
+        /// Why it must not be judged.
         why: String,
+    }
+}
+
+event! {
+    /// A file that must not be judged could not be taken out of the bucket.
+    FileStays, "file_stays", lasting: true, error "A window's file that must not be judged was not taken out of the bucket in time."
+    {
+        /// First block of the window.
+        window: u64,
+        /// Why it must not be judged.
+        why: String,
+        /// What the bucket said last.
+        refusal: String,
     }
 }
 

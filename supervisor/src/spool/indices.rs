@@ -46,6 +46,11 @@ impl Indices {
         self.bound = self.next + i64::try_from(count).unwrap_or(BLOCK);
     }
 
+    /// Every index that was taken so far is below this.
+    pub fn above(&self) -> i64 {
+        self.next
+    }
+
     /// The next index, if one is reserved.
     pub fn take(&mut self) -> Option<i64> {
         let index = self.next;

@@ -7,12 +7,14 @@
 //!                 sending.record         the file that is about to be sent: from here on the bucket may hold it
 //!                 uploaded.record        the file that the bucket holds
 //!                 growing.record         the multipart upload by which the file leaves while the window runs
+//!                 condemned.record       groups that are not believed, and files that must be taken out of the bucket
 //! ```
 //!
 //! Every file is written beside, flushed, renamed, and its folder flushed. A window's folder stays until the next window is
 //! opened: a supervisor that is started again within the window goes on with all of it. What was sent stays while it may have to
 //! be withdrawn.
 
+mod condemned;
 mod disk;
 mod indices;
 mod record;
@@ -20,12 +22,13 @@ mod record;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use condemned::{Condemned, CondemnedFile, Verdict};
 pub use disk::{Disk, Entry, FileSystem};
 pub use indices::Indices;
 pub use record::{GroupHeader, GroupRecord, MAX_RECORD, RecordError, seal, unseal};
@@ -37,6 +40,9 @@ const SHEET: &str = "window.record";
 const SENDING: &str = "sending.record";
 const UPLOADED: &str = "uploaded.record";
 const GROWING: &str = "growing.record";
+const CONDEMNED: &str = "condemned.record";
+/// What is needed of a window whose file may have to be withdrawn.
+const OF_THE_FILE: [&str; 3] = [SENDING, UPLOADED, CONDEMNED];
 
 /// Why a group could not be kept or found again.
 #[derive(Debug, thiserror::Error)]
@@ -115,11 +121,17 @@ pub struct Sent {
     pub uploaded: Option<Uploaded>,
     /// What was being sent last; only the bucket knows whether it is there.
     pub sending: Option<Uploaded>,
+    /// What must not be judged of it, and of the window's groups.
+    pub condemned: Condemned,
 }
 
 impl Sent {
-    /// Every file of which the bucket may hold one.
+    /// Every file of which the bucket may hold one, but those that must not be judged.
     pub fn files(&self) -> impl Iterator<Item = &Uploaded> {
+        self.noted().filter(|file| !self.condemned.holds(file))
+    }
+
+    fn noted(&self) -> impl Iterator<Item = &Uploaded> {
         self.uploaded.iter().chain(self.sending.iter().filter(|sending| Some(*sending) != self.uploaded.as_ref()))
     }
 
@@ -136,6 +148,8 @@ pub struct UnderWay {
     pub sending: Vec<u64>,
     /// Their file may have to be withdrawn.
     pub watched: Vec<u64>,
+    /// Unix seconds: a window whose deadline is still to come is not past, whatever a node calls the present one.
+    pub now: f64,
 }
 
 /// A past window whose groups are not known to be uploaded.
@@ -191,6 +205,8 @@ pub struct Spool {
     window: u64,
     budget: u64,
     used: AtomicU64,
+    /// As on disk.
+    condemned: Mutex<Condemned>,
 }
 
 impl Spool {
@@ -213,8 +229,10 @@ impl Spool {
             let parent = parent.unwrap_or(Path::new("/"));
             disk.sync_folder(parent).map_err(failed(parent, "written"))?;
         }
-        let spool = Self { disk, folder, wallet: wallet.to_owned(), window, budget, used: AtomicU64::new(0) };
+        let condemned = Mutex::default();
+        let spool = Self { disk, folder, wallet: wallet.to_owned(), window, budget, used: AtomicU64::new(0), condemned };
         let mut left = spool.look()?;
+        spool.condemned().clone_from(&left.sent.condemned);
         left.lost = spool.retire_others(root, under_way, &mut left.growing)?;
         Ok((spool, left))
     }
@@ -256,6 +274,10 @@ impl Spool {
                 continue;
             };
             let folder = root.join(&entry.name);
+            if !self.is_past(window, &folder, under_way.now) {
+                tracing::warn!(window, opened = self.window, "A window's spool stays: its deadline is still to come.");
+                continue;
+            }
             let files = self.disk.list(&folder).unwrap_or_default();
             let groups = files.iter().filter(|file| index_of(&file.name).is_some()).count();
             let has = |name: &str| files.iter().any(|file| file.name == name);
@@ -271,9 +293,17 @@ impl Spool {
         Ok(lost)
     }
 
+    /// Whether nothing can be uploaded of a window any more. Where its deadline is not on disk, by the windows' order.
+    fn is_past(&self, window: u64, folder: &Path, now: f64) -> bool {
+        match note::<WindowSheet>(self.disk.as_ref(), folder, SHEET) {
+            Ok(Some(sheet)) => sheet.deadline < now,
+            _ => window < self.window,
+        }
+    }
+
     /// The notes of the upload go last, so that a crash in between does not make a loss of it.
     fn remove(&self, folder: &Path, files: &[Entry], watched: bool) -> std::io::Result<()> {
-        let (notes, others): (Vec<_>, Vec<_>) = files.iter().partition(|file| [SENDING, UPLOADED].contains(&file.name.as_str()));
+        let (notes, others): (Vec<_>, Vec<_>) = files.iter().partition(|file| OF_THE_FILE.contains(&file.name.as_str()));
         for files in [others, if watched { Vec::new() } else { notes }] {
             for file in files {
                 self.disk.remove_file(&folder.join(&file.name))?;
@@ -384,6 +414,20 @@ impl Spool {
         }
     }
 
+    /// Makes durable which groups and files must not be judged. It only grows.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn condemn(&self, verdict: Option<Verdict>, files: Vec<CondemnedFile>) -> Result<(), SpoolError> {
+        let mut condemned = self.condemned();
+        condemned.add(verdict, files);
+        self.write_note(CONDEMNED, &*condemned)
+    }
+
+    fn condemned(&self) -> std::sync::MutexGuard<'_, Condemned> {
+        self.condemned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write_note(&self, name: &str, note: &impl Serialize) -> Result<(), SpoolError> {
         let path = self.folder.join(name);
         let bytes = seal(note, &[]).map_err(|why| SpoolError::Record { path: path.clone(), why })?;
@@ -413,17 +457,23 @@ pub fn sent(disk: &dyn Disk, root: &Path) -> Result<Vec<(u64, Sent)>, SpoolError
     Ok(windows.into_iter().map(|window| (window, sent_from(disk, &folder_of(root, window)))).collect())
 }
 
-/// Forgets what was sent of a window: it was taken out of the bucket because of what it is judged by, `sheet`. Groups that are judged
-/// like it are worth nothing either; where the window is mined anew, there are others.
+/// Forgets that a file of a window was sent: it is not in the bucket. With `groups_too` it was taken out because of what it is judged
+/// by, and groups that are judged like it are worth nothing either; where the window is mined anew, there are others.
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn forget(disk: &dyn Disk, root: &Path, window: u64, sheet: &WindowSheet) -> Result<(), SpoolError> {
+pub fn forget(disk: &dyn Disk, root: &Path, window: u64, file: &Uploaded, groups_too: bool) -> Result<(), SpoolError> {
     let folder = folder_of(root, window);
     let present: Option<WindowSheet> = note(disk, &folder, SHEET).unwrap_or_default();
-    let anew = present.is_some_and(|present| !present.judges_like(sheet));
+    let anew = present.is_some_and(|present| !present.judges_like(&file.sheet));
     let files = disk.list(&folder).map_err(failed(&folder, "read"))?;
-    let gone = |name: &str| [SENDING, UPLOADED].contains(&name) || !anew && index_of(name).is_some();
+    let noted = |name: &str| note::<Uploaded>(disk, &folder, name).unwrap_or_default();
+    // One that cannot be used names nothing.
+    let names_it = |name: &str| noted(name).is_none_or(|noted| noted.sha256 == file.sha256);
+    let gone = |name: &str| match index_of(name) {
+        Some(_) => groups_too && !anew,
+        None => [SENDING, UPLOADED].contains(&name) && names_it(name),
+    };
     for file in files.iter().filter(|file| gone(&file.name)) {
         let path = folder.join(&file.name);
         disk.remove_file(&path).map_err(failed(&path, "removed"))?;
@@ -431,10 +481,15 @@ pub fn forget(disk: &dyn Disk, root: &Path, window: u64, sheet: &WindowSheet) ->
     disk.sync_folder(&folder).map_err(failed(&folder, "removed"))
 }
 
-/// A note that cannot be used is none: it only says what need not be done again.
+/// A note that cannot be used is none: it only says what need not be done again. But for what must not be judged.
 fn sent_from(disk: &dyn Disk, folder: &Path) -> Sent {
     let read = |name| note(disk, folder, name).unwrap_or_default();
-    Sent { uploaded: read(UPLOADED), sending: read(SENDING) }
+    let mut sent = Sent { uploaded: read(UPLOADED), sending: read(SENDING), condemned: Condemned::default() };
+    sent.condemned = match note(disk, folder, CONDEMNED) {
+        Ok(found) => found.unwrap_or_default(),
+        Err(why) => Condemned::all(sent.noted(), &why.to_string()),
+    };
+    sent
 }
 
 fn note<Note: DeserializeOwned>(disk: &dyn Disk, folder: &Path, name: &str) -> Result<Option<Note>, SpoolError> {

@@ -398,18 +398,18 @@ fn of_a_watched_window_what_was_sent_stays_until_it_is_forgotten_or_not_watched_
     spool.mark_uploaded(&uploaded()).unwrap();
     spool.mark_sending(&bigger).unwrap();
     let open = |window, watched: &[u64]| {
-        let under_way = UnderWay { sending: vec![], watched: watched.to_vec() };
+        let under_way = UnderWay { watched: watched.to_vec(), ..UnderWay::default() };
         Spool::open(Arc::new(FileSystem), &root, WALLET, window, &under_way, u64::MAX).unwrap().1.lost
     };
     assert_eq!(open(WINDOW + 30, &[WINDOW]), []);
     let found = sent(&FileSystem, &root).unwrap();
-    let both = Sent { uploaded: Some(uploaded()), sending: Some(bigger.clone()) };
+    let both = Sent { uploaded: Some(uploaded()), sending: Some(bigger.clone()), ..Sent::default() };
     assert_eq!(found, [(WINDOW, both.clone()), (WINDOW + 30, Sent::default())]);
     assert_eq!((both.files().count(), both.known()), (2, None), "the bucket has the one or the other");
     let names: Vec<_> = std::fs::read_dir(root.join("600")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "groups are not needed any more: {names:?}");
 
-    forget(&FileSystem, &root, WINDOW, &sheet()).unwrap();
+    forget(&FileSystem, &root, WINDOW, &uploaded(), true).unwrap();
     assert_eq!(sent(&FileSystem, &root).unwrap()[0], (WINDOW, Sent::default()));
     let (spool, _) = on_disk(&root, WINDOW + 60, u64::MAX);
     spool.mark_sending(&uploaded()).unwrap();
@@ -428,13 +428,72 @@ fn with_a_withdrawn_file_its_groups_go_and_those_that_are_mined_anew_stay() {
     spool.put(&record(3)).unwrap();
     spool.keep_sheet(&sheet()).unwrap();
     spool.mark_uploaded(&uploaded()).unwrap();
-    let other = WindowSheet { block_hash: "0xcd".into(), ..sheet() };
-    forget(&FileSystem, folder.path(), WINDOW, &other).unwrap();
+    let other = Uploaded { sheet: WindowSheet { block_hash: "0xcd".into(), ..sheet() }, ..uploaded() };
+    forget(&FileSystem, folder.path(), WINDOW, &other, true).unwrap();
     assert_eq!((left().groups, left().sent), (vec![3], Sent::default()));
+    let another = Uploaded { sha256: "cd".into(), ..uploaded() };
+    spool.mark_uploaded(&another).unwrap();
+    forget(&FileSystem, folder.path(), WINDOW, &uploaded(), false).unwrap();
+    assert_eq!((left().groups, left().sent.uploaded), (vec![3], Some(another)), "it was not this file, and not for its rows");
     spool.mark_uploaded(&uploaded()).unwrap();
-    forget(&FileSystem, folder.path(), WINDOW, &sheet()).unwrap();
+    forget(&FileSystem, folder.path(), WINDOW, &uploaded(), true).unwrap();
     assert_eq!((left().groups, left().sent), (vec![], Sent::default()));
     assert_eq!(on_disk(folder.path(), WINDOW + 30, u64::MAX).1.lost, [], "what was withdrawn is not told as lost");
+}
+
+#[test]
+fn a_window_whose_deadline_is_to_come_is_not_past_whatever_a_node_calls_the_present_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |window, now| {
+        let under_way = UnderWay { now, ..UnderWay::default() };
+        Spool::open(Arc::new(FileSystem), folder.path(), WALLET, window, &under_way, u64::MAX).unwrap().1
+    };
+    let (spool, _) = on_disk(folder.path(), WINDOW, u64::MAX);
+    spool.put(&record(0)).unwrap();
+    spool.keep_sheet(&WindowSheet { deadline: 1000.0, ..sheet() }).unwrap();
+    assert_eq!(open(1 << 40, 900.0).lost, []);
+    assert_eq!(open(WINDOW - 30, 900.0).lost, []);
+    assert_eq!(open(WINDOW, 900.0).groups, [0]);
+    assert_eq!(open(WINDOW + 30, 1000.5).lost.len(), 1);
+    assert_eq!(open(WINDOW, 1001.0).groups, [] as [i64; 0]);
+    // One that an absurd head has opened is removed by the next that is none.
+    let (spool, _) = on_disk(folder.path(), 1 << 40, u64::MAX);
+    spool.keep_sheet(&WindowSheet { deadline: 2000.0, ..sheet() }).unwrap();
+    open(WINDOW + 60, 2001.0);
+    assert!(!folder.path().join((1_u64 << 40).to_string()).exists());
+}
+
+#[test]
+fn what_must_not_be_judged_is_found_again_for_as_long_as_its_file_is_watched() {
+    let folder = tempfile::tempdir().unwrap();
+    let condemned =
+        |file: Uploaded| CondemnedFile { file, why: "its worker lies".into(), groups_too: false, anything_else: false };
+    let (first, _) = on_disk(folder.path(), WINDOW, u64::MAX);
+    first.mark_uploaded(&uploaded()).unwrap();
+    let verdict = Verdict { worker: Some(1), below: 64, why: "it lies".into() };
+    first.condemn(Some(verdict), vec![condemned(uploaded())]).unwrap();
+    // The next run adds to it, and its own file is another one.
+    let (second, left) = on_disk(folder.path(), WINDOW, u64::MAX);
+    assert_eq!((left.sent.files().count(), left.sent.known()), (0, Some(&uploaded())));
+    second.condemn(Some(Verdict { worker: None, below: 100, why: "nobody knows".into() }), vec![condemned(uploaded())]).unwrap();
+    let better = Uploaded { sha256: "cd".into(), ..uploaded() };
+    second.mark_sending(&better).unwrap();
+    second.mark_uploaded(&better).unwrap();
+    let under_way = UnderWay { watched: vec![WINDOW], ..UnderWay::default() };
+    Spool::open(Arc::new(FileSystem), folder.path(), WALLET, WINDOW + 30, &under_way, u64::MAX).unwrap();
+    let found = sent(&FileSystem, folder.path()).unwrap().remove(0).1;
+    assert_eq!(found.files().collect::<Vec<_>>(), [&better]);
+    assert_eq!(found.condemned.files, [condemned(uploaded())]);
+    let verdicts =
+        [(63, 1), (64, 1), (99, 1), (64, 2), (100, 1)].map(|(index, worker)| found.condemned.verdict_on(index, worker));
+    assert_eq!(verdicts, [Some("it lies"), Some("nobody knows"), Some("nobody knows"), Some("nobody knows"), None]);
+    // A record that cannot be read says that there was one.
+    std::fs::write(folder.path().join("600/condemned.record"), "garbage").unwrap();
+    let found = sent(&FileSystem, folder.path()).unwrap().remove(0).1;
+    assert_eq!((found.files().count(), found.condemned.files.len()), (0, 1));
+    assert!(found.condemned.verdict_on(7, 0).unwrap().contains("cannot be used"));
+    on_disk(folder.path(), WINDOW + 60, u64::MAX);
+    assert!(!folder.path().join("600").exists(), "nobody watches it any more");
 }
 
 #[test]

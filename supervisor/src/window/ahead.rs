@@ -283,7 +283,7 @@ mod tests {
         fixture.harvest.keep(group(100, 7)).await.unwrap();
         fixture.keep(0..TWO_PARTS / 2 + 1).await;
         fixture.until_parts(1).await;
-        fixture.harvest.distrust(7).await;
+        fixture.harvest.distrust(7, 200, "it lies").await;
         let file = fixture.close(&ahead);
         assert!(ahead.sent(&file, PATIENCE).await.is_none());
         fixture.until_parts(0).await;

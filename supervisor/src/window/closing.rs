@@ -61,12 +61,14 @@ impl Miner {
         let window = opened.clockwork.window;
         self.board.window(|status| status.phase = "closing".into());
         let kept = self.gathered(opened, &mut gathering).await;
+        // Before anything else: no way out of here may leave in the bucket what must not be judged.
+        self.withdraw_condemned(&gathering.harvest);
         if let Some(doubt) = findings.doubt {
-            return Err(NoFile::HeldBack(format!("{doubt}; {} groups stay here", kept.len())));
+            return Err(NoFile::HeldBack(doubt));
         }
         let key = object_key(self.workshop.hotkey.address(), window);
-        let earlier = self.brought(opened, &gathering, &key).await;
-        let fuller = earlier.as_ref().filter(|earlier| earlier.groups >= kept.len() && !findings.distrusted);
+        let earlier = if gathering.harvest.is_tainted() { None } else { self.brought(opened, &gathering, &key).await };
+        let fuller = earlier.as_ref().filter(|earlier| earlier.groups >= kept.len());
         if let Some(earlier) = fuller {
             // An earlier run has brought all of it there; nothing was added and nothing taken out.
             let rollouts = (earlier.groups * ROLLOUTS_PER_PROBLEM) as u32;
@@ -134,8 +136,8 @@ impl Miner {
     /// What an earlier run of this window has brought into the bucket and is judged alike, by its own record; where it ended in the
     /// middle of sending, by what the bucket says.
     async fn brought(&self, opened: &Opened, gathering: &Gathering, key: &str) -> Option<Uploaded> {
-        let counts = |file: &&Uploaded| file.key == key && file.sheet.judges_like(&gathering.sheet);
-        let Sent { uploaded, sending } = &opened.left.sent;
+        let Sent { uploaded, sending, condemned } = &opened.left.sent;
+        let counts = |file: &&Uploaded| file.key == key && file.sheet.judges_like(&gathering.sheet) && !condemned.holds(file);
         let uploaded = uploaded.as_ref().filter(counts);
         let sending = sending.as_ref().filter(counts).filter(|sending| Some(*sending) != uploaded);
         if (uploaded, sending) == (None, None) || *self.place(opened.clockwork.window).lock().await == There::Removed {

@@ -3,7 +3,8 @@
 //! ```text
 //!  sixteen rows ─ encode ─ read back and judge ─ spool ─▶ kept ─ close ─▶ the window's file
 //!  spool of an earlier run ─ read ─ judge ────────────────▶ │
-//!  a worker that is not believed any more ──────────────────┴─▶ its groups are taken out, on disk too
+//!  a worker that is not believed any more ──────────────────┴─▶ its groups are taken out, on disk too; and what an earlier run
+//!  a doubt about all of them                                    has brought into the bucket is to be withdrawn
 //! ```
 //!
 //! A disk that is full, read-only or hangs costs durability, never the window.
@@ -15,13 +16,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use grail_process::clock;
 use grail_protocol::row::WindowRow;
-use grail_store::window_file::{WindowMetadata, encode_group};
+use grail_store::window_file::{WindowMetadata, encode_group, read_window};
 use tokio::sync::mpsc;
 
 use crate::gate::{Judge, JudgedGroup};
 use crate::groups::{Dropped, Group};
 use crate::journal::{Journal, SpoolRefused, SpooledGroupUnusable};
-use crate::spool::{GroupHeader, GroupRecord, Spool, SpoolError};
+use crate::spool::{CondemnedFile, GroupHeader, GroupRecord, Sent, Spool, SpoolError, Uploaded, Verdict};
 use crate::status::Board;
 
 /// How long a group waits for the disk before it is kept in memory only.
@@ -45,6 +46,8 @@ pub struct Harvest {
     spool: Option<Arc<Spool>>,
     journal: Journal,
     board: Board,
+    /// What earlier runs have sent.
+    sent: Sent,
     state: Mutex<State>,
 }
 
@@ -53,6 +56,12 @@ struct State {
     groups: BTreeMap<i64, Kept>,
     bytes: usize,
     distrusted: BTreeSet<u32>,
+    /// Nothing of this window is believed.
+    held_back: bool,
+    /// Something that an earlier run has kept must not be judged, so nothing that it has sent may be.
+    tainted: bool,
+    /// Files that are to be taken out of the bucket, until somebody does.
+    condemned: Vec<CondemnedFile>,
     closed: bool,
     disk_rests_until: Option<Instant>,
     /// Who is told of every group that is kept.
@@ -62,7 +71,15 @@ struct State {
 impl Harvest {
     /// An empty harvest of the window that `judge` speaks of; without a spool, one in memory only.
     pub fn new(judge: Judge, spool: Option<Arc<Spool>>, journal: Journal, board: Board) -> Self {
-        Self { judge, spool, journal, board, state: Mutex::default() }
+        Self { judge, spool, journal, board, sent: Sent::default(), state: Mutex::default() }
+    }
+
+    /// With what earlier runs of the window have sent under `key`: a verdict on groups concerns it too.
+    pub fn after(mut self, sent: &Sent, key: &str) -> Self {
+        let of_the_key = |file: &Option<Uploaded>| file.clone().filter(|file| file.key == key);
+        let (uploaded, sending) = (of_the_key(&sent.uploaded), of_the_key(&sent.sending));
+        self.sent = Sent { uploaded, sending, condemned: sent.condemned.clone() };
+        self
     }
 
     /// What rows are judged by.
@@ -118,7 +135,7 @@ impl Harvest {
         if state.closed {
             return Err(Dropped::TooLate);
         }
-        if state.distrusted.contains(&worker) {
+        if state.held_back || state.distrusted.contains(&worker) {
             return Err(Dropped::Distrusted);
         }
         state.bytes += kept.record.file.len();
@@ -167,18 +184,56 @@ impl Harvest {
             }
             error => error.to_string(),
         })?;
-        let judged = self.judge.judge_group(&record.file).map_err(|doubt| doubt.to_string())?;
-        if judged.index != index {
-            return Err(format!("its rows are of group {}", judged.index));
+        if let Some(why) = self.sent.condemned.verdict_on(index, record.header.worker) {
+            return Err(format!("a run before has found that it must not be uploaded: {why}"));
         }
-        self.add(Kept { record, judged }).map_err(|dropped| dropped.to_string())
+        let judged = self.judge_again(index, &record);
+        if let Err(why) = &judged
+            && self.is_of_this_sheet(&record)
+        {
+            // It is as it was written, and whoever wrote it has sent it too.
+            let why = format!("group {index}, which an earlier run has kept, does not pass the gate ({why})");
+            if let Err(error) = spool.condemn(None, self.condemn(&why)) {
+                tracing::error!(%error, "What must not be judged is not on disk.");
+            }
+        }
+        self.add(Kept { judged: judged?, record }).map_err(|dropped| dropped.to_string())
     }
 
-    /// Takes out every group of a worker, durably, and refuses any more of it. Says how many there were.
-    pub async fn distrust(&self, worker: u32) -> usize {
-        let out = self.take_out(worker);
-        let indices: Vec<i64> = out.iter().map(|header| header.index).collect();
-        self.on_disk(move |spool| indices.iter().try_for_each(|index| spool.discard(*index))).await;
+    fn judge_again(&self, index: i64, record: &GroupRecord) -> Result<JudgedGroup, String> {
+        let judged = self.judge.judge_group(&record.file).map_err(|doubt| doubt.to_string())?;
+        if judged.index == index { Ok(judged) } else { Err(format!("its rows are of group {}", judged.index)) }
+    }
+
+    /// Whether the rows are meant to be judged by the same as here: those of another checkpoint, or of a first block that was replaced,
+    /// are in another file.
+    fn is_of_this_sheet(&self, record: &GroupRecord) -> bool {
+        let Ok(file) = read_window(record.file.clone()) else { return true };
+        let (hash, checkpoint) = (&self.judge.block_hash, self.judge.checkpoint_window.cast_signed());
+        file.rows.iter().all(|row| row.block_hash == *hash && row.checkpoint_window == checkpoint)
+    }
+
+    /// Takes out every group of a worker, durably, and refuses any more of it; what earlier runs have sent is to be withdrawn. All
+    /// groups so far are `below`. Says how many there were.
+    pub async fn distrust(&self, worker: u32, below: i64, why: &str) -> usize {
+        let out = self.take_out(Some(worker));
+        self.put_out(out, Verdict { worker: Some(worker), below, why: why.to_owned() }).await
+    }
+
+    /// The same with all groups, whoever has proved them.
+    pub async fn hold_back(&self, below: i64, why: &str) -> usize {
+        let out = self.take_out(None);
+        self.put_out(out, Verdict { worker: None, below, why: why.to_owned() }).await
+    }
+
+    /// On disk: the verdict first, for removing takes time.
+    async fn put_out(&self, out: Vec<GroupHeader>, verdict: Verdict) -> usize {
+        let (files, indices) = (self.condemn(&verdict.why), out.iter().map(|header| header.index).collect::<Vec<_>>());
+        self.on_disk(move |spool| {
+            spool.condemn(Some(verdict), files)?;
+            indices.iter().try_for_each(|index| spool.discard(*index))
+        })
+        .await;
         for GroupHeader { reward_sum, successes, .. } in &out {
             self.board.window(|window| {
                 window.spooled = window.spooled.saturating_sub(1);
@@ -189,15 +244,41 @@ impl Harvest {
         out.len()
     }
 
-    fn take_out(&self, worker: u32) -> Vec<GroupHeader> {
+    fn take_out(&self, worker: Option<u32>) -> Vec<GroupHeader> {
         let mut state = self.state();
-        state.distrusted.insert(worker);
+        match worker {
+            Some(worker) => _ = state.distrusted.insert(worker),
+            None => state.held_back = true,
+        }
         let groups = std::mem::take(&mut state.groups);
         let (out, stay): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            groups.into_iter().partition(|(_, kept)| kept.record.header.worker == worker);
+            groups.into_iter().partition(|(_, kept)| worker.is_none_or(|worker| kept.record.header.worker == worker));
         state.bytes = stay.values().map(|kept| kept.record.file.len()).sum();
         state.groups = stay;
         out.into_values().map(|kept| kept.record.header).collect()
+    }
+
+    /// From now on nothing that earlier runs have sent may be judged. Which groups are in it, only the bucket could say.
+    fn condemn(&self, why: &str) -> Vec<CondemnedFile> {
+        let mut state = self.state();
+        if std::mem::replace(&mut state.tainted, true) {
+            return Vec::new();
+        }
+        let condemned =
+            |file: &Uploaded| CondemnedFile { file: file.clone(), why: why.to_owned(), groups_too: false, anything_else: false };
+        let files: Vec<_> = self.sent.files().map(condemned).collect();
+        state.condemned.clone_from(&files);
+        files
+    }
+
+    /// Whether nothing that earlier runs have sent may be judged.
+    pub fn is_tainted(&self) -> bool {
+        self.state().tainted
+    }
+
+    /// What is to be taken out of the bucket, once.
+    pub fn take_condemned(&self) -> Vec<CondemnedFile> {
+        std::mem::take(&mut self.state().condemned)
     }
 
     /// Every group that is kept from now on, in that order: its index and its file.
@@ -273,7 +354,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::gate;
-    use crate::spool::{FileSystem, UnderWay};
+    use crate::spool::{FileSystem, UnderWay, WindowSheet};
 
     pub(in crate::window) fn harvest(folder: &std::path::Path, budget: u64) -> (Arc<Harvest>, Vec<i64>) {
         let hotkey = Hotkey::from_uri("//Alice").unwrap();
@@ -324,10 +405,81 @@ pub(super) mod tests {
         for (index, worker) in [(0, 0), (1, 1), (2, 0), (3, 1)] {
             first.keep(group(index, worker)).await.unwrap();
         }
-        assert_eq!(first.distrust(1).await, 2);
+        assert_eq!(first.distrust(1, 4, "it lies").await, 2);
         assert_eq!(first.keep(group(4, 1)).await, Err(Dropped::Distrusted));
         assert_eq!(indices(first.close()), [0, 2]);
         assert_eq!(harvest(folder.path(), u64::MAX).1, [0, 2], "on disk too");
+    }
+
+    fn sent_before() -> Sent {
+        let sheet =
+            WindowSheet { block_hash: "0xab".into(), checkpoint_window: 570, vocab_size: 9, max_positions: 99, deadline: 1.5 };
+        let file = Uploaded { key: "key".into(), groups: 2, bytes: 80, sha256: "ab".into(), sheet };
+        let other = Uploaded { key: "of another wallet".into(), sha256: "cd".into(), ..file.clone() };
+        Sent { uploaded: Some(file), sending: Some(other), ..Sent::default() }
+    }
+
+    /// A run after one that has sent a file; with the spool as the next run finds it.
+    fn second_run(folder: &std::path::Path) -> (Arc<Harvest>, Vec<i64>) {
+        let hotkey = Hotkey::from_uri("//Alice").unwrap();
+        let (spool, left) =
+            Spool::open(Arc::new(FileSystem), folder, hotkey.address(), 600, &UnderWay::default(), u64::MAX).unwrap();
+        let judge = gate::tests::judge(&hotkey);
+        let harvest = Harvest::new(judge, Some(Arc::new(spool)), Journal::default(), Board::default());
+        let condemned = left.sent.condemned;
+        (Arc::new(harvest.after(&Sent { condemned, ..sent_before() }, "key")), left.groups)
+    }
+
+    #[tokio::test]
+    async fn a_verdict_on_groups_concerns_what_was_sent_before_and_is_on_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, _) = harvest(folder.path(), u64::MAX);
+        for (index, worker) in [(0, 0), (1, 1), (2, 0)] {
+            first.keep(group(index, worker)).await.unwrap();
+        }
+        let (second, left) = second_run(folder.path());
+        assert!(!second.is_tainted() && second.take_condemned().is_empty());
+        // Before anything of the spool was read: those of the worker are refused as they come.
+        assert_eq!(second.distrust(1, 64, "it lies").await, 0);
+        let condemned = second.take_condemned();
+        assert_eq!(condemned.iter().map(|one| one.file.sha256.as_str()).collect::<Vec<_>>(), ["ab"], "only what is ours");
+        assert!(second.is_tainted() && second.take_condemned().is_empty(), "it is given out once");
+        drop(second);
+        // Killed here. What the third run makes with the same slot is another process's work.
+        let (third, _) = second_run(folder.path());
+        assert!(!third.is_tainted(), "what was sent is on record as condemned");
+        third.clone().recover(left).await;
+        third.keep(group(64, 1)).await.unwrap();
+        assert_eq!(indices(third.close()), [0, 2, 64]);
+        let (fourth, left) = second_run(folder.path());
+        fourth.clone().recover(left).await;
+        assert_eq!(fourth.hold_back(65, "nobody knows who is right").await, 3);
+        assert_eq!(fourth.keep(group(65, 0)).await, Err(Dropped::Distrusted));
+        assert_eq!((indices(fourth.close()), harvest(folder.path(), u64::MAX).1), (vec![], vec![]), "on disk too");
+    }
+
+    #[tokio::test]
+    async fn a_kept_group_that_the_gate_refuses_later_condemns_what_was_sent_with_it() {
+        for (spoil, tainted) in [("signature", true), ("checkpoint", false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let (first, _) = harvest(folder.path(), u64::MAX);
+            first.keep(group(4, 0)).await.unwrap();
+            let mut record = first.spool.as_ref().unwrap().group(4).unwrap();
+            let mut rows = group(4, 0).rows;
+            match spoil {
+                "signature" => rows[3].signature = rows[2].signature.clone(),
+                _ => rows.iter_mut().for_each(|row| row.checkpoint_window -= 30),
+            }
+            record.file = encode_group(&first.metadata(7.0), &rows).unwrap().into();
+            first.spool.as_ref().unwrap().put(&record).unwrap();
+            let (second, left) = second_run(folder.path());
+            second.clone().recover(left).await;
+            assert_eq!((second.groups(), second.is_tainted()), (0, tainted), "{spoil}");
+            let why = second.take_condemned().pop().map(|condemned| condemned.why).unwrap_or_default();
+            assert_eq!(why.contains("group 4") && why.contains("row 3"), tainted, "{spoil}: {why}");
+            let noted = second_run(folder.path()).0.sent.condemned.clone();
+            assert_eq!(noted.files.len(), usize::from(tainted), "{spoil}: it is on disk");
+        }
     }
 
     #[tokio::test]

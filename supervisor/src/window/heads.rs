@@ -1,10 +1,16 @@
-//! The chain's newest block as the window loop sees it, and the block by the clock where the chain says nothing new. Pure: time is
-//! an argument.
+//! The chain's newest block as the window loop sees it, and the block by the clock where the chain says nothing new. A head is
+//! believed only within what the clock allows: one absurd number would be the last window for ever. Pure: time is an argument.
+
+use grail_protocol::constants::WINDOW_LENGTH;
 
 use crate::journal::{ChainAnswersAgain, ChainSilent};
 
 /// Blocks without a new head after which the head is taken for stale.
 const STALE_BLOCKS: f64 = 5.0;
+/// Blocks by which a head may be ahead of the clock: the one before may have been told late.
+const EARLY_BLOCKS: f64 = 2.0;
+/// Share of the time that so many blocks take, which must have passed between two of them by their own times.
+const LEAST_SHARE: f64 = 0.5;
 
 /// What is known of the newest block.
 #[derive(Debug, Clone)]
@@ -16,6 +22,8 @@ pub struct Heads {
     asked: Option<f64>,
     answers: bool,
     stale: bool,
+    /// What was not believed last.
+    doubted: Option<u64>,
 }
 
 /// What an operator should know.
@@ -30,7 +38,35 @@ pub enum Told {
 impl Heads {
     /// Nothing is known yet. Blocks come every `block_seconds` where nothing is late.
     pub fn new(block_seconds: f64) -> Self {
-        Self { block_seconds, newest: None, asked: None, answers: false, stale: false }
+        Self { block_seconds, newest: None, asked: None, answers: false, stale: false, doubted: None }
+    }
+
+    /// Whether the clock allows a head. What it does not allow, the first head of all included, has to show its time: a node may have
+    /// lagged before.
+    pub fn allows(&self, now: f64, block: u64) -> bool {
+        let passed = |since: f64| (now - since).max(0.0) / self.block_seconds + EARLY_BLOCKS;
+        self.newest.is_some_and(|(known, since)| block as f64 <= known as f64 + passed(since))
+    }
+
+    /// Why a head must not be believed that the clock does not allow, by its own `time`, and by that of the newest block that is known,
+    /// where the chain tells that.
+    pub fn refuses(&self, now: f64, (block, time): (u64, f64), known_time: Option<f64>) -> Option<String> {
+        let ahead = time - now;
+        let window = WINDOW_LENGTH as f64 * self.block_seconds;
+        let near = ahead <= window;
+        if !near {
+            return Some(format!("the node tells block {block}, whose time is {ahead:.0} s from now"));
+        }
+        let (known, known_time) = self.newest.map(|(known, _)| known).zip(known_time)?;
+        let (blocks, seconds) = (block.saturating_sub(known), time - known_time);
+        let needed = LEAST_SHARE * blocks as f64 * self.block_seconds;
+        let slow_enough = seconds >= needed;
+        (!slow_enough).then(|| format!("the node tells block {block}, {blocks} blocks but {seconds:.0} s after block {known}"))
+    }
+
+    /// A head is not believed. Whether that is news.
+    pub fn doubt(&mut self, block: u64) -> bool {
+        self.doubted.replace(block) != Some(block)
     }
 
     /// The chain was asked: it names a block, or says why it cannot. Tells once when the newest block is stale, and once when that
@@ -107,6 +143,25 @@ mod tests {
         assert_eq!(heads.heard(10.0, down()), None);
         assert!(matches!(heads.heard(15.5, down()), Some(Told::Silent(ChainSilent { block: None, .. }))));
         assert_eq!(heads.block(630), 630);
+    }
+
+    #[test]
+    fn a_head_is_believed_within_what_the_clock_allows_or_by_its_own_time() {
+        let mut heads = Heads::new(12.0);
+        assert!(!heads.allows(1000.0, 600), "the first one has to show its time");
+        assert_eq!(heads.refuses(1000.0, (600, 990.0), None), None);
+        heads.heard(1000.0, Ok(600));
+        assert!(heads.allows(1000.0, 602) && !heads.allows(1000.0, 603) && heads.allows(1012.0, 603));
+        assert!(heads.allows(1000.0, 3) && !heads.allows(1e9, u64::MAX), "a lower one is no danger");
+        // The node had lagged by an hour.
+        assert_eq!(heads.refuses(1005.0, (900, 1000.0), Some(1000.0 - 3600.0)), None);
+        assert_eq!(heads.refuses(1005.0, (900, 1000.0), None), None, "it has forgotten the time of block 600");
+        for (block, time, known) in
+            [(900, 1000.0, Some(990.0)), (1 << 60, 1e12, Some(990.0)), (900, 1400.0, None), (900, f64::NAN, None)]
+        {
+            assert!(heads.refuses(1005.0, (block, time), known).unwrap().contains(&format!("block {block}")), "{time} {known:?}");
+        }
+        assert!(heads.doubt(1 << 60) && !heads.doubt(1 << 60) && heads.doubt(5), "each is told once");
     }
 
     #[test]

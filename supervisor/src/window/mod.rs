@@ -173,6 +173,10 @@ impl Miner {
             Ok(answer) => answer.map_err(|error| error.to_string()),
             Err(_) => Err(format!("no answer within {} s", CHAIN_PATIENCE.as_secs())),
         };
+        let answer = match answer {
+            Ok(block) if !self.heads.allows(clock::unix_seconds(), block) => self.confirmed(block).await,
+            answer => answer,
+        };
         match self.heads.heard(clock::unix_seconds(), answer.clone()) {
             Some(Told::Silent(event)) => self.journal.record(&event),
             Some(Told::Again(event)) => self.journal.record(&event),
@@ -182,6 +186,29 @@ impl Miner {
         let chain = ChainStatus { newest, since: since.unwrap_or_default(), stale: self.heads.is_stale(), age_seconds: None };
         self.board.update(|status| status.chain = chain);
         answer
+    }
+
+    /// A head that the clock does not allow, if the chain has it, and its time is one that it can have.
+    async fn confirmed(&mut self, block: u64) -> Result<u64, String> {
+        let time = async |block| match tokio::time::timeout(CHAIN_PATIENCE, self.chain.block_time(block)).await {
+            Ok(time) => time.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", CHAIN_PATIENCE.as_secs())),
+        };
+        let refused = match time(block).await {
+            Ok(its) => {
+                let known = match self.heads.newest() {
+                    Some((known, _)) => time(known).await.ok(),
+                    None => None,
+                };
+                self.heads.refuses(clock::unix_seconds(), (block, its), known)
+            }
+            Err(why) => Some(format!("the node tells block {block}, and does not have its time ({why})")),
+        };
+        let Some(why) = refused else { return Ok(block) };
+        if self.heads.doubt(block) {
+            tracing::warn!(why, "A head is not believed: the clock does not allow it.");
+        }
+        Err(why)
     }
 
     /// Puts on record that the window that [`Miner::run`] had under way was not brought to its end, if there is one.
@@ -318,16 +345,14 @@ impl Miner {
             vocab_size: sheet.vocab_size,
             max_positions: sheet.max_positions,
         };
-        let harvest = Arc::new(Harvest::new(judge, opened.spool.clone(), self.journal.clone(), self.board.clone()));
+        let key = object_key(self.workshop.hotkey.address(), opened.clockwork.window);
+        let harvest = Harvest::new(judge, opened.spool.clone(), self.journal.clone(), self.board.clone());
+        let harvest = Arc::new(harvest.after(&opened.left.sent, &key));
         if !opened.left.groups.is_empty() {
             tracing::info!(groups = opened.left.groups.len(), "Groups of this window were found in the spool.");
         }
-        let destination = Destination {
-            bucket: self.bucket.clone(),
-            key: object_key(self.workshop.hotkey.address(), opened.clockwork.window),
-            part_bytes: self.part_bytes,
-            deadline: opened.clockwork.deadline,
-        };
+        let destination =
+            Destination { bucket: self.bucket.clone(), key, part_bytes: self.part_bytes, deadline: opened.clockwork.deadline };
         let ahead = (self.part_bytes > 0).then(|| Ahead::begin(&harvest, destination));
         let recovery = tokio::spawn(harvest.clone().recover(opened.left.groups.clone()));
         Gathering { harvest, recovery, ahead, sheet: sheet.clone() }
@@ -368,7 +393,7 @@ impl Miner {
             deadline: clockwork.deadline,
         };
         let key = object_key(self.workshop.hotkey.address(), clockwork.window);
-        self.condemn_earlier(clockwork.window, &key, &left.sent, &sheet);
+        self.condemn_earlier(opened, &key, &sheet).await;
         // A sheet of another checkpoint: validators take the newest one, and its groups are judged by this one.
         if left.sheet.as_ref().is_some_and(|before| !before.judges_like(&sheet))
             && let Some(stale) = gathering.take()

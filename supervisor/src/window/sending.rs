@@ -15,7 +15,7 @@ use super::ahead::Ahead;
 use super::vigil::{Place, There, Watch};
 use super::{Harvest, Miner, conclude};
 use crate::journal::{FileUploaded, Journal};
-use crate::spool::{UnderWay, Uploaded};
+use crate::spool::{CondemnedFile, UnderWay, Uploaded};
 use crate::status::{Board, FinishedWindow};
 use crate::upload::{Receipt, UploadError, WindowObject, upload};
 
@@ -66,6 +66,8 @@ struct Delivery {
     place: Place,
     /// Where it was read back.
     took: Option<Took>,
+    /// What lies in its place and must not be judged.
+    condemned: Option<CondemnedFile>,
 }
 
 /// Seconds of the sending alone.
@@ -106,16 +108,26 @@ impl Verdict {
 impl Dispatch {
     /// Sends, looks, and puts on record how the window ended.
     async fn deliver(mut self, verdict: Verdict) -> Delivery {
-        let took = match self.send(&verdict).await {
-            Ok(took) => Some(took),
+        let (took, condemned) = match self.send(&verdict).await {
+            Ok(took) => (Some(took), None),
             Err(error) => {
                 verdict.no_file("lost", error.to_string());
-                None
+                (None, self.condemned(&error).await)
             }
         };
         // It bounds its own time, and tells its own failure.
         let _ = self.copy.await;
-        Delivery { window: self.window, file: self.file, place: self.place, took }
+        Delivery { window: self.window, file: self.file, place: self.place, took, condemned }
+    }
+
+    /// Other bytes than were sent, which could not be removed: on disk, as whatever must not be judged.
+    async fn condemned(&self, error: &UploadError) -> Option<CondemnedFile> {
+        let UploadError::Different { stays: true, .. } = error else { return None };
+        let (file, why) = (self.file.clone(), error.to_string());
+        let condemned = CondemnedFile { file, why, groups_too: false, anything_else: true };
+        let files = vec![condemned.clone()];
+        self.harvest.on_disk(move |spool| spool.condemn(None, files)).await;
+        Some(condemned)
     }
 
     async fn send(&mut self, verdict: &Verdict) -> Result<Took, UploadError> {
@@ -187,9 +199,10 @@ impl Miner {
 
     fn arrived(&mut self, verdict: &Verdict, arrival: Result<Delivery, tokio::task::JoinError>) {
         match arrival {
-            Ok(Delivery { window, file, place, took }) => {
+            Ok(Delivery { window, file, place, took, condemned }) => {
                 took.into_iter().for_each(|took| self.schedule.uploaded(took.last, took.all));
-                self.watch(window, file, place, None);
+                self.watch(window, file, place);
+                condemned.into_iter().for_each(|condemned| self.withdraw(window, condemned));
             }
             Err(error) => verdict.no_file("lost", format!("the upload ended abnormally: {error}")),
         }
@@ -198,7 +211,7 @@ impl Miner {
     /// Windows whose spool is still needed.
     pub(super) fn windows_under_way(&self) -> UnderWay {
         let sending = self.sendings.iter().map(|sending| sending.window).collect();
-        UnderWay { sending, watched: self.watched() }
+        UnderWay { sending, watched: self.watched(), now: clock::unix_seconds() }
     }
 }
 

@@ -58,8 +58,6 @@ pub(super) struct Findings {
     pub doubt: Option<String>,
     /// Rollouts that were proved again and agree.
     pub agreed: usize,
-    /// Whether a worker's groups were taken out.
-    pub distrusted: bool,
 }
 
 /// What the schedule learns from beside groups that end.
@@ -135,6 +133,7 @@ impl Miner {
         };
         let mut stopped_at = None;
         while shift.findings.doubt.is_none() {
+            self.withdraw_condemned(&site.harvest);
             let now = clock::unix_seconds();
             let block = self.block(&site.clockwork, now).await;
             if stop.is_cancelled() {
@@ -354,10 +353,10 @@ impl Miner {
         match found {
             Ok(Finding::Wrong { worker, .. }) => self.distrust(worker, &why, site, shift).await,
             Ok(Finding::Undecided { .. }) => {
+                let doubt = format!("proof workers {worker} and {by} disagree ({why}), and neither can be shown to be wrong");
+                self.hold_back(&doubt, site, shift).await;
                 self.journal.record(&WorkersDisagree { window, worker, by, why: why.clone() });
                 self.workshop.proofs.renew(&[worker, by], &format!("workers {worker} and {by} disagree: {why}"));
-                shift.findings.doubt =
-                    Some(format!("proof workers {worker} and {by} disagree ({why}), and neither can be shown to be wrong"));
             }
             _ => {
                 shift.findings.agreed += 1;
@@ -367,17 +366,24 @@ impl Miner {
     }
 
     async fn distrust(&self, worker: u32, why: &str, site: &Site, shift: &mut Shift) {
+        let told = format!("proof worker {worker} is not believed: its proofs differ from another worker's ({why})");
         // On disk first: after a crash the groups must not come back.
-        let groups = site.harvest.distrust(worker).await;
-        shift.findings.distrusted = true;
+        let mut groups = site.harvest.distrust(worker, shift.indices.above(), &told).await;
         let quarantined = self.workshop.proofs.quarantine(worker, &format!("its proofs differ from another worker's: {why}"));
+        if !quarantined {
+            let doubt = format!("proof worker {worker}, the only one there is, does not prove the same twice ({why})");
+            groups += self.hold_back(&doubt, site, shift).await;
+        }
         self.count_drops(&Dropped::Distrusted.to_string(), groups);
         let window = site.clockwork.window;
         self.journal.record(&WorkerDistrusted { window, worker, why: why.to_owned(), groups, quarantined });
-        if !quarantined {
-            shift.findings.doubt =
-                Some(format!("proof worker {worker}, the only one there is, does not prove the same twice ({why})"));
-        }
+    }
+
+    /// Nothing of this window may be uploaded, by this run or another. Says how many groups there were.
+    async fn hold_back(&self, doubt: &str, site: &Site, shift: &mut Shift) -> usize {
+        let groups = site.harvest.hold_back(shift.indices.above(), doubt).await;
+        shift.findings.doubt = Some(format!("{doubt}; {groups} groups are left out"));
+        groups
     }
 
     /// Abandons what is not finished, and gives complete groups that are on their way to the disk, and the last checks, a moment.

@@ -1,5 +1,6 @@
 //! A file in the bucket until nothing can change what it is judged by: rows name the hash of the window's first block, and a file
-//! whose block was replaced costs more windows than it brings (grail-validation: `block_hash_mismatch`).
+//! whose block was replaced costs more windows than it brings (grail-validation: `block_hash_mismatch`). And a file of which is
+//! known already that it must not be judged: it holds groups that are not believed, or rows of a checkpoint that has changed.
 //!
 //! What is watched is on disk (`spool::sent`), so a start goes on with it, whichever window it comes in.
 
@@ -14,10 +15,10 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{CHAIN_PATIENCE, Miner, OPEN_PATIENCE, conclude};
+use super::{CHAIN_PATIENCE, Harvest, Miner, OPEN_PATIENCE, Opened, conclude};
 use crate::chain::{Chain, ChainError};
-use crate::journal::{FileWithdrawn, Journal};
-use crate::spool::{self, FileSystem, Uploaded, WindowSheet};
+use crate::journal::{FileStays, FileWithdrawn, Journal};
+use crate::spool::{self, CondemnedFile, FileSystem, Uploaded, WindowSheet};
 use crate::status::{Board, FinishedWindow};
 
 /// Windows after the deadline in which a file may still be judged.
@@ -46,6 +47,8 @@ pub(super) type Place = Arc<Mutex<There>>;
 pub struct Watch {
     window: u64,
     place: Place,
+    /// It is to be taken out, whatever the chain says.
+    condemned: bool,
     task: AbortOnDropHandle<()>,
 }
 
@@ -59,8 +62,27 @@ struct Vigil {
     window: u64,
     file: Uploaded,
     place: Place,
-    /// Why every row would be rejected, where that is known already.
-    condemned: Option<String>,
+    /// Why it must not be judged, where that is known already.
+    condemned: Option<Condemnation>,
+}
+
+/// Why a file must not be judged.
+#[derive(Debug, Clone)]
+struct Condemnation {
+    why: String,
+    /// Groups that are judged by the same sheet are worth nothing either.
+    groups_too: bool,
+    /// Not the file is meant, but anything else in its place.
+    anything_else: bool,
+}
+
+/// What lies at the place of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lies {
+    /// What must not be judged.
+    Condemned,
+    /// Nothing, or something that may stay.
+    Well,
 }
 
 impl Watch {
@@ -72,7 +94,27 @@ impl Watch {
 
 impl Miner {
     /// Watches `file` of `window`, which lies at `place` or may lie there.
-    pub(super) fn watch(&mut self, window: u64, file: Uploaded, place: Place, condemned: Option<String>) {
+    pub(super) fn watch(&mut self, window: u64, file: Uploaded, place: Place) {
+        self.keep_vigil(window, file, place, None);
+    }
+
+    /// Takes a file out of the bucket, beside the mining.
+    pub(super) fn withdraw(&mut self, window: u64, condemned: CondemnedFile) {
+        let CondemnedFile { file, why, groups_too, anything_else } = condemned;
+        tracing::warn!(window, why, "A file in the bucket must not be judged; it is taken out.");
+        let place = self.place(window);
+        self.keep_vigil(window, file, place, Some(Condemnation { why, groups_too, anything_else }));
+    }
+
+    /// Takes out of the bucket what the verdicts on groups concern.
+    pub(super) fn withdraw_condemned(&mut self, harvest: &Harvest) {
+        for condemned in harvest.take_condemned() {
+            self.withdraw(harvest.judge().window, condemned);
+        }
+    }
+
+    fn keep_vigil(&mut self, window: u64, file: Uploaded, place: Place, condemned: Option<Condemnation>) {
+        let is_condemned = condemned.is_some();
         let vigil = Vigil {
             chain: self.chain.clone(),
             bucket: self.bucket.clone(),
@@ -85,7 +127,7 @@ impl Miner {
             condemned,
         };
         let task = AbortOnDropHandle::new(tokio::spawn(vigil.keep()));
-        self.vigils.push(Watch { window, place, task });
+        self.vigils.push(Watch { window, place, condemned: is_condemned, task });
     }
 
     /// Goes on with the files of earlier runs that may still be judged.
@@ -104,25 +146,40 @@ impl Miner {
             let place = Place::new(Mutex::new(there));
             for file in sent.files().cloned().collect::<Vec<_>>() {
                 tracing::info!(window, "The file of an earlier run is watched again until its window's first block is final.");
-                self.watch(window, file, place.clone(), None);
+                self.watch(window, file, place.clone());
+            }
+            for condemned in sent.condemned.files {
+                self.withdraw(window, condemned);
             }
         }
     }
 
     /// Withdraws what earlier runs of this window have sent and `sheet` does not judge like their own: validators reject all of it,
     /// and that costs more windows than this one. It goes on beside the mining.
-    pub(super) fn condemn_earlier(&mut self, window: u64, key: &str, sent: &spool::Sent, sheet: &WindowSheet) {
-        let condemned: Vec<Uploaded> =
-            sent.files().filter(|file| file.key == key && !file.sheet.judges_like(sheet)).cloned().collect();
-        for file in condemned {
+    pub(super) async fn condemn_earlier(&mut self, opened: &Opened, key: &str, sheet: &WindowSheet) {
+        let window = opened.clockwork.window;
+        let condemn = |file: &Uploaded| {
             let why = if file.sheet.block_hash == sheet.block_hash {
                 let (was, now) = (file.sheet.checkpoint_window, sheet.checkpoint_window);
-                format!("its rows are of checkpoint {was} as it was, and the window's checkpoint is {now} now")
+                format!(
+                    "its rows are of checkpoint {was} as it was, and the window's checkpoint is {now} now, so every row would be rejected"
+                )
             } else {
                 replaced(window, &file.sheet.block_hash, &sheet.block_hash)
             };
-            let place = self.place(window);
-            self.watch(window, file, place, Some(why));
+            CondemnedFile { file: file.clone(), why, groups_too: true, anything_else: false }
+        };
+        let sent = opened.left.sent.files();
+        let condemned: Vec<_> = sent.filter(|file| file.key == key && !file.sheet.judges_like(sheet)).map(condemn).collect();
+        if let (false, Some(spool)) = (condemned.is_empty(), opened.spool.clone()) {
+            let files = condemned.clone();
+            let noting = tokio::task::spawn_blocking(move || spool.condemn(None, files));
+            if let Ok(Ok(Err(error))) = tokio::time::timeout(OPEN_PATIENCE, noting).await {
+                tracing::warn!(%error, window, "That the file is to be withdrawn is not on disk.");
+            }
+        }
+        for condemned in condemned {
+            self.withdraw(window, condemned);
         }
     }
 
@@ -147,11 +204,21 @@ impl Miner {
 
     /// Says which files the next start has to watch.
     pub(super) fn leave_vigils(&mut self) {
-        let windows = self.watched();
+        let going_on = self.vigils.iter().filter(|watch| watch.goes_on());
+        let (condemned, watched): (Vec<&Watch>, Vec<&Watch>) = going_on.partition(|watch| watch.condemned);
+        let windows = |watches: Vec<&Watch>| watches.iter().map(|watch| watch.window).collect::<Vec<_>>();
+        let (condemned, watched) = (windows(condemned), windows(watched));
         self.vigils.clear();
-        if !windows.is_empty() {
+        if !condemned.is_empty() {
+            tracing::error!(
+                windows = ?condemned,
+                "Files of these windows must not be judged, and are not known to be out of the bucket: remove them by hand (grail/windows/), or \
+                 start again now, which goes on trying."
+            );
+        }
+        if !watched.is_empty() {
             tracing::warn!(
-                ?windows,
+                windows = ?watched,
                 "The first block of these windows is not known to be final yet: the next start goes on watching their files, and removes what a \
                  reorganisation has made worthless."
             );
@@ -160,88 +227,114 @@ impl Miner {
 }
 
 impl Vigil {
-    /// Looks once a block until the window's first block is final, or was replaced and the file is out of the bucket, or everybody
-    /// has judged it.
+    /// Looks once a block until the window's first block is final, or the file must not be judged and is out of the bucket, or
+    /// everybody has judged it.
     async fn keep(self) {
         let block = Duration::from_secs_f64(self.chain.nominal_block_seconds());
+        let limit = REMOVAL.0.min(block.mul_f64(REMOVAL.1));
         let end = self.file.sheet.deadline + WATCHED_WINDOWS * WINDOW_LENGTH as f64 * block.as_secs_f64();
+        let mut refused: Option<(Condemnation, String)> = None;
         while clock::unix_seconds() < end {
             let verdict = match &self.condemned {
-                Some(why) => Ok(Ok(Some(why.clone()))),
+                Some(condemned) => Ok(Ok(Some(condemned.clone()))),
                 None => tokio::time::timeout(CHAIN_PATIENCE, self.look()).await,
             };
             match verdict {
-                Ok(Ok(Some(why))) if self.withdraw(&why, REMOVAL.0.min(block.mul_f64(REMOVAL.1))).await => return,
                 Ok(Ok(None)) => return,
-                // A chain that gives no answer, or a bucket that does not: the next look may find one.
+                Ok(Ok(Some(condemned))) => match self.withdraw(&condemned, limit).await {
+                    Ok(()) => return,
+                    Err(refusal) => {
+                        if refused.as_ref().is_none_or(|(_, before)| *before != refusal) {
+                            let (window, key) = (self.window, &self.file.key);
+                            tracing::error!(
+                                refusal,
+                                window,
+                                key,
+                                "A file that must not be judged is still in the bucket; removing it is tried again in every block."
+                            );
+                        }
+                        refused = Some((condemned, refusal));
+                    }
+                },
+                // A chain that gives no answer: the next look may find one.
                 _ => {}
             }
             tokio::time::sleep(block).await;
         }
+        if let Some((Condemnation { why, .. }, refusal)) = refused {
+            self.journal.record(&FileStays { window: self.window, why, refusal });
+        }
     }
 
     /// Why every row would be rejected; `None` where that cannot happen any more; an error where it still can.
-    async fn look(&self) -> Result<Option<String>, ChainError> {
+    async fn look(&self) -> Result<Option<Condemnation>, ChainError> {
         let (window, was) = (self.window, &self.file.sheet.block_hash);
         // In this order: of a final block the hash that is read then is the last word.
         let is_final = self.chain.is_final(window).await?;
         let now = self.chain.block_hash(window).await?;
         match (now == *was, is_final) {
-            (false, _) => Ok(Some(replaced(window, was, &now))),
+            (false, _) => Ok(Some(Condemnation { why: replaced(window, was, &now), groups_too: true, anything_else: false })),
             (true, true) => Ok(None),
             (true, false) => Err(ChainError::NotYet { block: window, head: window }),
         }
     }
 
-    /// Whether the file is out of the bucket.
-    async fn withdraw(&self, why: &str, limit: Duration) -> bool {
-        let window = self.window;
+    /// Takes the file out of the bucket. An error says why it is not certain that it is out.
+    async fn withdraw(&self, condemned: &Condemnation, limit: Duration) -> Result<(), String> {
         let mut there = self.place.lock().await;
-        let removed = match tokio::time::timeout(limit, self.remove(&there)).await {
-            Ok(Ok(removed)) => removed,
-            Ok(Err(error)) => {
-                tracing::error!(%error, window, "A file that validators reject cannot be removed; it is tried again.");
-                return false;
-            }
-            Err(_) => {
-                tracing::error!(window, ?limit, "A file that validators reject was not removed in time; it is tried again.");
-                return false;
-            }
+        let removed = match tokio::time::timeout(limit, self.remove(&there, condemned.anything_else, limit / 3)).await {
+            Ok(removed) => removed?,
+            Err(_) => return Err(format!("no answer within {limit:?}")),
         };
         if removed {
             *there = There::Removed;
-            self.forget().await;
-            self.tell(why);
+            self.tell(&condemned.why);
         }
-        true
+        if !condemned.anything_else {
+            self.forget(condemned.groups_too).await;
+        }
+        Ok(())
     }
 
-    /// Removes the file if that is what lies there. Says whether it was.
-    async fn remove(&self, there: &There) -> Result<bool, BucketError> {
+    /// Removes what must not be judged if that is what lies there, and makes sure of it. Says whether it was.
+    async fn remove(&self, there: &There, anything_else: bool, patience: Duration) -> Result<bool, String> {
+        let ask = async || self.ask(anything_else, patience).await.map_err(|error| error.to_string());
         let lies = match there {
-            There::Unknown => self.ask().await?,
-            There::File(sha256) => Some(sha256.clone()),
-            There::Removed => None,
+            There::File(sha256) if *sha256 == self.file.sha256 && !anything_else => Lies::Condemned,
+            There::File(_) | There::Removed => Lies::Well,
+            There::Unknown => ask().await?,
         };
-        if lies.as_ref() != Some(&self.file.sha256) {
+        if lies == Lies::Well {
             return Ok(false);
         }
-        self.bucket.delete(&self.file.key).await.map(|()| true)
+        self.bucket.delete(&self.file.key).await.map_err(|error| error.to_string())?;
+        // The look decides, never the answer.
+        match ask().await? {
+            Lies::Well => Ok(true),
+            Lies::Condemned => Err("the bucket says that it has removed the file, and still holds it".into()),
+        }
     }
 
-    /// SHA-256 of what the bucket holds.
-    async fn ask(&self) -> Result<Option<String>, BucketError> {
-        match self.bucket.get(&self.file.key, MAX_FILE_BYTES).await {
-            Ok(bytes) => Ok(Some(hex::encode(Sha256::digest(&bytes)))),
-            Err(BucketError::NotFound(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// What the bucket holds. Something of the file's size that does not come within `patience` is taken for the file.
+    async fn ask(&self, anything_else: bool, patience: Duration) -> Result<Lies, BucketError> {
+        let Some(head) = self.bucket.head(&self.file.key).await? else { return Ok(Lies::Well) };
+        let is_file = if head.size == self.file.bytes {
+            match tokio::time::timeout(patience, self.bucket.get(&self.file.key, MAX_FILE_BYTES)).await {
+                Ok(Ok(bytes)) => hex::encode(Sha256::digest(&bytes)) == self.file.sha256,
+                Ok(Err(BucketError::NotFound(_))) => return Ok(Lies::Well),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => true,
+            }
+        } else {
+            false
+        };
+        Ok(if is_file != anything_else { Lies::Condemned } else { Lies::Well })
     }
 
     /// What is not forgotten is looked for once more by the next start, and not found.
-    async fn forget(&self) {
-        let (root, window, sheet) = (self.spool.clone(), self.window, self.file.sheet.clone());
-        let forgetting = tokio::task::spawn_blocking(move || spool::forget(&FileSystem, &root, window, &sheet));
+    async fn forget(&self, groups_too: bool) {
+        let (root, window, file) = (self.spool.clone(), self.window, self.file.clone());
+        let forgetting = tokio::task::spawn_blocking(move || spool::forget(&FileSystem, &root, window, &file, groups_too));
         if let Ok(Ok(Err(error))) = tokio::time::timeout(OPEN_PATIENCE, forgetting).await {
             tracing::warn!(%error, window, "The disk still says that the file was sent.");
         }
@@ -252,7 +345,7 @@ impl Vigil {
         self.journal.record(&FileWithdrawn { window: self.window, why: why.into() });
         let finished = FinishedWindow {
             outcome: "withdrawn".into(),
-            reason: Some(format!("{why}, so every row would be rejected; the file was removed")),
+            reason: Some(format!("{why}; the file was removed")),
             rollouts: (groups * ROLLOUTS_PER_PROBLEM) as u32,
             bytes: *bytes,
             checkpoint_window: Some(sheet.checkpoint_window),
@@ -263,5 +356,7 @@ impl Vigil {
 }
 
 fn replaced(window: u64, was: &str, now: &str) -> String {
-    format!("the chain was reorganised after the upload: block {window} was {was} and is {now} now")
+    format!(
+        "the chain was reorganised after the upload: block {window} was {was} and is {now} now, so every row would be rejected"
+    )
 }

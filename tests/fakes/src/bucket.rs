@@ -46,6 +46,8 @@ pub enum BucketLie {
     SlowDown,
     /// Status 500.
     Status500,
+    /// Status 403 with the code `AccessDenied`.
+    Denied,
     /// The connection breaks while the request's body is under way; nothing is stored.
     CutRequest,
     /// The request is carried out, and the connection breaks before the answer.
@@ -155,6 +157,7 @@ impl Proxy {
             Some(BucketLie::Slow(milliseconds)) => tokio::time::sleep(Duration::from_millis(milliseconds)).await,
             Some(BucketLie::SlowDown) => return error(StatusCode::SERVICE_UNAVAILABLE, "SlowDown"),
             Some(BucketLie::Status500) => return error(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+            Some(BucketLie::Denied) => return error(StatusCode::FORBIDDEN, "AccessDenied"),
             Some(BucketLie::ErrorInside) => {
                 let _ = to_bytes(Body::new(body), BODY_LIMIT).await;
                 return error(StatusCode::OK, "InternalError");

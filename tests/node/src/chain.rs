@@ -265,6 +265,11 @@ impl Chain {
         }
     }
 
+    pub fn tell_head(&self, number: u64) {
+        let head = Block { number, ..self.tip().clone() };
+        notify(&self.heads, "chain_newHead", &header(&head));
+    }
+
     pub fn fork(&mut self, depth: u64) {
         let keep = self.best.len() - depth as usize;
         let gone = self.best.split_off(keep);

@@ -145,6 +145,11 @@ impl TestNode {
         self.shared.chain().setup.finality_lag = blocks;
     }
 
+    /// Tells subscribers of a head of this number, which is no block.
+    pub fn tell_head(&self, number: u64) {
+        self.shared.chain().tell_head(number);
+    }
+
     /// Replaces the newest `depth` blocks by others of the same numbers; their transactions go back to the pool.
     pub fn fork(&self, depth: u64) {
         self.shared.chain().fork(depth);

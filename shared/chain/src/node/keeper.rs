@@ -201,8 +201,10 @@ impl Keeper {
     }
 
     fn head(&mut self, number: u64, endpoint: &str) {
-        if number + LAG_BLOCKS < self.highest {
+        if number.saturating_add(LAG_BLOCKS) < self.highest {
             tracing::warn!(endpoint, number, highest = self.highest, "The node lags: a higher block was seen before.");
+            // Told once; and the higher one may have been no block at all.
+            self.highest = number;
         }
         self.highest = self.highest.max(number);
         self.told.head.send_replace(Some(Head { number, since: clock::since_boot() }));
