@@ -8,6 +8,7 @@
 )]
 
 mod doubts;
+mod starts;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     // The longest first, so that the others fill the time beside them.
     let mut scenarios = part_scenarios();
     scenarios.extend(doubts::scenarios());
+    scenarios.extend(starts::scenarios());
     scenarios.extend(worker_scenarios());
     scenarios.extend(server_scenarios());
     scenarios.extend(bucket_scenarios());

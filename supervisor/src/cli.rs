@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -110,6 +110,8 @@ const LAST_THREADS: std::time::Duration = std::time::Duration::from_secs(2);
 /// Parses, runs, and turns the outcome into an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse_from(overrides_first(std::env::args_os()));
+    // Before anything is opened or started. Where the kernel refuses, `run` and `doctor` say what the limit allows.
+    let _ = grail_process::limits::raise_open_files();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Failure::internal("start the runtime", error)),
@@ -248,12 +250,13 @@ fn show_status(settings: &Settings) -> Result<ExitCode, Failure> {
 
 /// A closed pipe (`| head`) is no reason to panic.
 fn print(text: &str) {
-    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// For commands that tell their failure with an exit code of their own.
 pub fn report(failure: &Failure) {
-    eprintln!("grail-supervisor: {failure}");
+    // A terminal that has hung up is no reason to panic either.
+    let _ = writeln!(std::io::stderr(), "grail-supervisor: {failure}");
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ pub mod journal;
 pub mod layout;
 mod log;
 pub mod mine;
+pub mod open_files;
 pub mod plan;
 pub mod publish;
 pub mod schedule;

@@ -10,7 +10,7 @@ use futures::future::FusedFuture;
 use grail_chain::node::Endpoints;
 use grail_chain::relays::Relays;
 use grail_process::orphans::{Orphan, become_subreaper};
-use grail_process::{Spawner, clock};
+use grail_process::{Spawner, clock, limits};
 use grail_protocol::keys::{Hotkey, KeyScheme};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,7 @@ use crate::exit::Failure;
 use crate::gpu::{Gpus, Nvml};
 use crate::groups::Workshop;
 use crate::journal::{Journal, SupervisorStarted, SupervisorStopped};
+use crate::open_files;
 use crate::plan::{Plan, VisibleGpus};
 use crate::schedule::{Rules, Schedule};
 use crate::settings::{self, ConfigErrors, Settings};
@@ -120,11 +121,11 @@ async fn work(
     let records = prepared.state.end_survivors(board)?;
     let spawner = Spawner::recording(records).map_err(|error| Failure::internal("start the spawner thread", error))?;
     let sweeper = AbortOnDropHandle::new(tokio::spawn(sweep_orphans(spawner.clone(), board.clone())));
-    let (terminate, interrupt) = signals()?;
+    let signals = Signals::listen()?;
     let mut miner = miner(settings, &prepared, spawner.clone(), board, journal)?;
     // Goes on beside the mining.
     let _publishing = prepared.joined.publishing;
-    let outcome = attend(settings, &mut miner, windows, Signals { terminate, interrupt }).await;
+    let outcome = attend(settings, &mut miner, windows, signals).await;
     drop(sweeper);
     end_orphans(&spawner, board).await;
     outcome
@@ -154,7 +155,7 @@ async fn attend(settings: &Settings, miner: &mut Miner, windows: Option<u64>, mu
         if !mining.is_terminated() {
             tokio::select! {
                 () = &mut mining => {}
-                name = signals.next() => hurry(&mut shutdown, zero.elapsed(), name),
+                name = signals.again() => hurry(&mut shutdown, zero.elapsed(), name),
                 () = tokio::time::sleep(shutdown.uploading(zero.elapsed())) => {
                     tracing::warn!("The time for finishing and uploading is used up: what is in the spool stays there.");
                 }
@@ -169,7 +170,7 @@ async fn attend(settings: &Settings, miner: &mut Miner, windows: Option<u64>, mu
     loop {
         tokio::select! {
             _ = &mut orderly => return outcome,
-            name = signals.next() => hurry(&mut shutdown, zero.elapsed(), name),
+            name = signals.again() => hurry(&mut shutdown, zero.elapsed(), name),
             () = tokio::time::sleep(shutdown.ending_children(zero.elapsed())) => break,
         }
     }
@@ -253,24 +254,49 @@ async fn end_orphans(spawner: &Spawner, board: &Board) {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM, SIGINT, and SIGHUP unless it was ignored at the start: whoever started this by `nohup` wants it to outlive the terminal,
+/// everybody else whose terminal or session ends wants it to end in order.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hang_up: Option<tokio::signal::unix::Signal>,
 }
 
 impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(|error| Failure::internal("listen for signals", error));
+        // Listening would end the ignoring.
+        let ignored = limits::ignores(nix::sys::signal::Signal::SIGHUP);
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hang_up: if ignored { None } else { Some(listen(SignalKind::hangup())?) },
+        })
+    }
+
+    /// The first one.
     async fn next(&mut self) -> &'static str {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(hang_up) => _ = hang_up.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            () = hang_up => "SIGHUP",
+        }
+    }
+
+    /// One that hurries a stop. SIGHUP does not: a terminal that ends sends it more than once (kernel and shell), and systemd may send it
+    /// beside SIGTERM.
+    async fn again(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
-}
-
-fn signals() -> Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal), Failure> {
-    let listen = |kind| signal(kind).map_err(|error| Failure::internal("listen for signals", error));
-    Ok((listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?))
 }
 
 fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Board, journal: &Journal) -> Result<Miner, Failure> {
@@ -306,8 +332,9 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
     };
     let launchers = prepared.plan.generation.iter().enumerate().map(launcher).collect();
     let engine = settings.generation.engine();
-    let completions = Completions::new(engine, settings.generation.max_concurrent)
-        .map_err(|error| Failure::internal("make the HTTP client", error))?;
+    let max_concurrent = requests_at_once(settings);
+    let completions =
+        Completions::new(engine, max_concurrent).map_err(|error| Failure::internal("make the HTTP client", error))?;
     let elsewhere = settings.generation.servers.iter().enumerate().map(|(place, url)| Elsewhere {
         name: format!("generation server {place}"),
         url: url.clone(),
@@ -321,7 +348,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         confidence: settings.confidence,
         safety_blocks: settings.safety_blocks,
         groups_in_flight: settings.generation.groups_in_flight,
-        max_concurrent: settings.generation.max_concurrent as usize,
+        max_concurrent: max_concurrent as usize,
         proof_workers: prepared.plan.proof.len(),
     };
     let schedule =
@@ -367,6 +394,29 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         sendings: Vec::new(),
         vigils: Vec::new(),
     })
+}
+
+/// The setting, or fewer where the limit of open files allows no more.
+fn requests_at_once(settings: &Settings) -> u32 {
+    let wanted = settings.generation.max_concurrent;
+    let allowed = match limits::open_files() {
+        Ok(allowed) => allowed,
+        Err(error) => {
+            tracing::warn!(%error, "The limit of open files cannot be read.");
+            return wanted;
+        }
+    };
+    let requests = open_files::requests(allowed, wanted);
+    if requests < wanted {
+        tracing::warn!(
+            allowed,
+            wanted,
+            requests,
+            "The hard limit of open files allows fewer requests at once than generation.max_concurrent (systemd: LimitNOFILE=, Docker: \
+             --ulimit nofile=)."
+        );
+    }
+    requests
 }
 
 /// Watches the GPUs of the plan through NVML, where there are any and it is there.

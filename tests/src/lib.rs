@@ -161,6 +161,16 @@ impl Host {
         self.variable("GRAIL_FAILPOINTS", &folder)
     }
 
+    /// Every command is started by a shell that does this first, such as `ulimit -n 64`.
+    pub fn after(mut self, shell: &str) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.path().join("started-by-a-shell");
+        std::fs::write(&path, format!("#!/bin/sh\n{shell}\nexec '{}' \"$@\"\n", self.program.display())).expect("a script");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("a script that can be executed");
+        self.program = path;
+        self
+    }
+
     /// Uses `bucket`, which must lie over this host's `buckets` folder, instead of the supervisor's own local server.
     pub fn with_bucket(self, bucket: &LyingBucket) -> Self {
         let host = self

@@ -7,6 +7,7 @@ mod ask;
 pub mod clock;
 pub mod environment;
 mod identity;
+pub mod limits;
 pub mod orphans;
 pub mod ports;
 pub mod proc;

@@ -3,14 +3,15 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use grail_process::ports;
-use nix::sys::resource::{Resource, getrlimit};
+use grail_process::{limits, ports};
+use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use sysinfo::System;
 
 use super::row::Row;
 use crate::checkpoints::check_dataset;
+use crate::open_files;
 use crate::settings::{Loaded, ProofSlots, Settings, Storage};
 use crate::state::StateFolder;
 
@@ -23,8 +24,6 @@ const SPARE_BYTES: u64 = GIB / 4;
 const PROCESS_BYTES: u64 = GIB;
 /// What the network's compute.min.yaml asks of a host with GPUs (grail-miner 13).
 const GPU_HOST_BYTES: u64 = 60 * GIB;
-/// Descriptors of the supervisor beside requests: links, logs, record files, the bucket's connections.
-const FILES: u64 = 512;
 
 pub(super) fn bytes_text(bytes: u64) -> String {
     if bytes < GIB {
@@ -164,21 +163,30 @@ fn memory_row(total: u64, available: u64, on_gpus: bool, needed: u64) -> Row {
     Row::ok("memory", found)
 }
 
+/// The soft limit was raised to the hard one at the start of this command, as it is at the start of `run`.
 pub(super) fn open_files(settings: &Settings) -> Row {
-    let needed = FILES + 2 * u64::from(settings.generation.max_concurrent);
-    match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((soft, hard)) => open_files_row(soft, hard, needed),
+    match limits::open_files() {
+        Ok(allowed) => open_files_row(allowed, settings.generation.max_concurrent),
         Err(error) => Row::not_asked("open files", format!("the limit cannot be read: {error}")),
     }
 }
 
-fn open_files_row(soft: u64, hard: u64, needed: u64) -> Row {
-    let found = format!("{soft} allowed (at most {hard}), about {needed} needed");
-    if soft >= needed {
+fn open_files_row(allowed: u64, wanted: u32) -> Row {
+    let requests = open_files::requests(allowed, wanted);
+    let found = format!("{allowed} allowed at most, enough for {requests} requests at once");
+    if requests == wanted {
         return Row::ok("open files", found);
     }
-    let raise = format!("systemd: LimitNOFILE=65536; Docker: --ulimit nofile=65536; a shell: ulimit -n {}", needed.min(hard));
-    Row::failed("open files", found, raise)
+    let raise = format!(
+        "generation.max_concurrent is {wanted}, which takes {}; systemd: LimitNOFILE=65536; Docker: --ulimit nofile=65536; a shell: ulimit -Hn",
+        open_files::BESIDE_REQUESTS + open_files::PER_REQUEST * u64::from(wanted)
+    );
+    let found = format!("{found}, not for {wanted}");
+    if (requests as usize) < ROLLOUTS_PER_PROBLEM {
+        Row::failed("open files", found, raise)
+    } else {
+        Row::warning("open files", found, raise)
+    }
 }
 
 /// The ports that are listened on: all on loopback, and only the local bucket's is fixed.
@@ -290,12 +298,11 @@ mod tests {
         assert_eq!(memory_row(32 * GIB, 30 * GIB, true, 2 * GIB).verdict, Verdict::Warning);
         assert_eq!(memory_row(64 * GIB, 30 * GIB, true, 2 * GIB).verdict, Verdict::Ok);
         assert_eq!(memory_row(4 * GIB, 3 * GIB, false, 2 * GIB).verdict, Verdict::Ok);
-        assert_eq!(open_files_row(1024, 4096, 608).verdict, Verdict::Ok);
-        let row = open_files_row(256, 4096, 608);
-        assert!(
-            row.verdict == Verdict::Failed && row.remedy.as_deref().is_some_and(|text| text.contains("ulimit -n 608")),
-            "{row:?}"
-        );
+        assert_eq!(open_files_row(1024, 416).verdict, Verdict::Ok);
+        assert_eq!(open_files_row(64, 416).verdict, Verdict::Failed, "not even one group at a time");
+        let row = open_files_row(1024, 1920);
+        let remedy = row.remedy.clone().unwrap_or_default();
+        assert!(row.verdict == Verdict::Warning && remedy.contains("1920, which takes 4032"), "{row:?}");
         let address = ([127, 0, 0, 1], 9199).into();
         let taken = || Err("Address already in use".to_owned());
         assert_eq!(ports_row(Some((address, Ok(()))), Ok(()), false).verdict, Verdict::Ok);
