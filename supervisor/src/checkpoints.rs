@@ -147,29 +147,32 @@ impl Checkpoints {
     /// # Errors
     /// When the cache folder cannot be used.
     pub fn hold(&self) -> std::io::Result<File> {
-        let file = self.lock_file()?;
+        let file = lock_file(&self.cache)?;
         file.lock_shared()?;
         Ok(file)
     }
 
-    fn lock_file(&self) -> std::io::Result<File> {
-        std::fs::create_dir_all(&self.cache)?;
-        File::options().create(true).truncate(false).write(true).open(self.cache.join("in-use.lock"))
+    /// What removes every cached checkpoint but the one in use, which may take seconds: a window never goes back to an older one.
+    /// Nothing is removed while another process reads checkpoints; the next window tries again.
+    pub fn clean(&self, terms: &Terms) -> impl FnOnce() + Send + use<> {
+        let (cache, window) = (self.cache.clone(), terms.revision.window);
+        move || {
+            let Ok(lock) = lock_file(&cache) else { return };
+            if lock.try_lock().is_err() {
+                return;
+            }
+            match clean(&cache, &[window]) {
+                Ok(removed) if removed.is_empty() => {}
+                Ok(removed) => tracing::info!(count = removed.len(), "Old checkpoints were removed from the cache."),
+                Err(error) => tracing::warn!(%error, "The checkpoint cache cannot be cleaned."),
+            }
+        }
     }
+}
 
-    /// Removes every cached checkpoint but the one in use: a window never goes back to an older one. Nothing is removed while
-    /// another process reads checkpoints; the next window tries again.
-    pub fn clean(&self, terms: &Terms) {
-        let Ok(lock) = self.lock_file() else { return };
-        if lock.try_lock().is_err() {
-            return;
-        }
-        match clean(&self.cache, &[terms.revision.window]) {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::info!(count = removed.len(), "Old checkpoints were removed from the cache."),
-            Err(error) => tracing::warn!(%error, "The checkpoint cache cannot be cleaned."),
-        }
-    }
+fn lock_file(cache: &Path) -> std::io::Result<File> {
+    std::fs::create_dir_all(cache)?;
+    File::options().create(true).truncate(false).write(true).open(cache.join("in-use.lock"))
 }
 
 /// A crash must not cost the download of what is known to be damaged, so that is kept beside the checkpoints.

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -104,11 +105,17 @@ struct RunArguments {
     no_drand: bool,
 }
 
-/// Time for threads that still work when the command is done.
-const LAST_THREADS: std::time::Duration = std::time::Duration::from_secs(2);
+/// Time for threads that still work when the command is done, for the last lines of the log, and for the last word: a disk or a
+/// terminal that hangs must not keep the process from ending.
+const LAST_THREADS: Duration = Duration::from_millis(500);
+const LAST_LINES: Duration = Duration::from_millis(250);
+const LAST_WORD: Duration = Duration::from_millis(250);
 
 /// Parses, runs, and turns the outcome into an exit code.
 pub fn main() -> ExitCode {
+    if let Err(error) = grail_process::privacy::keep_to_ourselves() {
+        return fail(&Failure::internal("keep its memory and files to itself", error));
+    }
     let cli = Cli::parse_from(overrides_first(std::env::args_os()));
     // Before anything is opened or started. Where the kernel refuses, `run` and `doctor` say what the limit allows.
     let _ = grail_process::limits::raise_open_files();
@@ -117,8 +124,8 @@ pub fn main() -> ExitCode {
         Err(error) => return fail(&Failure::internal("start the runtime", error)),
     };
     let outcome = runtime.block_on(dispatch(cli));
-    // A disk that hangs must not keep the process from ending.
     runtime.shutdown_timeout(LAST_THREADS);
+    log::flush(LAST_LINES);
     match outcome {
         Ok(code) => code,
         Err(failure) => fail(&failure),
@@ -223,7 +230,7 @@ fn load(common: &Common, environment: &BTreeMap<String, String>, no_drand: bool)
 
 async fn run(settings: &Settings, arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let live = std::io::stdout().is_terminal() && !arguments.plain;
-    log::to_state(&settings.state, live);
+    log::to_state(&settings.state, live).map_err(|error| Failure::internal("start the log's threads", error))?;
     let options = mine::Options { windows: arguments.windows, view: if live { View::Live } else { View::Plain } };
     mine::run(settings, options).await?;
     Ok(ExitCode::SUCCESS)
@@ -255,8 +262,7 @@ fn print(text: &str) {
 
 /// For commands that tell their failure with an exit code of their own.
 pub fn report(failure: &Failure) {
-    // A terminal that has hung up is no reason to panic either.
-    let _ = writeln!(std::io::stderr(), "grail-supervisor: {failure}");
+    log::last_word(format!("grail-supervisor: {failure}"), LAST_WORD);
 }
 
 #[cfg(test)]

@@ -18,11 +18,12 @@
 //! | [`journal`] | what happened, for [`explain`] and [`incident`] |
 //! | [`doctor`] | what an operator gets wrong |
 //! | [`validate`], [`publish`] | the network's other roles, locally |
-//! | [`state`], [`shutdown`] | what outlives a run, and how one ends |
+//! | [`state`], [`shutdown`], `backstop` | what outlives a run, and how one ends |
 //! | [`status`], [`view`] | what is going on |
 //! | [`failpoint`] | where tests can hold the program |
 #![forbid(unsafe_code)]
 
+mod backstop;
 pub mod buckets;
 pub mod chain;
 pub mod checkpoints;

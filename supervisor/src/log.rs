@@ -1,13 +1,22 @@
 //! Where log lines go: to standard error, and while mining also into the state folder, where `incident` finds them.
+//!
+//! While mining, each place has a thread of its own ([`Lines`]): whoever logs never waits for it.
 
+mod lines;
+
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::time::Duration;
 
+use grail_process::clock;
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+
+use lines::Lines;
 
 /// The log in the state folder.
 pub const FILE: &str = "supervisor.log";
@@ -16,24 +25,63 @@ pub const EARLIER: &str = "supervisor.log.1";
 /// A file this long is put aside, in the place of the one before.
 const FILE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Lines of level `default` and above go to standard error; `RUST_LOG` overrides the level.
+/// The places of this process's log that have a thread.
+static PLACES: OnceLock<Vec<Lines>> = OnceLock::new();
+
+/// Lines of level `default` and above go to standard error; `RUST_LOG` overrides the level. For commands that do one thing and end.
 pub fn to_stderr(default: &str) {
-    start(default, true, None);
+    // A line that cannot be written would be reported on standard error, and panic there.
+    let lines = tracing_subscriber::fmt::layer().log_internal_errors(false);
+    let stderr = lines.with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry().with(stderr).with(level(default)).init();
 }
 
-/// Lines go into `state`, and to standard error unless the live picture has the terminal.
-pub fn to_state(state: &Path, live: bool) {
-    start("info", !live, Some(LogFile::in_folder(state)));
-}
-
-fn start(default: &str, stderr: bool, file: Option<LogFile>) {
-    let filter = filter(std::env::var(EnvFilter::DEFAULT_ENV).ok().as_deref().unwrap_or(default), default);
-    // A line that cannot be written, on a full disk for example, would be reported on standard error, and panic there.
+/// Lines go into `state`, and to standard error unless the live picture has the terminal. Neither is ever waited for. What panics
+/// is told there too.
+///
+/// # Errors
+/// When the operating system refuses a thread.
+pub fn to_state(state: &Path, live: bool) -> io::Result<()> {
     let lines = || tracing_subscriber::fmt::layer().log_internal_errors(false);
-    let stderr = stderr.then(|| lines().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).boxed());
-    let file = file.map(|file| lines().with_writer(Mutex::new(file)).with_ansi(false).boxed());
-    let places: Vec<_> = stderr.into_iter().chain(file).collect();
-    tracing_subscriber::registry().with(places).with(filter).init();
+    let file = Lines::into("log file", LogFile::in_folder(state))?;
+    let stderr = if live { None } else { Some(Lines::into("standard error", io::stderr())?) };
+    let mut layers = vec![lines().with_writer(file.clone()).with_ansi(false).boxed()];
+    layers.extend(stderr.clone().map(|stderr| lines().with_writer(stderr).with_ansi(io::stderr().is_terminal()).boxed()));
+    let _ = PLACES.set(stderr.into_iter().chain([file]).collect());
+    tracing_subscriber::registry().with(layers).with(level("info")).init();
+    // The standard hook writes to standard error, and waits for it.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    Ok(())
+}
+
+/// Lines that found no room, by the name of the place that took none.
+pub fn lost() -> BTreeMap<&'static str, u64> {
+    let places = PLACES.get().into_iter().flatten();
+    places.map(|place| (place.name(), place.lost())).filter(|(_, lost)| *lost > 0).collect()
+}
+
+/// Waits until every line is in its place, at most until `limit` is over. Blocks the thread.
+pub fn flush(limit: Duration) {
+    let end = clock::monotonic() + limit;
+    for place in PLACES.get().into_iter().flatten() {
+        place.flush(end.saturating_duration_since(clock::monotonic()));
+    }
+}
+
+/// Writes a last word to standard error, unless that takes longer than `limit`.
+pub fn last_word(text: String, limit: Duration) {
+    let (done, written) = std::sync::mpsc::channel::<()>();
+    let say = move || {
+        let _ = writeln!(io::stderr(), "{text}");
+        drop(done);
+    };
+    if std::thread::Builder::new().name("last word".into()).spawn(say).is_ok() {
+        let _ = written.recv_timeout(limit);
+    }
+}
+
+fn level(default: &str) -> EnvFilter {
+    filter(std::env::var(EnvFilter::DEFAULT_ENV).ok().as_deref().unwrap_or(default), default)
 }
 
 /// What `wanted` asks for, or `default` where that cannot be read; never what passes over the chain's socket, whose calls carry

@@ -3,19 +3,20 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::FusedFuture;
 use grail_chain::node::Endpoints;
 use grail_chain::relays::Relays;
 use grail_process::orphans::{Orphan, become_subreaper};
-use grail_process::{Spawner, clock, limits};
+use grail_process::{Aside, Spawner, clock, limits};
 use grail_protocol::keys::{Hotkey, KeyScheme};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::backstop;
 use crate::buckets::{Buckets, preflight};
 use crate::chain::{Chain, Joined, LocalChain, NetworkChain, join};
 use crate::checkpoints::{Checkpoints, check_dataset};
@@ -31,7 +32,7 @@ use crate::schedule::{Rules, Schedule};
 use crate::settings::{self, ConfigErrors, Settings};
 use crate::shutdown::{Host, Shutdown, grace_warning};
 use crate::state::{Before, StateFolder};
-use crate::status::{self, Board};
+use crate::status::{Board, StatusFile};
 use crate::view::{self, View};
 use crate::wallet;
 use crate::window::{Heads, Miner, Subnet};
@@ -39,12 +40,13 @@ use crate::window::{Heads, Miner, Subnet};
 /// UID 0 of the local chain.
 const LOCAL_TRAINER: &str = "//Trainer";
 
+/// Pieces of work that may wait for the disk of the spool: more than a window's groups under way, and what is taken out of them.
+const SPOOL_QUEUE: usize = 1024;
 /// Longest pause between two looks for orphans.
 const SWEEP: Duration = Duration::from_secs(1);
-/// Time for the last orphans to be gone.
-const LAST_SWEEPS: Duration = Duration::from_secs(1);
-/// Time for the last records to reach the disk.
-const JOURNAL_PATIENCE: Duration = Duration::from_secs(2);
+/// Time for the last orphans to be gone, for the last records to reach the disk, and for the last look at the picture and the
+/// status file.
+const LAST_STEP: Duration = Duration::from_secs(2);
 
 /// What the command line adds to the settings.
 #[derive(Debug)]
@@ -81,25 +83,27 @@ pub async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
         status.pid = std::process::id();
         status.hotkey = prepared.hotkey.address().into();
     });
-    let file = prepared.state.root().join("status.json");
-    let keeper = tokio::spawn(status::keep_file(board.clone(), file.clone()));
+    let threads = |error| Failure::internal("start a thread", error);
+    let file = StatusFile::at(prepared.state.root().join("status.json")).map_err(threads)?;
+    let keeper = tokio::spawn(file.clone().keep(board.clone()));
     let end = CancellationToken::new();
-    let viewer = tokio::spawn(view::show(board.clone(), options.view, end.clone()));
+    let shown = view::show(board.clone(), options.view, end.clone()).map_err(threads)?;
     journal.record(&SupervisorStarted {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
         hotkey: prepared.hotkey.address().into(),
     });
-    let outcome = work(settings, prepared, &board, &journal, options.windows).await;
+    let zero = clock::monotonic();
+    let mut shutdown = Shutdown::new(Duration::ZERO, Duration::from_secs_f64(settings.shutdown_budget));
+    let outcome = work(settings, prepared, &board, &journal, options.windows, (zero, &mut shutdown)).await;
+    let step = || shutdown.last_step(zero.elapsed(), LAST_STEP);
     journal.record(&SupervisorStopped { pid: std::process::id() });
-    journal.flush(JOURNAL_PATIENCE);
+    journal.flush(step());
     board.update(|status| status.events = journal.counts());
     keeper.abort();
     end.cancel();
-    let _ = viewer.await;
-    if let Err(error) = status::write_file(&board.snapshot(), &file) {
-        tracing::warn!(%error, "The status file cannot be written.");
-    }
+    let _ = tokio::time::timeout(step(), shown).await;
+    file.write_last(&board, step()).await;
     outcome
 }
 
@@ -109,6 +113,7 @@ async fn work(
     board: &Board,
     journal: &Journal,
     windows: Option<u64>,
+    (zero, shutdown): (Instant, &mut Shutdown),
 ) -> Result<(), Failure> {
     if let Some(warning) = grace_warning(settings.shutdown_budget, settings.shutdown_grace, host()) {
         tracing::warn!(warning, "The time for an orderly stop is short.");
@@ -122,21 +127,28 @@ async fn work(
     let spawner = Spawner::recording(records).map_err(|error| Failure::internal("start the spawner thread", error))?;
     let sweeper = AbortOnDropHandle::new(tokio::spawn(sweep_orphans(spawner.clone(), board.clone())));
     let signals = Signals::listen()?;
+    let budget = Duration::from_secs_f64(settings.shutdown_budget);
+    backstop::keep(budget, spawner.clone()).map_err(|error| Failure::internal("start the backstop's thread", error))?;
     let mut miner = miner(settings, &prepared, spawner.clone(), board, journal)?;
     // Goes on beside the mining.
     let _publishing = prepared.joined.publishing;
-    let outcome = attend(settings, &mut miner, windows, signals).await;
+    let (outcome, planned) = attend(&mut miner, windows, signals, (zero, budget)).await;
+    *shutdown = planned;
     drop(sweeper);
-    end_orphans(&spawner, board).await;
+    end_orphans(&spawner, board, shutdown.last_step(zero.elapsed(), LAST_STEP)).await;
     outcome
 }
 
 /// Mines until the windows are done, a signal comes or nothing is left to mine with, and then ends in order: at the latest when
-/// the budget is used up no child is left.
-async fn attend(settings: &Settings, miner: &mut Miner, windows: Option<u64>, mut signals: Signals) -> Result<(), Failure> {
+/// the budget is used up no child is left. Returns how the stop was planned, too.
+async fn attend(
+    miner: &mut Miner,
+    windows: Option<u64>,
+    mut signals: Signals,
+    (zero, budget): (Instant, Duration),
+) -> (Result<(), Failure>, Shutdown) {
     let stop = CancellationToken::new();
     let workshop = miner.workshop.clone();
-    let (zero, budget) = (clock::monotonic(), Duration::from_secs_f64(settings.shutdown_budget));
     let mut outcome = Ok(());
     let mut shutdown = {
         // Fused: it may be looked at again after it is done.
@@ -169,7 +181,7 @@ async fn attend(settings: &Settings, miner: &mut Miner, windows: Option<u64>, mu
     tokio::pin!(orderly);
     loop {
         tokio::select! {
-            _ = &mut orderly => return outcome,
+            _ = &mut orderly => return (outcome, shutdown),
             name = signals.again() => hurry(&mut shutdown, zero.elapsed(), name),
             () = tokio::time::sleep(shutdown.ending_children(zero.elapsed())) => break,
         }
@@ -178,7 +190,7 @@ async fn attend(settings: &Settings, miner: &mut Miner, windows: Option<u64>, mu
     // Ending the tasks kills the children's groups.
     let kill = async { tokio::join!(workshop.proofs.kill(), workshop.generator.kill()) };
     let _ = tokio::time::timeout(shutdown.killing(zero.elapsed()), kill).await;
-    outcome
+    (outcome, shutdown)
 }
 
 fn hurry(shutdown: &mut Shutdown, now: Duration, signal: &str) {
@@ -239,18 +251,25 @@ fn tell_orphans(orphans: &[Orphan], told: &mut HashSet<u32>, board: &Board) {
     }
 }
 
-/// No orphan outlives the supervisor, as far as the kernel lets go of it.
-async fn end_orphans(spawner: &Spawner, board: &Board) {
+/// Nothing that was started here outlives the supervisor, as far as the kernel lets go of it: children whose task was not ended in
+/// time are killed with all that is below them, which a parent-death signal would not reach.
+async fn end_orphans(spawner: &Spawner, board: &Board, limit: Duration) {
     let began = clock::monotonic();
     // A start that the stop cut off may still be under way.
-    let _ = tokio::time::timeout(LAST_SWEEPS, spawner.settle()).await;
+    let _ = tokio::time::timeout(limit / 2, spawner.settle()).await;
     let mut told = HashSet::new();
-    while began.elapsed() < LAST_SWEEPS {
+    loop {
+        let left = spawner.end_all();
         match spawner.sweep() {
-            Ok(orphans) if !orphans.is_empty() => tell_orphans(&orphans, &mut told, board),
-            _ => return,
+            Ok(orphans) => tell_orphans(&orphans, &mut told, board),
+            Err(error) => return tracing::warn!(%error, "Orphans cannot be looked for; a child's own processes may outlive it."),
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        match left {
+            Ok(0) => return,
+            Ok(_) if began.elapsed() < limit => tokio::time::sleep(Duration::from_millis(10)).await,
+            Ok(left) => return tracing::error!(left, "Processes that were killed are still there; the kernel holds them."),
+            Err(error) => return tracing::warn!(%error, "Children that are left cannot be ended."),
+        }
     }
 }
 
@@ -372,6 +391,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
     };
     let workshop = Arc::new(workshop);
     let changing = workshop.clone();
+    let disk = |name, most| Aside::start(name, most).map_err(|error| Failure::internal("start a thread", error));
     let checkpoints = Checkpoints::new(trainer_bucket, &settings.cache, trainer, prepared.dataset.clone());
     Ok(Miner {
         chain: prepared.chain.clone(),
@@ -381,9 +401,12 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         bucket: prepared.buckets.own.clone(),
         checkpoints: checkpoints.telling(move |change| changing.proofs.apply(change)),
         spool: prepared.state.spool(),
+        cache_disk: disk("cache", 1)?,
+        spool_disk: disk("spool", SPOOL_QUEUE)?,
         part_bytes: settings.upload_part_bytes,
         spool_budget: settings.spool_budget,
         windows: prepared.state.windows(),
+        copies_disk: disk("copies", 1)?,
         board: board.clone(),
         journal: journal.clone(),
         gate: settings.gate,

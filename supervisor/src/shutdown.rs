@@ -16,10 +16,13 @@ use std::time::Duration;
 pub const FINISH_SHARE: f64 = 1.0 / 3.0;
 const UPLOAD_SHARE: f64 = 3.0 / 4.0;
 const CHILDREN_SHARE: f64 = 19.0 / 20.0;
-/// What the children get after a second signal.
+/// What is left of the stop after a second signal, and what the children get of it.
+pub const HURRIED: Duration = Duration::from_secs(2);
 const HURRY: Duration = Duration::from_secs(1);
-/// What the supervisor itself needs after the budget: status file, last orphans.
-const OWN_END: f64 = 2.0;
+/// What the supervisor itself needs after the budget: last orphans, journal, status file.
+pub const OWN_END: f64 = 2.0;
+/// Each of them gets at least so much, whatever hangs.
+const LEAST: Duration = Duration::from_millis(250);
 /// What Docker and systemd allow where nobody told them.
 const DOCKER_DEFAULT: f64 = 10.0;
 const SYSTEMD_DEFAULT: f64 = 90.0;
@@ -43,7 +46,7 @@ impl Shutdown {
     pub fn hurry(&mut self, now: Duration) {
         self.upload = self.upload.min(now);
         self.children = self.children.min(now + HURRY);
-        self.over = self.over.min(now + HURRY * 2);
+        self.over = self.over.min(now + HURRIED);
     }
 
     /// Time left for finishing groups and uploading.
@@ -59,6 +62,11 @@ impl Shutdown {
     /// Time left for the kernel to let killed children go.
     pub fn killing(&self, now: Duration) -> Duration {
         self.over.saturating_sub(now)
+    }
+
+    /// Time for one of the supervisor's own last steps, which may want `most`: what is left of the budget, but a moment in any case.
+    pub fn last_step(&self, now: Duration, most: Duration) -> Duration {
+        self.over.saturating_sub(now).clamp(LEAST.min(most), most)
     }
 
     /// Time a child gets to end by itself.
@@ -114,6 +122,9 @@ mod tests {
         assert_eq!(stop.ending_children(seconds(110.0)), seconds(9.0), "an early upload leaves its time to the children");
         assert_eq!(stop.killing(seconds(119.0)), seconds(1.0));
         assert_eq!(stop.killing(seconds(130.0)), Duration::ZERO);
+        let most = seconds(2.0);
+        let step = |now: f64| stop.last_step(seconds(now), most);
+        assert_eq!((step(110.0), step(119.0), step(140.0)), (most, seconds(1.0), LEAST));
     }
 
     #[test]
@@ -142,7 +153,7 @@ mod tests {
             prop_assert!(order(&second));
             prop_assert!(second.over <= first.over && second.children <= first.children);
             prop_assert_eq!(second.uploading(then), Duration::ZERO);
-            prop_assert!(second.killing(then) <= HURRY * 2);
+            prop_assert!(second.killing(then) <= HURRIED);
             let mut third = second;
             third.hurry(then + HURRY);
             prop_assert_eq!(third, second);

@@ -1,12 +1,14 @@
 //! The state folder: one supervisor at a time, and where everything lies in it.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use grail_link::MAX_SOCKET_PATH;
 use grail_process::records::{self, Records};
-use grail_process::{Identity, Standing};
+use grail_process::{Aside, Identity, Standing};
 
 use crate::children::ChildEvent;
 use crate::exit::Failure;
@@ -17,13 +19,15 @@ use crate::status::Board;
 const HOLDER: &str = "holder.json";
 /// Longest wait for killed survivors to be gone.
 const SURVIVOR_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait for a disk that shall take note that nobody has the folder any more.
+const RELEASE_LIMIT: Duration = Duration::from_millis(250);
 
 /// The state folder, locked for as long as this value lives.
 #[derive(Debug)]
 pub struct StateFolder {
     root: PathBuf,
     /// Released by the kernel when the process ends in any way.
-    _lock: std::fs::File,
+    lock: std::fs::File,
     before: Before,
 }
 
@@ -56,6 +60,9 @@ impl StateFolder {
         std::fs::create_dir_all(root).map_err(unusable)?;
         let root = root.canonicalize().map_err(unusable)?;
         let path = root.join("lock");
+        if let Err(error) = close_to_others(&root, path.exists()) {
+            tracing::warn!(%error, folder = %root.display(), "The state folder cannot be closed to other users.");
+        }
         let file =
             std::fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(unusable)?;
         let locked = file.try_lock();
@@ -76,7 +83,7 @@ impl StateFolder {
             // The kernel's lock holds all the same, and a full disk shall not keep a miner from starting.
             tracing::warn!(%error, "Who holds the state folder cannot be written down.");
         }
-        Ok(Self { root, _lock: file, before })
+        Ok(Self { root, lock: file, before })
     }
 
     /// How the last run with this folder ended.
@@ -152,9 +159,25 @@ impl StateFolder {
 
 impl Drop for StateFolder {
     fn drop(&mut self) {
-        // Left behind only by a run that could not end in order.
-        let _ = std::fs::remove_file(self.root.join(HOLDER));
+        let holder = self.root.join(HOLDER);
+        // Left behind only by a run that could not end in order, or whose disk hung at its end.
+        if let Ok(disk) = Aside::start("state", 1) {
+            let _ = disk.wait(RELEASE_LIMIT, move || std::fs::remove_file(holder));
+        }
+        // By itself it goes with the last thread of this process, and a disk that hangs may hold one.
+        let _ = self.lock.unlock();
     }
+}
+
+/// An earlier version made the folder open to everybody. One that serves others too is left as it is: it has no lock of ours yet,
+/// another owner, or the bit of folders that everybody may write to.
+fn close_to_others(root: &Path, is_ours: bool) -> std::io::Result<()> {
+    let facts = std::fs::metadata(root)?;
+    let (mode, owner) = (facts.permissions().mode(), facts.uid());
+    if !is_ours || mode & 0o1077 == 0 || mode & 0o1000 != 0 || owner != nix::unistd::geteuid().as_raw() {
+        return Ok(());
+    }
+    std::fs::set_permissions(root, Permissions::from_mode(0o700))
 }
 
 fn read_holder(root: &Path) -> Option<Identity> {
@@ -224,6 +247,21 @@ mod tests {
         }
         std::fs::write(folder.path().join(HOLDER), "{\"pid\":1,").unwrap();
         assert_eq!(StateFolder::lock(folder.path()).unwrap().before(), Before::Orderly, "a torn file is as good as none");
+    }
+
+    #[test]
+    fn a_folder_that_an_earlier_version_left_open_is_closed_and_a_shared_one_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |mode| std::fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+        let found = || std::fs::metadata(folder.path()).unwrap().permissions().mode() & 0o7777;
+        mode(0o755);
+        drop(StateFolder::lock(folder.path()).unwrap());
+        assert_eq!(found(), 0o755, "somebody else made it, and it was no state folder before");
+        drop(StateFolder::lock(folder.path()).unwrap());
+        assert_eq!(found(), 0o700);
+        mode(0o1777);
+        drop(StateFolder::lock(folder.path()).unwrap());
+        assert_eq!(found(), 0o1777);
     }
 
     #[test]

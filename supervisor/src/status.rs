@@ -1,16 +1,17 @@
 //! What the supervisor is doing, in one place: written by those who do it, read by the live view, the status file and the logs.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use grail_process::clock;
+use grail_process::{Aside, clock};
 use serde::{Deserialize, Serialize};
 
 use crate::children::{ChildEvent, ChildState, Death};
 use crate::gpu::GpuReading;
-use crate::journal::Journal;
+use crate::journal::{Journal, LinesLost};
+use crate::log;
 
 /// How many finished windows are remembered.
 const HISTORY: usize = 24;
@@ -163,6 +164,8 @@ pub struct Status {
     pub finished: Vec<FinishedWindow>,
     /// Events of this run by kind, as the journal has them.
     pub events: BTreeMap<String, u64>,
+    /// Lines of the log and records of the journal that found no room, by place: a disk or a reader did not keep up.
+    pub left_out: BTreeMap<String, u64>,
 }
 
 /// The shared status.
@@ -221,6 +224,18 @@ impl Board {
         });
     }
 
+    /// Puts into the status what the log and the journal have lost, and tells of places that begin to lose.
+    fn look_for_losses(&self) {
+        let journal = Some(("journal", self.journal.left_out())).filter(|(_, lost)| *lost > 0);
+        let lost: BTreeMap<String, u64> =
+            log::lost().into_iter().chain(journal).map(|(place, lost)| (place.to_owned(), lost)).collect();
+        let mut before = BTreeMap::new();
+        self.update(|status| before = std::mem::replace(&mut status.left_out, lost.clone()));
+        for (place, lost) in lost.into_iter().filter(|(place, _)| !before.contains_key(place)) {
+            self.journal.record(&LinesLost { place, lost });
+        }
+    }
+
     /// A copy of everything.
     pub fn snapshot(&self) -> Status {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -230,18 +245,51 @@ impl Board {
     }
 }
 
-/// Writes the status file twice a second until it is cancelled, each time as a whole.
-pub async fn keep_file(board: Board, path: std::path::PathBuf) {
-    let mut ticks = tokio::time::interval(Duration::from_millis(500));
-    let mut told = false;
-    loop {
-        ticks.tick().await;
-        let failed = write_file(&board.snapshot(), &path).err();
-        // A full disk is told once, not twice a second.
-        if let Some(error) = failed.as_ref().filter(|_| !told) {
-            tracing::warn!(%error, path = %path.display(), "The status file cannot be written.");
+/// The status file, with a thread of its own that writes it: a disk that hangs holds up nobody.
+#[derive(Debug, Clone)]
+pub struct StatusFile {
+    path: PathBuf,
+    disk: Aside,
+}
+
+/// The disk is said to hang after this time.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
+
+impl StatusFile {
+    /// Nothing is written yet.
+    ///
+    /// # Errors
+    /// When the operating system refuses a thread.
+    pub fn at(path: PathBuf) -> std::io::Result<Self> {
+        Ok(Self { path, disk: Aside::start("status", 1)? })
+    }
+
+    /// Writes it twice a second until it is cancelled, each time as a whole, and tells which places lose lines.
+    pub async fn keep(self, board: Board) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(500));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut told = false;
+        loop {
+            ticks.tick().await;
+            board.look_for_losses();
+            let (status, path) = (board.snapshot(), self.path.clone());
+            let written = self.disk.ask(DISK_PATIENCE, move || write_file(&status, &path)).await;
+            let failed = written.map_err(std::io::Error::from).flatten().err();
+            // A full disk is told once, not twice a second.
+            if let Some(error) = failed.as_ref().filter(|_| !told) {
+                tracing::warn!(%error, path = %self.path.display(), "The status file cannot be written.");
+            }
+            told = failed.is_some();
         }
-        told = failed.is_some();
+    }
+
+    /// Writes it once more, within `limit`.
+    pub async fn write_last(&self, board: &Board, limit: Duration) {
+        let (status, path) = (board.snapshot(), self.path.clone());
+        let written = self.disk.ask(limit, move || write_file(&status, &path)).await;
+        if let Err(error) = written.map_err(std::io::Error::from).flatten() {
+            tracing::warn!(%error, "The status file cannot be written.");
+        }
     }
 }
 

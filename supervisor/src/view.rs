@@ -5,6 +5,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::status::{Board, ChildStatus, FinishedWindow, WindowStatus};
@@ -18,12 +20,25 @@ pub enum View {
     Plain,
 }
 
-/// Shows progress until `end`, and then how things stand at the end.
-pub async fn show(board: Board, view: View, end: CancellationToken) {
-    match view {
-        View::Live => live(board, end).await,
-        View::Plain => plain(board, end).await,
-    }
+/// Shows progress until `end`, and then how things stand at the end; what is returned tells that it is done. On a thread of its
+/// own, because a terminal after Ctrl-S, or a pipe that nobody reads, holds up who writes to it.
+///
+/// # Errors
+/// When the operating system refuses a thread.
+pub fn show(board: Board, view: View, end: CancellationToken) -> std::io::Result<oneshot::Receiver<()>> {
+    let (done, shown) = oneshot::channel();
+    let runtime = Handle::current();
+    std::thread::Builder::new().name("view".into()).spawn(move || {
+        runtime.block_on(async {
+            match view {
+                View::Live => live(board, end).await,
+                View::Plain => plain(board, end).await,
+            }
+        });
+        // Whoever waited may be gone.
+        let _ = done.send(());
+    })?;
+    Ok(shown)
 }
 
 /// Waits for the next tick; `false` once the end has come, so that the caller looks one last time.

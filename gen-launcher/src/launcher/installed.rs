@@ -18,6 +18,8 @@ use grail_process::{Launch, SpawnError, Spawner, environment};
 
 /// Importing a server's package takes long on a cold disk.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// Longest wait for the disk that shall remember what it said.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
 /// Most of its output that is read, in bytes.
 const MOST: u64 = 4 << 20;
 
@@ -59,7 +61,7 @@ pub async fn probe(spawner: &Spawner, python: &Path, engine: Engine, memory: Opt
     let help = tokio::time::timeout(PATIENCE, help).await.map_err(|_| silent())??;
     let installed = Installed::read(engine, version, &help)?;
     if let Some(folder) = memory.filter(|_| !identity.is_empty())
-        && let Err(error) = remember(folder, engine, identity, &help)
+        && let Err(error) = remember_aside(spawner, folder, engine, identity, &help).await
     {
         tracing::warn!(%error, folder = %folder.display(), "What the server's help says cannot be remembered; it is asked again at the next start.");
     }
@@ -76,6 +78,12 @@ fn remembered(folder: &Path, engine: Engine, identity: &str) -> Option<String> {
     std::fs::File::open(file(folder, engine)).ok()?.take(MOST).read_to_string(&mut text).ok()?;
     let (of, help) = text.split_once('\n')?;
     (!identity.is_empty() && of == identity).then(|| help.to_owned())
+}
+
+/// [`remember`], by a thread that a disk may hold up.
+async fn remember_aside(spawner: &Spawner, folder: &Path, engine: Engine, identity: &str, help: &str) -> std::io::Result<()> {
+    let (folder, identity, help) = (folder.to_owned(), identity.to_owned(), help.to_owned());
+    spawner.aside().ask(DISK_PATIENCE, move || remember(&folder, engine, &identity, &help)).await?
 }
 
 /// Other launchers of the host may do the same at the same time: a whole file takes the place of another.

@@ -130,7 +130,8 @@ impl Launcher {
         if let (Err(_), Some(folder)) = (&started, &self.arguments.probes) {
             // Should what was remembered be the cause, the next start asks again.
             self.installed = None;
-            installed::forget(folder, self.arguments.backend.dialect());
+            let (folder, engine) = (folder.clone(), self.arguments.backend.dialect());
+            self.spawner.aside().offer(move || installed::forget(&folder, engine));
         }
         self.server = Some(started.map_err(|error| match error {
             // The same weights may well go into a new process.

@@ -2,8 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 
+/// Says whose family a process belongs to: the run of the supervisor below which it was started.
+pub const FAMILY: &str = "GRAIL_FAMILY";
+
 /// Names that a child may inherit as they are.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
+    FAMILY,
     "PATH",
     "HOME",
     "USER",

@@ -38,8 +38,15 @@ impl Identity {
     /// # Errors
     /// When there is none, or `/proc` cannot be read.
     pub fn of(pid: u32) -> io::Result<Self> {
-        let started = proc::facts(pid)?.started;
-        Ok(Self { pid, started, boot: boot()?, namespace: namespace()? })
+        Self::seen(&proc::facts(pid)?)
+    }
+
+    /// The process that was seen.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn seen(facts: &proc::ProcessFacts) -> io::Result<Self> {
+        Ok(Self { pid: facts.pid, started: facts.started, boot: boot()?, namespace: namespace()? })
     }
 
     /// This process.
@@ -65,14 +72,23 @@ impl Identity {
         Ok(if alive { Standing::Alive } else { Standing::Gone })
     }
 
-    /// Kills exactly this process: the descriptor is opened first and the start time compared after, so that a pid used again
-    /// in between is never hit. `false` when it is gone.
+    /// Kills exactly this process. `false` when it is gone.
     ///
     /// # Errors
     /// When the operating system refuses the signal.
     pub fn kill(&self) -> io::Result<bool> {
+        self.signal(nix::sys::signal::Signal::SIGKILL)
+    }
+
+    /// Sends exactly this process a signal: the descriptor is opened first and the start time compared after, so that a pid used
+    /// again in between is never hit. `false` when it is gone.
+    ///
+    /// # Errors
+    /// When the operating system refuses the signal.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) -> io::Result<bool> {
         use rustix::io::Errno;
         use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+        let signal = Signal::from_named_raw(signal as i32).ok_or(Errno::INVAL)?;
         let Some(pid) = Pid::from_raw(self.pid.cast_signed()) else { return Ok(false) };
         let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(descriptor) => descriptor,
@@ -82,7 +98,7 @@ impl Identity {
         if self.standing()? != Standing::Alive {
             return Ok(false);
         }
-        match pidfd_send_signal(&descriptor, Signal::KILL) {
+        match pidfd_send_signal(&descriptor, signal) {
             Ok(()) => Ok(true),
             Err(Errno::SRCH) => Ok(false),
             Err(error) => Err(error.into()),

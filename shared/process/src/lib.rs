@@ -3,6 +3,7 @@
 //! The only crate beside the libtorch shim that may contain `unsafe` (the code that runs between fork and exec).
 
 mod activity;
+mod aside;
 mod ask;
 pub mod clock;
 pub mod environment;
@@ -10,6 +11,7 @@ mod identity;
 pub mod limits;
 pub mod orphans;
 pub mod ports;
+pub mod privacy;
 pub mod proc;
 pub mod records;
 mod spawn;
@@ -17,6 +19,7 @@ pub mod steady;
 mod watched;
 
 pub use activity::Activity;
+pub use aside::{Aside, HeldUp};
 pub use ask::Said;
 pub use identity::{Identity, Standing};
 pub use spawn::{Child, Launch, Output, SpawnError, Spawner, outlive_parent};

@@ -1,8 +1,10 @@
 //! What the kernel says about processes, from `/proc`. Everything is bounded; a process that ends meanwhile is simply gone.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
+/// Bytes of an environment that are searched.
+const MAX_ENVIRONMENT: u64 = 1 << 20;
 /// Threads that [`threads`] describes; a wedged CUDA process has hundreds, all alike.
 const MAX_THREADS: usize = 24;
 /// Frames of a kernel stack that are kept.
@@ -54,6 +56,14 @@ fn parse(pid: u32, line: &str) -> Option<ProcessFacts> {
     let started = fields.nth(15)?.parse().ok()?;
     let whole = |number: i64| u32::try_from(number).unwrap_or(0);
     Some(ProcessFacts { pid, name, state, parent: whole(parent), group: whole(group), session: whole(session), started })
+}
+
+/// Whether a process was started with this variable, as `NAME=value`. One whose environment may not be read was not.
+pub fn carries(pid: u32, variable: &[u8]) -> bool {
+    let mut environment = Vec::new();
+    let file = std::fs::File::open(format!("/proc/{pid}/environ"));
+    let read = file.and_then(|file| file.take(MAX_ENVIRONMENT).read_to_end(&mut environment));
+    read.is_ok() && environment.split(|byte| *byte == 0).any(|found| found == variable)
 }
 
 /// Every process that can be seen.

@@ -16,8 +16,6 @@ use crate::{clock, proc};
 pub const TOKEN: &str = "GRAIL_CHILD";
 /// A record takes a few hundred bytes.
 const MAX_RECORD: u64 = 16 << 10;
-/// Bytes of an environment that are searched for the token.
-const MAX_ENVIRONMENT: u64 = 1 << 20;
 
 /// One child that was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,14 +143,10 @@ pub fn survivors(records: &[Record]) -> io::Result<Vec<Survivor>> {
         if process.pid == own || !process.lives() || !ours {
             continue;
         }
-        let environment = read_bounded(Path::new(&format!("/proc/{}/environ", process.pid)), MAX_ENVIRONMENT).unwrap_or_default();
-        let carries = |record: &Record| {
-            let wanted = format!("{TOKEN}={}", record.token);
-            environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
-        };
+        let carries = |record: &Record| proc::carries(process.pid, format!("{TOKEN}={}", record.token).as_bytes());
         let belongs = |(record, alive): &(&Record, &bool)| (**alive && process.session == record.identity.pid) || carries(record);
         let Some((record, _)) = records.iter().zip(&living).find(belongs) else { continue };
-        if let Ok(identity) = Identity::of(process.pid) {
+        if let Ok(identity) = Identity::seen(&process) {
             found.push(Survivor { identity, program: process.name, child: record.name.clone() });
         }
     }

@@ -22,7 +22,9 @@ use nix::unistd::{Pid, getpid, getppid, setsid};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{ChildStderr, ChildStdout};
 
+use crate::aside::Aside;
 use crate::clock;
+use crate::environment::FAMILY;
 use crate::identity::Identity;
 use crate::orphans::Own;
 use crate::records::{self, Record, Records, TOKEN};
@@ -67,6 +69,12 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 const REAP_LOOK: Duration = Duration::from_millis(20);
 /// Longest wait for a killed process where a thread waits.
 const DROP_LIMIT: Duration = Duration::from_millis(500);
+/// Longest wait for a record to reach the disk. A child whose record does not is told of, and runs.
+const RECORD_LIMIT: Duration = Duration::from_secs(3);
+/// Longest wait where a thread has something small done that a disk may hold up.
+const SMALL_LIMIT: Duration = Duration::from_millis(250);
+/// Small things that may wait for the disk.
+const MOST_WAITING: usize = 1024;
 
 type Reply = tokio::sync::oneshot::Sender<io::Result<Started>>;
 
@@ -83,12 +91,33 @@ struct Started {
     recorded: io::Result<()>,
 }
 
+/// Writes children down, where they are to be, without being held up by the disk.
+#[derive(Debug, Clone)]
+pub(crate) struct Recorder {
+    records: Option<Records>,
+    aside: Aside,
+}
+
+impl Recorder {
+    fn write(&self, record: Record) -> io::Result<()> {
+        let Some(records) = self.records.clone() else { return Ok(()) };
+        self.aside.wait(RECORD_LIMIT, move || records.write(&record))?
+    }
+
+    /// The child was reaped. Where the disk hangs, its record goes once the disk is back.
+    pub fn remove(&self, pid: u32) {
+        let Some(records) = self.records.clone() else { return };
+        // A record that stays is judged by its start time later, and does no harm.
+        let _ = self.aside.wait(SMALL_LIMIT, move || records.remove(pid));
+    }
+}
+
 /// Starts children from one thread that lives as long as the process. Clone it freely.
 #[derive(Debug, Clone)]
 pub struct Spawner {
     requests: mpsc::Sender<Request>,
     own: Own,
-    records: Option<Records>,
+    recorder: Recorder,
 }
 
 impl Spawner {
@@ -110,15 +139,16 @@ impl Spawner {
 
     fn with(records: Option<Records>) -> io::Result<Self> {
         let (requests, inbox) = mpsc::channel();
-        let spawner = Self { requests, own: Own::default(), records: records.clone() };
+        let recorder = Recorder { records, aside: Aside::start("records", MOST_WAITING)? };
+        let spawner = Self { requests, own: Own::of_this_process()?, recorder: recorder.clone() };
         let own = spawner.own.clone();
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
             for request in inbox {
                 match request {
                     // The caller may have been cancelled; then the child ends here.
                     Request::Start(launch, reply) => {
-                        if let Err(Ok(Started { mut process, .. })) = reply.send(start(*launch, &own, records.as_ref())) {
-                            kill_now(&mut process, &own, records.as_ref());
+                        if let Err(Ok(Started { mut process, .. })) = reply.send(start(*launch, &own, &recorder)) {
+                            kill_now(&mut process, &own, &recorder);
                         }
                     }
                     Request::Settle(done) => drop(done.send(())),
@@ -128,12 +158,32 @@ impl Spawner {
         Ok(spawner)
     }
 
-    /// Ends every orphan that came to this process as subreaper (see [`crate::orphans`]): children that were not started here.
+    /// Ends every orphan of ours that came to this process as subreaper, and reaps all that ended (see [`crate::orphans`]).
     ///
     /// # Errors
     /// When the kernel does not list children, or refuses a signal.
     pub fn sweep(&self) -> io::Result<Vec<crate::orphans::Orphan>> {
-        crate::orphans::sweep(&self.own, self.records.as_ref())
+        crate::orphans::sweep(&self.own, &self.recorder)
+    }
+
+    /// Kills every child and everything below it, whoever holds it: for an end that cannot wait. Returns how many of them lived
+    /// when it looked.
+    ///
+    /// # Errors
+    /// When the kernel does not list processes, or refuses a signal.
+    pub fn end_all(&self) -> io::Result<usize> {
+        crate::orphans::end_all(&self.own)
+    }
+
+    /// What children and all below them carry in their environment as [`FAMILY`]. A child's own children inherit it, so it belongs
+    /// into the environment of each.
+    pub fn family(&self) -> (OsString, OsString) {
+        (FAMILY.into(), self.own.family().into())
+    }
+
+    /// The thread for small things around children that a disk may hold up: records, sockets.
+    pub fn aside(&self) -> &Aside {
+        &self.recorder.aside
     }
 
     /// Waits until no start is under way any more, those that nobody waits for included: their children are ended and their
@@ -143,6 +193,8 @@ impl Spawner {
         if self.requests.send(Request::Settle(done)).is_ok() {
             let _ = settled.await;
         }
+        // Whatever was to be done before it is done.
+        let _ = self.recorder.aside.ask(Duration::MAX, || ()).await;
     }
 
     /// Starts a child in its own session and process group, its output piped, its life tied to this process.
@@ -161,24 +213,24 @@ impl Spawner {
 }
 
 /// Runs on the spawner thread: starts, enters and records a child.
-fn start(mut launch: Launch, own: &Own, records: Option<&Records>) -> io::Result<Started> {
-    let token = records.map(|_| records::token()).transpose()?;
-    launch.environment.extend(token.iter().map(|token| (OsString::from(TOKEN), OsString::from(token))));
+fn start(mut launch: Launch, own: &Own, recorder: &Recorder) -> io::Result<Started> {
+    let token = records::token()?;
+    launch.environment.push((TOKEN.into(), token.clone().into()));
+    if !launch.environment.iter().any(|(name, _)| name == FAMILY) {
+        launch.environment.push((FAMILY.into(), own.family().into()));
+    }
     let mut held = own.lock();
     let process = execute(&launch)?;
-    held.insert(process.id());
+    held.enter(process.id());
     drop(held);
-    let recorded = match (records, token) {
-        (Some(records), Some(token)) => Identity::of(process.id())
-            .and_then(|identity| records.write(&Record { name: launch.name, program: launch.program, identity, token })),
-        _ => Ok(()),
-    };
+    let recorded = Identity::of(process.id())
+        .and_then(|identity| recorder.write(Record { name: launch.name, program: launch.program, identity, token }));
     Ok(Started { process, recorded })
 }
 
 /// Takes the status of a process that has ended, and forgets it. The lock makes sure that its number is not used again before
 /// it is forgotten. `None` while it runs, sits in the kernel, or is in a debugger's hands: nobody here may wait for that.
-fn reap(process: &mut std::process::Child, own: &Own, records: Option<&Records>) -> Option<ExitStatus> {
+fn reap(process: &mut std::process::Child, own: &Own, recorder: &Recorder) -> Option<ExitStatus> {
     let mut held = own.lock();
     let status = match process.try_wait() {
         Ok(None) => return None,
@@ -186,26 +238,24 @@ fn reap(process: &mut std::process::Child, own: &Own, records: Option<&Records>)
         // Somebody else took it; that it has ended is all that is left to know.
         Err(_) => ExitStatus::from_raw(0x7f00),
     };
-    held.remove(&process.id());
+    held.children.remove(&process.id());
     drop(held);
-    if let Some(records) = records {
-        records.remove(process.id());
-    }
+    recorder.remove(process.id());
     Some(status)
 }
 
 /// Kills a process with its group where nothing can wait for it. One that does not end in time is left to the next sweep; its
 /// record stays.
-fn kill_now(process: &mut std::process::Child, own: &Own, records: Option<&Records>) {
+fn kill_now(process: &mut std::process::Child, own: &Own, recorder: &Recorder) {
     let _ = killpg(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL);
     let start = clock::monotonic();
     while start.elapsed() < DROP_LIMIT {
-        if reap(process, own, records).is_some() {
+        if reap(process, own, recorder).is_some() {
             return;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    own.lock().remove(&process.id());
+    own.lock().children.remove(&process.id());
 }
 
 /// From now on this process outlives its parent, whom the kernel would have it follow at once: it has something to end in
@@ -276,17 +326,17 @@ pub struct Child {
     status: Option<ExitStatus>,
     unrecorded: Option<io::Error>,
     own: Own,
-    records: Option<Records>,
+    recorder: Recorder,
 }
 
 impl Child {
     fn adopt(name: String, started: Started, spawner: &Spawner) -> io::Result<Self> {
         let Started { mut process, recorded } = started;
-        let (own, records) = (spawner.own.clone(), spawner.records.clone());
+        let (own, recorder) = (spawner.own.clone(), spawner.recorder.clone());
         match EndOf::process(process.id()) {
-            Ok(ended) => Ok(Self { name, process, ended, status: None, unrecorded: recorded.err(), own, records }),
+            Ok(ended) => Ok(Self { name, process, ended, status: None, unrecorded: recorded.err(), own, recorder }),
             Err(error) => {
-                kill_now(&mut process, &own, records.as_ref());
+                kill_now(&mut process, &own, &recorder);
                 Err(error)
             }
         }
@@ -322,7 +372,7 @@ impl Child {
         self.ended.reached().await;
         self.signal_group(Signal::SIGKILL);
         loop {
-            if let Some(status) = reap(&mut self.process, &self.own, self.records.as_ref()) {
+            if let Some(status) = reap(&mut self.process, &self.own, &self.recorder) {
                 self.status = Some(status);
                 return status;
             }
@@ -359,6 +409,6 @@ impl Drop for Child {
         if self.status.is_some() {
             return;
         }
-        kill_now(&mut self.process, &self.own, self.records.as_ref());
+        kill_now(&mut self.process, &self.own, &self.recorder);
     }
 }

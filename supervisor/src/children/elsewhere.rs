@@ -13,6 +13,8 @@
 //! An update of an earlier run that was killed in the middle leaves a paused server as well. SGLang's health fails then, but only
 //! after 20 s, where one that still warms up says so at once.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,6 +67,19 @@ impl Elsewhere {
         })?;
         Ok(seen_as.join(within))
     }
+}
+
+/// What this process makes is its user's alone, and a server elsewhere may run as another one: a checkpoint is no secret.
+fn open_to_readers(directory: &Path, cache: &Path) -> std::io::Result<()> {
+    let open = |path: &Path, bits: u32| {
+        let mode = std::fs::metadata(path)?.permissions().mode();
+        if mode & bits == bits { Ok(()) } else { std::fs::set_permissions(path, Permissions::from_mode(mode | bits)) }
+    };
+    for entry in std::fs::read_dir(directory)? {
+        open(&entry?.path(), 0o444)?;
+    }
+    open(directory, 0o555)?;
+    open(cache, 0o555)
 }
 
 /// Probes one server until it is told to stop.
@@ -167,6 +182,11 @@ impl Probing {
     async fn give(&mut self, wanted: ReloadCommand, live: Option<String>) -> Result<(), String> {
         let ReloadCommand { revision, directory, .. } = wanted;
         self.report.send_replace(None);
+        let (here, cache) = (directory.clone(), self.server.cache.clone());
+        let opened = tokio::task::spawn_blocking(move || open_to_readers(&here, &cache)).await;
+        if let Ok(Err(error)) = opened {
+            tracing::warn!(%error, directory = %directory.display(), "The checkpoint cannot be opened to a server of another user.");
+        }
         let (began, child, text) = (clock::monotonic(), self.server.name.clone(), revision.to_string());
         let update = match self.server.directory(&directory) {
             Err(reason) => Err(UpdateError::Refused(reason)),
@@ -219,6 +239,22 @@ impl Probing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_checkpoint_is_opened_to_readers_and_nothing_beside_it() {
+        let cache = tempfile::tempdir().unwrap();
+        let (directory, secret) = (cache.path().join("checkpoint-30"), cache.path().join("secret"));
+        std::fs::create_dir(&directory).unwrap();
+        let file = directory.join("model.safetensors");
+        for (path, mode) in [(&file, 0o600), (&secret, 0o600)] {
+            std::fs::write(path, "x").unwrap();
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
+        std::fs::set_permissions(&directory, Permissions::from_mode(0o700)).unwrap();
+        open_to_readers(&directory, cache.path()).unwrap();
+        let found = [cache.path(), &directory, &file, &secret].map(|path| std::fs::metadata(path).unwrap().permissions().mode());
+        assert_eq!(found.map(|mode| mode & 0o777), [0o755, 0o755, 0o644, 0o600]);
+    }
 
     #[test]
     fn a_checkpoint_is_where_the_server_sees_it_or_refused() {

@@ -87,8 +87,8 @@ async fn live<K: Kept>(child: &mut K, life: &Life, gpus: &Gpus, stop: &Cancellat
             child.failing(&cause, life);
             (cause, Exit::None, None, Vec::new(), Vec::new())
         }
-        Ok(Started { mut process, listener, drains }) => {
-            let cause = attend(child, &mut process, listener, life, stop).await;
+        Ok(Started { mut process, door, drains }) => {
+            let cause = attend(child, &mut process, door, life, stop).await;
             let pid = process.pid();
             let threads = if matches!(cause, Cause::Hang(_) | Cause::Late(_)) { threads_of(pid) } else { Vec::new() };
             life.tell(if cause == Cause::Stopped { Event::Stop } else { Event::Failing });
@@ -112,7 +112,7 @@ async fn live<K: Kept>(child: &mut K, life: &Life, gpus: &Gpus, stop: &Cancellat
 
 struct Started {
     process: Child,
-    listener: grail_link::Listener,
+    door: session::Door,
     drains: Drains,
 }
 
@@ -120,7 +120,7 @@ async fn start<K: Kept>(child: &K, life: &Life, gpus: &Gpus) -> Result<Started, 
     for gpu in child.gpus() {
         clear(gpu, life, gpus).await?;
     }
-    let (listener, mut process) = session::spawn(child.opening(), &life.name).await?;
+    let (door, mut process) = session::spawn(child.opening(), &life.name).await?;
     let drains = Drains::start(&life.name, child.gpus(), process.take_output());
     life.tell(Event::Spawned);
     life.board.child(&life.name, |shown| {
@@ -130,7 +130,7 @@ async fn start<K: Kept>(child: &K, life: &Life, gpus: &Gpus) -> Result<Started, 
     if let Some(error) = process.take_unrecorded() {
         life.board.event(ChildEvent::Unrecorded { child: life.name.clone(), error: error.to_string() });
     }
-    Ok(Started { process, listener, drains })
+    Ok(Started { process, door, drains })
 }
 
 /// Waits until nobody holds the GPU, or says who does.
@@ -156,19 +156,19 @@ async fn clear(gpu: &str, life: &Life, gpus: &Gpus) -> Result<(), Cause> {
 async fn attend<K: Kept>(
     child: &mut K,
     process: &mut Child,
-    listener: grail_link::Listener,
+    door: session::Door,
     life: &Life,
     stop: &CancellationToken,
 ) -> Cause {
     let pid = process.pid();
     let began = clock::monotonic();
     let serving = async {
-        let (link, hello) = match session::hello(&listener, pid).await {
+        let (link, hello) = match session::hello(&door, pid).await {
             Ok(greeted) => greeted,
             Err(cause) => return cause,
         };
         // Nobody else may connect.
-        drop(listener);
+        drop(door);
         if let Err(cause) = child.greet(hello) {
             return cause;
         }

@@ -2,9 +2,10 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use grail_link::{Connection, Inbox, LinkError, Listener};
-use grail_process::{Child, Launch, Spawner, environment};
+use grail_process::{Aside, Child, Launch, Spawner, environment};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -120,25 +121,58 @@ pub(super) struct Opening<'a> {
     pub environment: Vec<(OsString, OsString)>,
 }
 
+/// Longest wait for a disk that shall make or remove a socket's file.
+const SOCKET_LIMIT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(250));
+
+/// A child's socket. A disk that hangs holds up nobody who closes it.
+pub(super) struct Door {
+    listener: Option<Listener>,
+    aside: Aside,
+}
+
+impl Door {
+    async fn open(socket: PathBuf, aside: &Aside) -> Result<Self, String> {
+        let runtime = tokio::runtime::Handle::current();
+        let bound = aside.ask(SOCKET_LIMIT.0, move || {
+            let _here = runtime.enter();
+            Listener::bind(&socket)
+        });
+        let listener = bound.await.map_err(|error| format!("the disk of the sockets: {error}"))?;
+        Ok(Self { listener: Some(listener.map_err(|error| error.to_string())?), aside: aside.clone() })
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let listener = self.listener.take();
+        // Its file goes with it.
+        let _ = self.aside.wait(SOCKET_LIMIT.1, move || drop(listener));
+    }
+}
+
 /// Binds the child's socket and starts it.
-pub(super) async fn spawn(opening: Opening<'_>, name: &str) -> Result<(Listener, Child), Cause> {
+pub(super) async fn spawn(opening: Opening<'_>, name: &str) -> Result<(Door, Child), Cause> {
     let failed = |error: &dyn std::fmt::Display| Cause::CannotStart(error.to_string());
-    let listener = Listener::bind(&opening.socket).map_err(|error| failed(&error))?;
+    let door = Door::open(opening.socket.clone(), opening.spawner.aside()).await.map_err(|error| failed(&error))?;
     let mut arguments: Vec<OsString> = vec!["--socket".into(), opening.socket.into()];
     arguments.extend(opening.arguments);
     let launch = Launch {
         name: name.into(),
         program: opening.program,
         arguments,
-        environment: environment::for_child(std::env::vars_os(), opening.environment),
+        environment: environment::for_child(
+            std::env::vars_os(),
+            opening.environment.into_iter().chain([opening.spawner.family()]),
+        ),
     };
     let child = opening.spawner.spawn(launch).await.map_err(|error| failed(&error))?;
     crate::failpoint::pass("spawn").await;
-    Ok((listener, child))
+    Ok((door, child))
 }
 
 /// Waits for the child's first message. The life cycle sets the time limit.
-pub(super) async fn hello<In: DeserializeOwned, Out>(listener: &Listener, pid: u32) -> Result<(Connection<In, Out>, In), Cause> {
+pub(super) async fn hello<In: DeserializeOwned, Out>(door: &Door, pid: u32) -> Result<(Connection<In, Out>, In), Cause> {
+    let listener = door.listener.as_ref().ok_or(Cause::Closed)?;
     let mut link: Connection<In, Out> = listener.accept(pid).await.map_err(broken)?;
     let hello = link.inbox.receive().await.map_err(broken)?.ok_or(Cause::Closed)?;
     crate::failpoint::pass("handshake").await;

@@ -51,6 +51,26 @@ event! {
 }
 
 event! {
+    /// A place of the log, or the journal, takes no more lines at present. How many it has lost in all is in the status.
+    LinesLost, "lines_lost", lasting: false, warn "A place takes no lines at present; they are counted and left out."
+    {
+        /// The place.
+        place: String,
+        /// Lines it has lost in all.
+        lost: u64,
+    }
+}
+
+event! {
+    /// Before this record some are missing, because the disk did not keep up.
+    RecordsLeftOut, "records_left_out", lasting: true, error "Records are missing in the journal: its disk did not keep up."
+    {
+        /// How many.
+        count: u64,
+    }
+}
+
+event! {
     /// A window is attempted.
     WindowOpened, "window_opened", lasting: false, info "The window is opened."
     {

@@ -57,7 +57,9 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Counts {
     by_kind: BTreeMap<&'static str, u64>,
+    /// Records that found no room: all of them, and those of which the journal does not tell yet.
     left_out: u64,
+    untold: u64,
 }
 
 enum Message {
@@ -71,6 +73,13 @@ struct Record {
     kind: &'static str,
     data: serde_json::Value,
     lasting: bool,
+}
+
+impl Record {
+    fn of<E: Event>(event: &E) -> Self {
+        let data = serde_json::to_value(event).unwrap_or_default();
+        Self { time: clock::unix_seconds(), kind: E::KIND, data, lasting: E::LASTING }
+    }
 }
 
 impl Journal {
@@ -87,21 +96,26 @@ impl Journal {
         Self { inner: Some(Arc::new(Inner { queue, counts: Mutex::default() })) }
     }
 
-    /// Logs an event, counts it and writes it down. Never waits.
+    /// Logs an event, counts it and writes it down. Never waits: what finds no room is counted, and the gap is on record as soon
+    /// as there is room again.
     pub fn record<E: Event>(&self, event: &E) {
         event.log();
         let Some(inner) = &self.inner else { return };
-        let data = serde_json::to_value(event).unwrap_or_default();
-        let record = Record { time: clock::unix_seconds(), kind: E::KIND, data, lasting: E::LASTING };
         let mut counts = inner.counts.lock().unwrap_or_else(PoisonError::into_inner);
         *counts.by_kind.entry(E::KIND).or_default() += 1;
-        match inner.queue.try_send(Message::Record(record)) {
-            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
-            Err(TrySendError::Full(_)) => {
-                counts.left_out += 1;
-                tracing::error!(left_out = counts.left_out, "The journal's disk does not keep up; an event is not on record.");
-            }
+        let fits = |record| !matches!(inner.queue.try_send(Message::Record(record)), Err(TrySendError::Full(_)));
+        if counts.untold > 0 && fits(Record::of(&RecordsLeftOut { count: counts.untold })) {
+            counts.untold = 0;
         }
+        if counts.untold > 0 || !fits(Record::of(event)) {
+            counts.left_out += 1;
+            counts.untold += 1;
+        }
+    }
+
+    /// Records that found no room.
+    pub fn left_out(&self) -> u64 {
+        self.inner.as_ref().map_or(0, |inner| inner.counts.lock().unwrap_or_else(PoisonError::into_inner).left_out)
     }
 
     /// How often each kind was recorded by this process.

@@ -26,6 +26,9 @@ use crate::upload::holds;
 /// Local copies of window files that are kept.
 const KEPT_WINDOWS: usize = 3;
 
+/// Longest wait for the disk to take one.
+const COPY_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What a closed window put into the bucket.
 pub(super) struct Closed {
     pub rollouts: u32,
@@ -160,13 +163,12 @@ impl Miner {
     fn keep_copy(&self, window: u64, key: &str, bytes: Bytes) -> impl Future<Output = ()> + use<> {
         let path = self.windows.join(key.rsplit('/').next().unwrap_or(key));
         let journal = self.journal.clone();
-        let written = tokio::task::spawn_blocking(move || copy(&path, &bytes));
+        let disk = self.copies_disk.clone();
         async move {
-            let why = match tokio::time::timeout(Duration::from_secs(10), written).await {
-                Ok(Ok(Ok(()))) => return,
-                Ok(Ok(Err(error))) => error.to_string(),
+            let why = match disk.ask(COPY_PATIENCE, move || copy(&path, &bytes)).await {
+                Ok(Ok(())) => return,
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => "the disk gave no answer within 10 s".into(),
+                Err(error) => error.to_string(),
             };
             journal.record(&LocalCopyFailed { window, why });
         }

@@ -1,20 +1,22 @@
 //! The groups of one window that are complete: encoded, judged, durable where the disk allows it, and in memory in any case.
 //!
 //! ```text
-//!  sixteen rows ─ encode ─ read back and judge ─ spool ─▶ kept ─ close ─▶ the window's file
+//!  sixteen rows ─ encode ─ read back and judge ─▶ kept ─ close ─▶ the window's file
+//!                                                 └────▶ spool, on a thread of its own
 //!  spool of an earlier run ─ read ─ judge ────────────────▶ │
 //!  a worker that is not believed any more ──────────────────┴─▶ its groups are taken out, on disk too; and what an earlier run
 //!  a doubt about all of them                                    has brought into the bucket is to be withdrawn
 //! ```
 //!
-//! A disk that is full, read-only or hangs costs durability, never the window.
+//! A disk that is full, read-only or hangs costs durability, never the window: one thread alone writes the spool, in the order in
+//! which things happened, and nobody waits for it twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use grail_process::clock;
+use grail_process::{Aside, clock};
 use grail_protocol::row::WindowRow;
 use grail_store::window_file::{WindowMetadata, encode_group, read_window};
 use tokio::sync::mpsc;
@@ -44,6 +46,8 @@ pub struct Kept {
 pub struct Harvest {
     judge: Judge,
     spool: Option<Arc<Spool>>,
+    /// The thread that writes the spool.
+    disk: Aside,
     journal: Journal,
     board: Board,
     /// What earlier runs have sent.
@@ -54,6 +58,8 @@ pub struct Harvest {
 #[derive(Debug, Default)]
 struct State {
     groups: BTreeMap<i64, Kept>,
+    /// Those of them that the status counts: the disk has answered for them.
+    counted: BTreeSet<i64>,
     bytes: usize,
     distrusted: BTreeSet<u32>,
     /// Nothing of this window is believed.
@@ -69,9 +75,9 @@ struct State {
 }
 
 impl Harvest {
-    /// An empty harvest of the window that `judge` speaks of; without a spool, one in memory only.
-    pub fn new(judge: Judge, spool: Option<Arc<Spool>>, journal: Journal, board: Board) -> Self {
-        Self { judge, spool, journal, board, sent: Sent::default(), state: Mutex::default() }
+    /// An empty harvest of the window that `judge` speaks of, whose spool is written on `disk`; without a spool, one in memory only.
+    pub fn new(judge: Judge, spool: Option<Arc<Spool>>, disk: Aside, journal: Journal, board: Board) -> Self {
+        Self { judge, spool, disk, journal, board, sent: Sent::default(), state: Mutex::default() }
     }
 
     /// With what earlier runs of the window have sent under `key`: a verdict on groups concerns it too.
@@ -87,7 +93,7 @@ impl Harvest {
         &self.judge
     }
 
-    /// Encodes, judges and spools one group, and keeps it. Says whether it is durable.
+    /// Encodes, judges and keeps one group, and spools it. Says whether it is durable. Cancelled once it is kept, it stays kept.
     ///
     /// # Errors
     /// When the gate holds it back, its worker is not believed any more, or the window is closed.
@@ -96,12 +102,34 @@ impl Harvest {
         let encoded = tokio::task::spawn_blocking(move || this.encode(&group)).await;
         let kept = encoded.map_err(|error| Dropped::Internal(error.to_string()))??;
         let (index, record) = (kept.record.header.index, kept.record.clone());
-        let durable = self.on_willing_disk(move |spool| spool.put(&record)).await.is_some();
-        let added = self.add(kept);
-        if added.is_err() {
-            self.on_disk(move |spool| spool.discard(index)).await;
+        self.add(kept)?;
+        let this = self.clone();
+        // What was taken out meanwhile must not come back; what is taken out later is discarded behind this.
+        let put = move |spool: &Spool| if this.worker_of(index).is_some() { spool.put(&record) } else { Ok(()) };
+        let durable = self.on_willing_disk(put).await.is_some();
+        self.count(index);
+        Ok(durable)
+    }
+
+    /// Counts a kept group in the status, once.
+    pub fn count(&self, index: i64) {
+        let mut state = self.state();
+        let Some(GroupHeader { reward_sum, successes, .. }) = state.groups.get(&index).map(|kept| kept.record.header.clone())
+        else {
+            return;
+        };
+        if state.counted.insert(index) {
+            self.board.window(|window| {
+                window.spooled += 1;
+                window.reward_sum += reward_sum;
+                window.successes += successes;
+            });
         }
-        added.map(|()| durable)
+    }
+
+    /// Who proved a group that is kept.
+    pub fn worker_of(&self, index: i64) -> Option<u32> {
+        self.state().groups.get(&index).map(|kept| kept.record.header.worker)
     }
 
     fn encode(&self, group: &Group) -> Result<Kept, Dropped> {
@@ -130,7 +158,7 @@ impl Harvest {
     }
 
     fn add(&self, kept: Kept) -> Result<(), Dropped> {
-        let GroupHeader { index, worker, reward_sum, successes, .. } = kept.record.header;
+        let GroupHeader { index, worker, .. } = kept.record.header;
         let mut state = self.state();
         if state.closed {
             return Err(Dropped::TooLate);
@@ -144,12 +172,6 @@ impl Harvest {
             _ = listener.send((index, kept.record.file.clone()));
         }
         state.groups.insert(index, kept);
-        drop(state);
-        self.board.window(|window| {
-            window.spooled += 1;
-            window.reward_sum += reward_sum;
-            window.successes += successes;
-        });
         Ok(())
     }
 
@@ -197,7 +219,9 @@ impl Harvest {
                 tracing::error!(%error, "What must not be judged is not on disk.");
             }
         }
-        self.add(Kept { judged: judged?, record }).map_err(|dropped| dropped.to_string())
+        self.add(Kept { judged: judged?, record }).map_err(|dropped| dropped.to_string())?;
+        self.count(index);
+        Ok(())
     }
 
     fn judge_again(&self, index: i64, record: &GroupRecord) -> Result<JudgedGroup, String> {
@@ -234,7 +258,10 @@ impl Harvest {
             indices.iter().try_for_each(|index| spool.discard(*index))
         })
         .await;
-        for GroupHeader { reward_sum, successes, .. } in &out {
+        for GroupHeader { index, reward_sum, successes, .. } in &out {
+            if !self.state().counted.remove(index) {
+                continue;
+            }
             self.board.window(|window| {
                 window.spooled = window.spooled.saturating_sub(1);
                 window.reward_sum -= reward_sum;
@@ -312,25 +339,24 @@ impl Harvest {
         work: impl FnOnce(&Spool) -> Result<T, SpoolError> + Send + 'static,
     ) -> Option<T> {
         let resting = self.state().disk_rests_until.is_some_and(|until| clock::monotonic() < until);
-        if resting { None } else { self.on_disk(work).await }
+        if resting || self.disk.held_up() >= DISK_PATIENCE { None } else { self.on_disk(work).await }
     }
 
-    /// Does something with the spool, on a thread of its own and within [`DISK_PATIENCE`]. `None` when there is no spool, or
-    /// the disk refuses or hangs; the first refusal in a row is told.
+    /// Does something with the spool, behind everything that was to be done before, and waits for it at most [`DISK_PATIENCE`], once
+    /// for a disk that hangs. `None` when there is no spool, or the disk refuses or hangs; the first refusal in a row is told. What
+    /// a disk that hangs was to do is done when it is back.
     pub async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Spool) -> Result<T, SpoolError> + Send + 'static,
     ) -> Option<T> {
         let spool = self.spool.clone()?;
-        let worked = tokio::time::timeout(DISK_PATIENCE, tokio::task::spawn_blocking(move || work(&spool))).await;
-        let why = match worked {
-            Ok(Ok(Ok(value))) => {
+        let why = match self.disk.ask(DISK_PATIENCE, move || work(&spool)).await {
+            Ok(Ok(value)) => {
                 self.state().disk_rests_until = None;
                 return Some(value);
             }
-            Ok(Ok(Err(error))) => error.to_string(),
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} s", DISK_PATIENCE.as_secs()),
+            Err(error) => error.to_string(),
         };
         let before = self.state().disk_rests_until.replace(clock::monotonic() + DISK_REST);
         if before.is_none() {
@@ -361,7 +387,8 @@ pub(super) mod tests {
         let (spool, left) =
             Spool::open(Arc::new(FileSystem), folder, hotkey.address(), 600, &UnderWay::default(), budget).unwrap();
         let judge = gate::tests::judge(&hotkey);
-        (Arc::new(Harvest::new(judge, Some(Arc::new(spool)), Journal::default(), Board::default())), left.groups)
+        let disk = Aside::start("test", 64).unwrap();
+        (Arc::new(Harvest::new(judge, Some(Arc::new(spool)), disk, Journal::default(), Board::default())), left.groups)
     }
 
     pub(in crate::window) fn group(index: i64, worker: u32) -> Group {
@@ -490,6 +517,29 @@ pub(super) mod tests {
         assert_eq!((full.groups(), harvest(folder.path(), 10).1), (1, vec![]));
         assert_eq!(full.on_willing_disk(|spool| spool.reserve(64)).await, None, "it is left alone for a while");
         assert_eq!(full.on_disk(|spool| spool.reserve(64)).await, Some(()));
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_holds_up_one_group_and_takes_them_in_their_order_when_it_is_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (hanging, _) = harvest(folder.path(), u64::MAX);
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        assert!(hanging.disk.offer(move || held.recv().unwrap_or_default()));
+        // Whoever waits for the disk is cut off, as at the end of a window: the group is there all the same.
+        let cut_off = tokio::time::timeout(Duration::from_millis(200), hanging.keep(group(0, 0)));
+        assert!(cut_off.await.is_err() && hanging.worker_of(0) == Some(0));
+        assert_eq!(hanging.keep(group(1, 1)).await, Ok(false));
+        let began = clock::monotonic();
+        for index in 2..12 {
+            assert_eq!(hanging.keep(group(index, 0)).await, Ok(false));
+        }
+        assert_eq!(hanging.distrust(1).await, 1);
+        assert!(began.elapsed() < DISK_PATIENCE, "nobody waits for it again: {:?}", began.elapsed());
+        release.send(()).unwrap();
+        assert_eq!(hanging.on_disk(|_| Ok(())).await, Some(()));
+        assert_eq!(harvest(folder.path(), u64::MAX).1, [0], "the second one was taken out before its turn came");
+        assert_eq!(hanging.keep(group(12, 0)).await, Ok(true));
+        assert_eq!(indices(hanging.close()), [vec![0], (2..=12).collect()].concat());
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use grail_chain::relays::Relays;
-use grail_process::clock;
+use grail_process::{Aside, clock};
 use grail_protocol::constants::{DEADLINE_SLACK_SECONDS, ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
 use grail_protocol::window::{object_key, window_start};
 use grail_store::bucket::Bucket;
@@ -79,14 +79,20 @@ pub struct Miner {
     pub bucket: Bucket,
     /// The trainer's checkpoints.
     pub checkpoints: Checkpoints,
-    /// Folder of the spool.
+    /// The thread that removes old ones.
+    pub cache_disk: Aside,
+    /// Folder of the spool, and the thread that writes it.
     pub spool: PathBuf,
+    /// See [`Miner::spool`].
+    pub spool_disk: Aside,
     /// Bytes of the parts in which a file leaves while its window runs; 0 sends it whole at the end.
     pub part_bytes: usize,
     /// Most bytes of one window's spool.
     pub spool_budget: u64,
-    /// Folder of the local copies.
+    /// Folder of the local copies, and the thread that writes them.
     pub windows: PathBuf,
+    /// See [`Miner::windows`].
+    pub copies_disk: Aside,
     /// Where progress is shown.
     pub board: Board,
     /// Where events are written down.
@@ -294,15 +300,12 @@ impl Miner {
         let (disk, root, budget) = (Arc::new(FileSystem), self.spool.clone(), self.spool_budget);
         let wallet = self.workshop.hotkey.address().to_owned();
         let under_way = self.windows_under_way();
-        let opening = tokio::task::spawn_blocking(move || Spool::open(disk, &root, &wallet, window, &under_way, budget));
-        let (spool, left) = match tokio::time::timeout(OPEN_PATIENCE, opening).await {
-            Ok(Ok(Ok((spool, left)))) => (Some(Arc::new(spool)), left),
-            other => {
-                let why = match other {
-                    Ok(Ok(Err(error))) => error.to_string(),
-                    Ok(Err(error)) => error.to_string(),
-                    _ => format!("no answer within {} s", OPEN_PATIENCE.as_secs()),
-                };
+        let opening = self.spool_disk.ask(OPEN_PATIENCE, move || Spool::open(disk, &root, &wallet, window, &under_way, budget));
+        let opened =
+            opening.await.map_err(|error| error.to_string()).and_then(|opened| opened.map_err(|error| error.to_string()));
+        let (spool, left) = match opened {
+            Ok((spool, left)) => (Some(Arc::new(spool)), left),
+            Err(why) => {
                 self.journal.record(&SpoolRefused { window, why });
                 (None, Left::default())
             }
@@ -346,7 +349,8 @@ impl Miner {
             max_positions: sheet.max_positions,
         };
         let key = object_key(self.workshop.hotkey.address(), opened.clockwork.window);
-        let harvest = Harvest::new(judge, opened.spool.clone(), self.journal.clone(), self.board.clone());
+        let (spool, disk) = (opened.spool.clone(), self.spool_disk.clone());
+        let harvest = Harvest::new(judge, spool, disk, self.journal.clone(), self.board.clone());
         let harvest = Arc::new(harvest.after(&opened.left.sent, &key));
         if !opened.left.groups.is_empty() {
             tracing::info!(groups = opened.left.groups.len(), "Groups of this window were found in the spool.");
@@ -413,7 +417,8 @@ impl Miner {
         self.journal.record(&MiningBegan { window: clockwork.window, revision, seconds });
         let site = Site { clockwork: clockwork.clone(), terms: terms.clone(), facts: Arc::new(facts), harvest };
         let findings = self.generate(&site, self.indices(opened), stop).await;
-        self.checkpoints.clean(&terms);
+        // A disk that is busy with it is left to it.
+        self.cache_disk.offer(self.checkpoints.clean(&terms));
         Ok(findings)
     }
 

@@ -38,7 +38,7 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 const SERVER_LOOK: Duration = Duration::from_secs(2);
 /// Checks under way at once; what comes beyond is not checked.
 const CHECKS_AT_ONCE: usize = 4;
-/// Longest wait for complete groups that are not yet on disk, and the share of a block that it may take.
+/// Longest wait for groups that are being encoded or are not yet on disk, and the share of a block that it may take.
 const LAST_KEEPS: (f64, f64) = (1.0, 0.25);
 /// Longest wait for the last checks, and the share of a block that they may take.
 const LAST_CHECKS: (f64, f64) = (2.0, 0.25);
@@ -275,12 +275,7 @@ impl Miner {
         let now = clock::unix_seconds();
         let Ended { index, seconds, result } = match ended {
             Ok(ended) => ended,
-            Err(error) => {
-                let index = shift.begun.get(&error.id()).copied().unwrap_or(-1);
-                self.schedule.dropped(index, now, false);
-                let why = if error.is_cancelled() { Dropped::TooLate } else { Dropped::Internal(error.to_string()) };
-                return self.drop_group(site, index, &why);
-            }
+            Err(error) => return self.broken_off(&error, site, shift, now),
         };
         shift.handles.remove(&index);
         match result {
@@ -300,6 +295,20 @@ impl Miner {
                 self.drop_group(site, index, &dropped);
             }
         }
+    }
+
+    /// A group's task ended before it could say how. What is kept by then stays kept: it waited for the disk only.
+    fn broken_off(&mut self, error: &JoinError, site: &Site, shift: &Shift, now: f64) {
+        let index = shift.begun.get(&error.id()).copied().unwrap_or(-1);
+        if let Some(worker) = site.harvest.worker_of(index) {
+            site.harvest.count(index);
+            self.schedule.kept(index, now);
+            let (window, durable, seconds) = (site.clockwork.window, false, 0.0);
+            return self.journal.record(&GroupKept { window, group: index, worker, durable, seconds });
+        }
+        self.schedule.dropped(index, now, false);
+        let why = if error.is_cancelled() { Dropped::TooLate } else { Dropped::Internal(error.to_string()) };
+        self.drop_group(site, index, &why);
     }
 
     fn drop_group(&self, site: &Site, group: i64, dropped: &Dropped) {
@@ -397,13 +406,7 @@ impl Miner {
         // A disk that hangs.
         shift.jobs.abort_all();
         while let Some(ended) = shift.jobs.join_next().await {
-            match ended {
-                Ok(ended) => self.record(Ok(ended), site, &mut shift),
-                Err(error) => {
-                    let index = shift.begun.get(&error.id()).copied().unwrap_or(-1);
-                    self.drop_group(site, index, &Dropped::TooLate);
-                }
-            }
+            self.record(ended, site, &mut shift);
         }
         self.board.window(|status| status.in_flight = 0);
         let patience = LAST_CHECKS.0.min(LAST_CHECKS.1 * self.schedule.block_seconds());

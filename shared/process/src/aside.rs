@@ -1,0 +1,188 @@
+//! Work that the kernel may hold up for as long as it likes (a disk that hangs, a pipe that nobody reads), on a thread of its
+//! own: whoever wants it done waits for a limited time, or not at all.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::clock;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeldUp {
+    /// It is done when the kernel lets the thread go.
+    #[error("no answer within {0:?}")]
+    NoAnswer(Duration),
+    /// It will not be done.
+    #[error("too much waits for it already")]
+    Full,
+    /// It was begun and ended abnormally.
+    #[error("it ended abnormally")]
+    Ended,
+}
+
+impl From<HeldUp> for io::Error {
+    fn from(why: HeldUp) -> Self {
+        Self::new(io::ErrorKind::TimedOut, why)
+    }
+}
+
+/// A thread that does one piece of work after another, in the order in which they came. It lives as long as the last clone, or
+/// as the work that the kernel holds up.
+#[derive(Debug, Clone)]
+pub struct Aside {
+    queue: SyncSender<Work>,
+    doing: Arc<Mutex<Doing>>,
+}
+
+#[derive(Debug, Default)]
+struct Doing {
+    /// Pieces that are not done.
+    left: usize,
+    /// When the present one was begun.
+    since: Option<Instant>,
+}
+
+impl Aside {
+    /// Starts the thread. At most `most` pieces of work wait for it.
+    ///
+    /// # Errors
+    /// When the operating system refuses a thread.
+    pub fn start(name: &str, most: usize) -> io::Result<Self> {
+        let (queue, inbox) = sync_channel(most);
+        let doing = Arc::<Mutex<Doing>>::default();
+        let seen = doing.clone();
+        std::thread::Builder::new().name(name.into()).spawn(move || run(&inbox, &seen))?;
+        Ok(Self { queue, doing })
+    }
+
+    /// Has something done, some time. Never waits; `false`: too much waits already.
+    pub fn offer(&self, work: impl FnOnce() + Send + 'static) -> bool {
+        // Counted first: who does it counts it down.
+        lock(&self.doing).left += 1;
+        match self.queue.try_send(Box::new(work)) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                lock(&self.doing).left -= 1;
+                false
+            }
+        }
+    }
+
+    /// Whether nothing waits and nothing is being done.
+    pub fn is_idle(&self) -> bool {
+        lock(&self.doing).left == 0
+    }
+
+    /// For how long the kernel has had the present piece of work.
+    pub fn held_up(&self) -> Duration {
+        lock(&self.doing).since.map_or(Duration::ZERO, |since| clock::monotonic().saturating_duration_since(since))
+    }
+
+    /// Has something done and waits for its answer: `limit` from now, or from the beginning of what is being done at present. So a
+    /// thread that is held up makes nobody wait twice. What got no answer in time is done all the same.
+    ///
+    /// # Errors
+    /// [`HeldUp`]
+    pub async fn ask<T: Send + 'static>(&self, limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Result<T, HeldUp> {
+        let (tell, answer) = tokio::sync::oneshot::channel();
+        let patience = self.patience(limit);
+        if !self.offer(move || drop(tell.send(work()))) {
+            return Err(HeldUp::Full);
+        }
+        match tokio::time::timeout(patience, answer).await {
+            Ok(answer) => answer.map_err(|_| HeldUp::Ended),
+            Err(_) => Err(HeldUp::NoAnswer(limit)),
+        }
+    }
+
+    /// As [`Aside::ask`], where a thread waits.
+    ///
+    /// # Errors
+    /// [`HeldUp`]
+    pub fn wait<T: Send + 'static>(&self, limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Result<T, HeldUp> {
+        let (tell, answer) = channel();
+        let patience = self.patience(limit);
+        if !self.offer(move || drop(tell.send(work()))) {
+            return Err(HeldUp::Full);
+        }
+        answer.recv_timeout(patience).map_err(|error| match error {
+            RecvTimeoutError::Timeout => HeldUp::NoAnswer(limit),
+            RecvTimeoutError::Disconnected => HeldUp::Ended,
+        })
+    }
+
+    fn patience(&self, limit: Duration) -> Duration {
+        limit.saturating_sub(self.held_up())
+    }
+}
+
+fn run(inbox: &Receiver<Work>, doing: &Mutex<Doing>) {
+    for work in inbox {
+        lock(doing).since = Some(clock::monotonic());
+        // Whoever waits for the answer hears that there is none.
+        let ended: Result<(), Box<dyn Any + Send>> = catch_unwind(AssertUnwindSafe(work));
+        drop(ended);
+        let mut doing = lock(doing);
+        doing.since = None;
+        doing.left -= 1;
+    }
+}
+
+fn lock(doing: &Mutex<Doing>) -> std::sync::MutexGuard<'_, Doing> {
+    doing.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn who_is_held_up_makes_nobody_wait_twice_and_does_everything_in_order_afterwards() {
+        let aside = Aside::start("test", 3).unwrap();
+        let (release, held) = channel::<()>();
+        let done = Arc::<Mutex<Vec<u32>>>::default();
+        let note = |number: u32| {
+            let done = done.clone();
+            move || done.lock().unwrap().push(number)
+        };
+        let first = note(1);
+        let stuck = move || {
+            held.recv().unwrap_or_default();
+            first();
+        };
+        let limit = Duration::from_millis(100);
+        assert_eq!(aside.ask(limit, stuck).await, Err(HeldUp::NoAnswer(limit)));
+        assert!(aside.held_up() >= limit && !aside.is_idle());
+        let began = clock::monotonic();
+        for number in 2..=4 {
+            assert_eq!(aside.ask(limit, note(number)).await, Err(HeldUp::NoAnswer(limit)));
+        }
+        assert_eq!(aside.wait(limit, note(5)), Err(HeldUp::Full));
+        assert!(!aside.offer(note(6)));
+        assert!(began.elapsed() < LONG, "three waits of no time");
+        release.send(()).unwrap();
+        let end = clock::monotonic() + LONG;
+        while !aside.is_idle() {
+            assert!(clock::monotonic() < end, "it goes on");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(*done.lock().unwrap(), [1, 2, 3, 4]);
+        assert_eq!(aside.ask(LONG, || 7).await, Ok(7));
+        assert_eq!(aside.held_up(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_ends_alone() {
+        let aside = Aside::start("test", 3).unwrap();
+        assert_eq!(aside.ask(LONG, || assert!(std::hint::black_box(false), "on purpose")).await, Err(HeldUp::Ended));
+        assert_eq!(aside.wait(LONG, || 8), Ok(8));
+    }
+}
