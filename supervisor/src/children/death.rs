@@ -28,6 +28,8 @@
 
 use serde::Serialize;
 
+use super::output::PANIC;
+
 /// Why a child died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "class", content = "detail")]
@@ -337,6 +339,12 @@ impl Death {
             (_, Exit::Code(code)) => reason.push_str(&format!(" (exit code {code})")),
             (_, Exit::Signal(signal)) if *facts.cause == Cause::Exited => reason.push_str(&format!(" (signal {signal})")),
             (_, Exit::Signal(_)) => {}
+        }
+        if let Some(place) = facts.tail.iter().position(|line| line.contains(PANIC))
+            && matches!(class, DeathClass::Failed(_) | DeathClass::Crashed(_))
+        {
+            let message: Vec<&str> = facts.tail[place..].iter().take(2).map(String::as_str).collect();
+            reason.push_str(&format!(": {}", message.join(" ")));
         }
         Self { class, reason, pid, lived_seconds, lines: facts.tail.to_vec(), threads }
     }

@@ -13,7 +13,13 @@ use super::throttle::{Admission, Throttle};
 
 /// Longest line that is passed on; the rest of it counts as further lines.
 const LINE_LIMIT: u64 = 4096;
-/// Lines that are kept …
+/// What the first line of a panic has in it; its message and the first frames follow.
+pub(super) const PANIC: &str = " panicked at ";
+/// Lines of a panic that are kept, whatever comes after them: with RUST_BACKTRACE that may be a hundred frames …
+const PANIC_LINES: usize = 12;
+/// … and panics: the first is the cause of what follows while it unwinds.
+const PANICS: usize = 2;
+/// Last lines that are kept …
 const KEPT_LINES: usize = 40;
 /// … and characters of each.
 const KEPT_CHARACTERS: usize = 500;
@@ -34,8 +40,46 @@ struct Printing {
     /// As `CUDA_VISIBLE_DEVICES` names them, with commas; `None` for the CPU.
     gpus: Option<String>,
     began: Instant,
-    kept: Mutex<VecDeque<String>>,
+    kept: Mutex<Kept>,
     throttle: Mutex<Throttle>,
+}
+
+/// The lines that are worth the most on the day it dies.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Of how many lines there were so far, by number: the beginnings of its panics …
+    panics: Vec<(u64, String)>,
+    /// … and the last ones.
+    last: VecDeque<(u64, String)>,
+    count: u64,
+    heads: usize,
+}
+
+impl Kept {
+    /// Takes a line; `left` lines of its pipe still belong to a panic's beginning.
+    fn take(&mut self, line: &str, left: &mut usize) {
+        let line: String = line.chars().take(KEPT_CHARACTERS).collect();
+        if line.contains(PANIC) && self.heads < PANICS {
+            self.heads += 1;
+            *left = PANIC_LINES;
+        }
+        if *left > 0 {
+            *left -= 1;
+            self.panics.push((self.count, line.clone()));
+        }
+        if self.last.len() == KEPT_LINES {
+            self.last.pop_front();
+        }
+        self.last.push_back((self.count, line));
+        self.count += 1;
+    }
+
+    /// All of them in order, each once.
+    fn lines(&self) -> Vec<String> {
+        let from = self.last.front().map_or(0, |(number, _)| *number);
+        let pinned = self.panics.iter().filter(|(number, _)| *number < from);
+        pinned.chain(&self.last).map(|(_, line)| line.clone()).collect()
+    }
 }
 
 impl Drains {
@@ -68,7 +112,7 @@ impl Drains {
         if held > 0 {
             self.child.tell_held(held);
         }
-        locked(&self.child.kept).iter().cloned().collect()
+        locked(&self.child.kept).lines()
     }
 }
 
@@ -78,7 +122,7 @@ fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 
 async fn drain(child: Arc<Printing>, pipe: impl AsyncRead + Unpin) {
     let mut reader = BufReader::new(pipe);
-    let mut line = Vec::new();
+    let (mut line, mut of_panic) = (Vec::new(), 0);
     loop {
         line.clear();
         // Bounded: a child that never ends its line must not fill our memory.
@@ -89,19 +133,14 @@ async fn drain(child: Arc<Printing>, pipe: impl AsyncRead + Unpin) {
         let text = String::from_utf8_lossy(&line);
         let text = text.trim();
         if !text.is_empty() {
-            child.printed(text);
+            child.printed(text, &mut of_panic);
         }
     }
 }
 
 impl Printing {
-    fn printed(&self, line: &str) {
-        let mut kept = locked(&self.kept);
-        if kept.len() == KEPT_LINES {
-            kept.pop_front();
-        }
-        kept.push_back(line.chars().take(KEPT_CHARACTERS).collect());
-        drop(kept);
+    fn printed(&self, line: &str, of_panic: &mut usize) {
+        locked(&self.kept).take(line, of_panic);
         let admission = locked(&self.throttle).judge(self.began.elapsed(), line);
         match admission {
             Admission::Held => return,
@@ -125,5 +164,40 @@ impl Printing {
             Some(("DEBUG", rest)) => tracing::debug!(target: "child", %child, gpu, "{}", rest.trim_start()),
             _ => tracing::info!(target: "child", %child, gpu, "{line}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panics_message_and_first_frames_outlive_a_hundred_others() {
+        let (mut kept, mut left, mut other) = (Kept::default(), 0, 0);
+        kept.take("INFO before", &mut left);
+        kept.take("thread 'main' panicked at src/prove.rs:7:5:", &mut left);
+        kept.take("the cache holds a NaN", &mut left);
+        kept.take("a line of the other pipe", &mut other);
+        kept.take("stack backtrace:", &mut left);
+        for frame in 0..100 {
+            kept.take(&format!("{frame:4}: core::frame"), &mut left);
+        }
+        let lines = kept.lines();
+        let expected =
+            ["thread 'main' panicked at src/prove.rs:7:5:", "the cache holds a NaN", "stack backtrace:", "   0: core::frame"];
+        assert_eq!(lines[..4], expected);
+        assert_eq!((lines[11].as_str(), lines[12].as_str()), ("   8: core::frame", "  60: core::frame"));
+        assert_eq!((lines.len(), lines.last().unwrap().as_str()), (PANIC_LINES + KEPT_LINES, "  99: core::frame"));
+    }
+
+    #[test]
+    fn lines_without_a_panic_are_the_last_ones_and_a_panic_among_them_is_there_once() {
+        let (mut kept, mut left) = (Kept::default(), 0);
+        for line in 0..50 {
+            kept.take(&format!("line {line}"), &mut left);
+        }
+        kept.take("thread 'a' panicked at b", &mut left);
+        let lines = kept.lines();
+        assert_eq!((lines.len(), lines[0].as_str(), lines[39].as_str()), (40, "line 11", "thread 'a' panicked at b"));
     }
 }
