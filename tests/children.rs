@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use grail_fakes::Script;
-use grail_tests::{Cast, Host, Running, assert_all_gone, lives, one_at_a_time, programs, tree};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use grail_process::Identity;
+use grail_tests::{Cast, Host, Running, assert_all_gone, lives, one_at_a_time, process, programs, send, tree};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const END: Duration = Duration::from_secs(90);
@@ -44,11 +44,14 @@ impl Scripted {
         self.host.start(&arguments)
     }
 
-    /// The pid that the script wrote into `name`, of a process other than `before`.
-    fn pid(&self, name: &str, before: i32) -> i32 {
+    /// The process whose pid the script wrote into `name`, another one than `before`.
+    fn process(&self, name: &str, before: Option<&Identity>) -> Identity {
         let path = self.host.path().join(name);
-        let read = || std::fs::read_to_string(&path).ok()?.trim().parse::<i32>().ok().filter(|pid| *pid != before);
-        await_some(&format!("a new pid in {name}"), read)
+        let read = || {
+            let pid = std::fs::read_to_string(&path).ok()?.trim().parse().ok()?;
+            Identity::of(pid).ok().filter(|process| before != Some(process))
+        };
+        await_some(&format!("a new process in {name}"), read)
     }
 }
 
@@ -67,8 +70,13 @@ fn worker(status: &Value) -> &Value {
     &status["children"]["proof-worker 0"]
 }
 
-fn pid_of(child: &Value) -> i32 {
-    i32::try_from(child["pid"].as_i64().unwrap()).unwrap()
+fn process_of(child: &Value) -> Identity {
+    process(i32::try_from(child["pid"].as_i64().unwrap()).unwrap())
+}
+
+/// The first one below a child.
+fn below(child: &Value) -> Identity {
+    tree(i32::try_from(child["pid"].as_i64().unwrap()).unwrap())[1].clone()
 }
 
 fn happened<'a>(status: &'a Value, event: &str) -> Vec<&'a Value> {
@@ -104,28 +112,28 @@ fn what_a_child_leaves_behind_is_ended_in_its_life_and_by_the_next_run() {
     // The worker's own process starts a session of its own: no signal to the worker's group reaches it.
     let scripted = Scripted::new("setsid sleep 3000 & echo $! > left.new; mv left.new left; exec sleep 3000");
     let mut miner = scripted.start(&[]);
-    let first = scripted.pid("left", 0);
+    let first = scripted.process("left", None);
     let status = scripted.host.await_status("the worker", &mut miner, 30, |status| worker(status)["pid"].is_i64());
-    kill(Pid::from_raw(pid_of(worker(&status))), Signal::SIGKILL).unwrap();
-    let second = scripted.pid("left", first);
-    assert_all_gone(&[first]);
+    send(&process_of(worker(&status)), Signal::SIGKILL);
+    let second = scripted.process("left", Some(&first));
+    assert_all_gone(std::slice::from_ref(&first));
     let status = scripted.host.await_status("the record", &mut miner, 10, |status| !happened(status, "orphan_ended").is_empty());
-    assert_eq!(happened(&status, "orphan_ended")[0]["pid"], first);
+    assert_eq!(happened(&status, "orphan_ended")[0]["pid"], first.pid);
     assert_eq!(worker(&status)["death"]["class"], "killed");
 
     // Now the supervisor itself: its children die with it, their children do not.
     let family = tree(miner.pid());
     miner.signal(Signal::SIGKILL);
     miner.finish(END);
-    assert!(lives(second), "the test wants a survivor");
-    assert_all_gone(&family.into_iter().filter(|pid| *pid != second).collect::<Vec<_>>());
+    assert!(lives(&second), "the test wants a survivor");
+    assert_all_gone(&family.into_iter().filter(|process| *process != second).collect::<Vec<_>>());
     let mut miner = scripted.start(&[]);
     let status =
         scripted.host.await_status("the survivor's end", &mut miner, 30, |status| !happened(status, "survivor").is_empty());
     let survivor = happened(&status, "survivor")[0];
-    assert_eq!((survivor["pid"].as_i64(), survivor["ended"].as_bool()), (Some(second.into()), Some(true)), "{survivor}");
-    assert!(!lives(second));
-    let third = scripted.pid("left", second);
+    assert_eq!((survivor["pid"].as_i64(), survivor["ended"].as_bool()), (Some(second.pid.into()), Some(true)), "{survivor}");
+    assert!(!lives(&second));
+    let third = scripted.process("left", Some(&second));
     miner.signal(Signal::SIGTERM);
     assert_eq!(miner.finish(END).code, 0);
     assert_all_gone(&[third]);
@@ -137,7 +145,7 @@ fn what_a_child_leaves_behind_is_ended_in_its_life_and_by_the_next_run() {
 fn a_second_signal_hurries_and_leaves_no_child() {
     let scripted = Scripted::new("trap '' TERM INT; sleep 3000 & echo $$ > stubborn; wait; sleep 3000");
     let miner = scripted.start(&["--set", "shutdown.budget_seconds=60"]);
-    scripted.pid("stubborn", 0);
+    scripted.process("stubborn", None);
     // Supervisor, launcher, worker and its own child.
     let family = await_some("the whole family", || Some(tree(miner.pid())).filter(|family| family.len() >= 4));
     let began = Instant::now();
@@ -179,27 +187,27 @@ fn a_stopped_process_is_noticed_within_seconds_and_its_work_goes_on_elsewhere() 
     let status = host.await_status("a finished group", &mut miner, 60, |status| {
         status["window"]["spooled"].as_u64() >= Some(1) && worker(status)["state"] == "busy"
     });
-    let victim = pid_of(worker(&status));
+    let victim = process_of(worker(&status));
     let began = Instant::now();
-    kill(Pid::from_raw(victim), Signal::SIGSTOP).unwrap();
+    send(&victim, Signal::SIGSTOP);
     let status = host.await_status("the hang", &mut miner, 30, |status| worker(status)["ends"] == 1);
     let noticed = began.elapsed();
     assert!(noticed < Duration::from_secs(20), "{noticed:?}");
-    kill(Pid::from_raw(pid_of(&status["children"]["proof-worker 1"])), Signal::SIGKILL).unwrap();
+    send(&process_of(&status["children"]["proof-worker 1"]), Signal::SIGKILL);
     let death = &worker(&status)["death"];
     assert_eq!(death["class"], "hang", "{death:#}");
     let threads = death["threads"].as_array().unwrap();
     assert!(threads.iter().any(|thread| thread.as_str().unwrap().contains("state T")), "{death:#}");
     assert!(!death["lines"].as_array().unwrap().is_empty(), "{death:#}");
-    let server = tree(pid_of(&status["children"]["generation"]))[1];
-    kill(Pid::from_raw(server), Signal::SIGSTOP).unwrap();
+    let server = below(&status["children"]["generation"]);
+    send(&server, Signal::SIGSTOP);
     let status = host.await_status("a new server", &mut miner, 40, |status| {
         let generation = &status["children"]["generation"];
         generation["ends"] == 1 && generation["revision"].is_string()
     });
     assert_eq!(status["children"]["generation"]["death"]["class"], "hang");
     assert_eq!(status["children"]["proof-worker 1"]["death"]["class"], "killed");
-    assert!(!lives(victim) && !lives(server));
+    assert!(!lives(&victim) && !lives(&server));
     let finished = miner.finish(Duration::from_secs(120));
     assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
     assert_eq!(host.uploaded().len(), 1, "{}\n{}", finished.stdout, finished.stderr);
@@ -220,8 +228,8 @@ fn one_dead_replica_does_not_stop_the_other_and_a_checkpoint_reaches_both() {
         (0..2).all(|number| progress(status, number) > 0) && status["window"]["spooled"].as_u64() >= Some(2)
     });
     assert_eq!(host.publish("checkpoint-b", &[]).code, 0);
-    let (before, server) = (progress(&status, 1), tree(pid_of(&replica(&status, 0)))[1]);
-    kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
+    let (before, server) = (progress(&status, 1), below(&replica(&status, 0)));
+    send(&server, Signal::SIGKILL);
     let status = host.await_status("the death, and work of the other one", &mut miner, 30, |status| {
         replica(status, 0)["ends"] == 1 && progress(status, 1) > before
     });

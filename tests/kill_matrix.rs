@@ -15,10 +15,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use grail_fakes::Script;
+use grail_process::Identity;
 use grail_tests::side_by_side::{Scenario, play};
 use grail_tests::{Cast, Host, Running, lives, oracle, points};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Windows of twelve seconds: eight to mine and upload in, four of slack.
@@ -196,7 +196,7 @@ fn strike(cell: Cell, host: &Host, miner: &mut Running) -> Result<&'static str, 
     points::arm(host, point);
     match cell.phase {
         // A worker of its own makes the supervisor spawn; the victim is another process, or this worker's next life.
-        Spawn | Handshake => signal(one(host, Victim::Worker)?, Signal::SIGKILL)?,
+        Spawn | Handshake => signal(&one(host, Victim::Worker)?, Signal::SIGKILL)?,
         Reloading => {
             let published = host.publish("checkpoint-b", &[]);
             if published.code != 0 {
@@ -208,7 +208,7 @@ fn strike(cell: Cell, host: &Host, miner: &mut Running) -> Result<&'static str, 
     }
     points::await_reached(host, point, REACH)?;
     let victim = one(host, cell.victim)?;
-    signal(victim, cell.signal.0)?;
+    signal(&victim, cell.signal.0)?;
     if cell.signal.0 != Signal::SIGSTOP {
         points::release(host, point);
         return Ok("");
@@ -218,26 +218,30 @@ fn strike(cell: Cell, host: &Host, miner: &mut Running) -> Result<&'static str, 
     points::release(host, point);
     let patience = if cell.victim == Victim::Supervisor { SUPERVISOR_STOPPED } else { CHILD_STOPPED };
     let end = Instant::now() + patience;
-    while Instant::now() < end && lives(victim) {
+    while Instant::now() < end && lives(&victim) {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let noticed = !lives(victim);
+    let noticed = !lives(&victim);
     // Nobody may have noticed: then it goes on where it was.
-    let _ = kill(Pid::from_raw(victim), Signal::SIGCONT);
+    let _ = victim.signal(Signal::SIGCONT);
     Ok(if noticed { "was replaced; " } else { "went on; " })
 }
 
-fn signal(pid: i32, signal: Signal) -> Result<(), String> {
-    kill(Pid::from_raw(pid), signal).map_err(|error| format!("process {pid} cannot be sent {signal}: {error}"))
+fn signal(process: &Identity, signal: Signal) -> Result<(), String> {
+    match process.signal(signal) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!("{process:?} has ended and cannot be sent {signal}")),
+        Err(error) => Err(format!("{process:?} cannot be sent {signal}: {error}")),
+    }
 }
 
 /// The process of a kind; it may be between two lives.
-fn one(host: &Host, victim: Victim) -> Result<i32, String> {
+fn one(host: &Host, victim: Victim) -> Result<Identity, String> {
     let end = Instant::now() + REACH;
     while Instant::now() < end {
         let found = host.processes().into_iter().find(|(_, line)| victim.is(line));
-        if let Some((pid, _)) = found {
-            return Ok(pid);
+        if let Some((process, _)) = found {
+            return Ok(process);
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -167,8 +167,8 @@ fn sigterm_in_mid_window_uploads_what_is_finished() {
     let family = tree(miner.pid());
     assert!(family.len() >= 5, "supervisor, launcher, server, two workers: {family:?}");
     for child in &family[1..] {
-        let environment = std::fs::read(format!("/proc/{child}/environ")).unwrap();
-        assert!(!String::from_utf8_lossy(&environment).contains("hush"), "a secret reached process {child}");
+        let environment = std::fs::read(format!("/proc/{}/environ", child.pid)).unwrap();
+        assert!(!String::from_utf8_lossy(&environment).contains("hush"), "a secret reached process {child:?}");
     }
     miner.signal(Signal::SIGTERM);
     let finished = miner.finish(Duration::from_secs(40));

@@ -18,8 +18,7 @@ use grail_store::checkpoint::signed_bytes;
 use grail_tests::set_clock::WallClock;
 use grail_tests::side_by_side::{Scenario, play};
 use grail_tests::{Cast, Host, Running, oracle, points, testnet, tree, workspace};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Windows of twelve seconds: eight to mine and upload in, four of slack.
@@ -157,7 +156,7 @@ fn suspended() -> Result<String, String> {
     let mut site = Site::open(|host| host);
     site.mining();
     let family = tree(site.miner.pid());
-    let all = |signal| family.iter().filter(|pid| kill(Pid::from_raw(**pid), signal).is_err()).count();
+    let all = |signal| family.iter().filter(|process| !process.signal(signal).unwrap_or(false)).count();
     all(Signal::SIGSTOP);
     std::thread::sleep(Duration::from_secs_f64(40.0 * BLOCK_SECONDS));
     all(Signal::SIGCONT);

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use grail_fakes::{BucketCue, BucketLie, LyingBucket, Script, ServerCue, ServerLie, WorkerCue, WorkerLie};
+use grail_process::Identity;
 use grail_protocol::constants::DEADLINE_SLACK_SECONDS;
 use grail_supervisor::journal;
-use grail_tests::{Cast, Host, Running, now, oracle, points};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use grail_tests::{Cast, Host, Running, now, oracle, points, process};
+use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -128,7 +128,7 @@ impl Night<'_> {
     fn strike(&mut self, miner: Running) -> Running {
         match self.random.random_range(0..10) {
             0 => return self.supervisor_ends(miner),
-            1 => self.stop_and_go_on("supervisor", miner.pid()),
+            1 => self.stop_and_go_on("supervisor", &process(miner.pid())),
             2..6 => self.bucket_lies(),
             _ => self.child(),
         }
@@ -151,25 +151,25 @@ impl Night<'_> {
         self.host.start(&["run"])
     }
 
-    fn stop_and_go_on(&mut self, name: &str, pid: i32) {
+    fn stop_and_go_on(&mut self, name: &str, process: &Identity) {
         self.count(format!("{name} SIGSTOP"));
         let seconds = self.random.random_range(0.3..2.5);
-        let _ = kill(Pid::from_raw(pid), Signal::SIGSTOP);
+        let _ = process.signal(Signal::SIGSTOP);
         std::thread::sleep(Duration::from_secs_f64(seconds));
-        let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+        let _ = process.signal(Signal::SIGCONT);
     }
 
     fn child(&mut self) {
         let (name, mark) = *CHILDREN.choose(&mut self.random).unwrap();
         let deaths = self.deaths.entry(name).or_default();
-        let Some((pid, _)) = self.host.processes().into_iter().find(|(_, line)| line.contains(mark)) else { return };
+        let Some((process, _)) = self.host.processes().into_iter().find(|(_, line)| line.contains(mark)) else { return };
         *deaths += 1;
         if *deaths > DEATHS || self.random.random_bool(0.3) {
-            return self.stop_and_go_on(name, pid);
+            return self.stop_and_go_on(name, &process);
         }
         let signal = *[Signal::SIGKILL, Signal::SIGTERM].choose(&mut self.random).unwrap();
         self.count(format!("{name} {signal}"));
-        let _ = kill(Pid::from_raw(pid), signal);
+        let _ = process.signal(signal);
     }
 
     fn bucket_lies(&mut self) {

@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use grail_engines::{End, Engine};
-use grail_tests::{assert_all_gone, lives, tree};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use grail_tests::{assert_all_gone, lives, process, send, tree};
+use nix::sys::signal::Signal;
 
 use crate::damaged;
 use crate::rig::{Installed, Rig, checkpoint, complete, embedded_greedy, greedy, named, prompts, revision};
@@ -123,7 +122,7 @@ async fn paused_from_outside(rig: &mut Rig, url: &str) {
         async move { complete(engine, &url, &prompts()[0], 4).await }
     });
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert!(lives(rig.child.pid().cast_signed()), "{}", rig.text());
+    assert!(lives(&process(rig.child.pid().cast_signed())), "{}", rig.text());
     rig.serving(UPDATES + 1, &checkpoint("checkpoint-a")).await;
     // It waited, or was aborted by the update; in no case is it stuck.
     let _ = tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("the request ends").unwrap();
@@ -155,9 +154,9 @@ pub async fn deaths(server: Installed) -> String {
         let family = tree(launcher);
         let under_way = load(rig.engine, &url);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let pid = named(launcher, victim)[0];
+        let victim_process = named(launcher, victim)[0].clone();
         let began = Instant::now();
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        send(&victim_process, Signal::SIGKILL);
         let (code, _) = rig.ended(Duration::from_secs(60)).await;
         let seconds = began.elapsed().as_secs_f64();
         assert_eq!(code, Some(1), "whatever the server's own exit code was\n{}", rig.text());

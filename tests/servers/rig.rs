@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use grail_engines::{Engine, Reply, ReplyError};
 use grail_link::message::{FromLauncher, ReloadCommand, Revision, ToLauncher};
 use grail_link::{Connection, Listener};
-use grail_process::{Child, Launch, Spawner, environment};
+use grail_process::{Child, Identity, Launch, Spawner, environment};
 use grail_protocol::generation_params::GenerationParams;
 use grail_tests::{programs, workspace};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -251,9 +251,10 @@ pub async fn complete(engine: Engine, url: &str, prompt: &[u32], tokens: u64) ->
     }
 }
 
-/// Pids below `root` whose name begins with `name`.
-pub fn named(root: i32, name: &str) -> Vec<i32> {
-    let has_name =
-        |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim().starts_with(name));
+/// Processes below `root` whose name begins with `name`.
+pub fn named(root: i32, name: &str) -> Vec<Identity> {
+    let has_name = |process: &Identity| {
+        std::fs::read_to_string(format!("/proc/{}/comm", process.pid)).is_ok_and(|comm| comm.trim().starts_with(name))
+    };
     grail_tests::tree(root).into_iter().filter(has_name).collect()
 }

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use grail_tests::{Host, Running, assert_all_gone, lives, tree};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use grail_process::Identity;
+use grail_tests::{Host, Running, assert_all_gone, lives, process, send, tree};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::drills::NOTICED;
@@ -107,9 +107,9 @@ fn seconds_of(log: &str) -> String {
 fn kill_and_await(host: &Host, miner: &mut Running, server: Installed, victim: &str) -> f64 {
     let before = host.status();
     let family = tree(launcher(&before));
-    let pid = named(launcher(&before), victim)[0];
+    let process = named(launcher(&before), victim)[0].clone();
     let began = Instant::now();
-    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    send(&process, Signal::SIGKILL);
     let ends = generation(&before)["ends"].as_u64().unwrap_or(0) + 1;
     let status = host.await_status("the death", miner, 60, |status| generation(status)["ends"] == ends);
     let noticed = began.elapsed().as_secs_f64();
@@ -134,9 +134,9 @@ pub fn parents_killed_while_it_loads(server: Installed) -> Result<String, String
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
     let first = loading(&host, &mut miner, 0);
-    kill(Pid::from_raw(first[0]), Signal::SIGKILL).unwrap();
+    send(&first[0], Signal::SIGKILL);
     assert_all_gone(&first);
-    loading(&host, &mut miner, first[0]);
+    loading(&host, &mut miner, first[0].pid.cast_signed());
     let family = tree(miner.pid());
     let began = Instant::now();
     miner.signal(Signal::SIGKILL);
@@ -147,7 +147,7 @@ pub fn parents_killed_while_it_loads(server: Installed) -> Result<String, String
 }
 
 /// Waits until the server of a launcher other than `before` has started processes of its own: the launcher and all of them.
-fn loading(host: &Host, miner: &mut Running, before: i32) -> Vec<i32> {
+fn loading(host: &Host, miner: &mut Running, before: i32) -> Vec<Identity> {
     let started = |status: &Value| {
         let launcher = generation(status)["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
         // Launcher, the server's first process, Python's resource tracker, and those that load.
@@ -165,9 +165,9 @@ pub fn a_stopped_process_is_noticed(server: Installed) -> Result<String, String>
     let mut miner = host.start(&["run"]);
     let status = host.await_status("a group", &mut miner, START.as_secs(), |status| spooled(status) >= 1);
     let family = tree(launcher(&status));
-    let pid = named(launcher(&status), server.vital()[0])[0];
+    let vital = named(launcher(&status), server.vital()[0])[0].clone();
     let began = Instant::now();
-    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    send(&vital, Signal::SIGSTOP);
     let status = host.await_status("the hang", &mut miner, 60, |status| generation(status)["ends"] == 1);
     let noticed = began.elapsed().as_secs_f64();
     assert_eq!(generation(&status)["death"]["class"], "hang", "{status:#}");
@@ -175,7 +175,7 @@ pub fn a_stopped_process_is_noticed(server: Installed) -> Result<String, String>
     let again =
         host.await_status("a new server", &mut miner, START.as_secs(), |status| generation(status)["revision"].is_string());
     let family = tree(miner.pid());
-    assert!(lives(launcher(&again)));
+    assert!(lives(&process(launcher(&again))));
     // A stop in the middle of the window uploads what is there and leaves nothing.
     miner.signal(Signal::SIGTERM);
     let finished = miner.finish(Duration::from_secs(60));

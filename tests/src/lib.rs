@@ -20,9 +20,14 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use grail_fakes::{LyingBucket, MINER_BUCKET, READ_PAIR, Script, WRITE_PAIR};
+use grail_process::proc::{self, ProcessFacts};
+use grail_process::{Identity, Standing};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+
+/// Time for the kernel to let go of what was killed.
+const GONE: Duration = Duration::from_secs(30);
 
 /// The workspace's root.
 pub fn workspace() -> PathBuf {
@@ -241,6 +246,13 @@ impl Host {
         Running { child, stdout: path("out"), stderr: path("err") }
     }
 
+    /// Starts a command whose output goes where the test wants it.
+    pub fn start_into(&self, arguments: &[&str], stdout: Stdio, stderr: Stdio) -> Running {
+        let child = self.command(arguments).stdout(stdout).stderr(stderr).spawn().expect("the supervisor starts");
+        let nowhere = self.path().join("not kept");
+        Running { child, stdout: nowhere.clone(), stderr: nowhere }
+    }
+
     /// Everything that every command on this host has printed on standard error, in the order of their starts.
     pub fn log(&self) -> String {
         let entries = std::fs::read_dir(self.path()).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -252,17 +264,17 @@ impl Host {
         logs.iter().map(|(_, path)| read(path)).collect()
     }
 
-    /// Processes of this host: pid and command line of everything that was started with a path in its folder.
-    pub fn processes(&self) -> Vec<(i32, String)> {
+    /// Processes of this host: everything that was started with a path in its folder, with its command line.
+    pub fn processes(&self) -> Vec<(Identity, String)> {
         let folder = self.path().display().to_string();
-        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        let process = |entry: std::fs::DirEntry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let process = |facts: &ProcessFacts| {
+            let line = std::fs::read(format!("/proc/{}/cmdline", facts.pid)).ok()?;
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            line.contains(&folder).then_some((pid, line))
+            // The line is that of whoever had the number when it was read.
+            let process = Identity::seen(facts).ok().filter(lives)?;
+            line.contains(&folder).then_some((process, line))
         };
-        entries.filter_map(process).collect()
+        proc::all().expect("/proc can be read").iter().filter_map(process).collect()
     }
 
     /// Publishes a checkpoint of the demo.
@@ -371,38 +383,51 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-/// Whether a process exists and is no zombie.
-pub fn lives(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    !stat.is_empty() && !stat.contains(") Z ")
+/// The process that has this pid now. A number alone may be another process's a moment later, beside a neighbour that starts many.
+pub fn process(pid: i32) -> Identity {
+    Identity::of(pid.cast_unsigned()).unwrap_or_else(|error| panic!("process {pid}: {error}"))
 }
 
-/// The process and everything below it, by parent ids.
-pub fn tree(root: i32) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pairs: Vec<(i32, i32)> = entries
-        .filter_map(|entry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
-            Some((pid, parent))
-        })
-        .collect();
-    let mut found = vec![root];
+/// Whether exactly this process exists and is no zombie.
+pub fn lives(process: &Identity) -> bool {
+    process.standing().is_ok_and(|standing| standing == Standing::Alive)
+}
+
+/// Sends exactly this process a signal; it must live.
+pub fn send(process: &Identity, signal: Signal) {
+    assert!(process.signal(signal).unwrap_or_else(|error| panic!("{process:?}: {error}")), "{process:?} has ended");
+}
+
+/// The process and everything below it, by parent ids. A parent is older than its children: a number that was given out again
+/// while the list was read makes nobody a relative.
+pub fn tree(root: i32) -> Vec<Identity> {
+    let all = proc::all().expect("/proc can be read");
+    let mut found: Vec<&ProcessFacts> = all.iter().filter(|process| process.pid == root.cast_unsigned()).collect();
     let mut next = 0;
     while next < found.len() {
         let parent = found[next];
-        found.extend(pairs.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        found.extend(all.iter().filter(|process| process.parent == parent.pid && process.started >= parent.started));
         next += 1;
     }
-    found
+    found.into_iter().filter_map(|facts| Identity::seen(facts).ok()).collect()
 }
 
 /// Asserts that every process of an earlier [`tree`] is gone, with a moment for the kernel.
-pub fn assert_all_gone(pids: &[i32]) {
-    let end = Instant::now() + Duration::from_secs(5);
-    while pids.iter().any(|pid| lives(*pid)) {
-        assert!(Instant::now() < end, "orphans: {:?}", pids.iter().filter(|pid| lives(**pid)).collect::<Vec<_>>());
+pub fn assert_all_gone(processes: &[Identity]) {
+    let end = Instant::now() + GONE;
+    loop {
+        let left: Vec<String> = processes.iter().filter(|process| lives(process)).map(described).collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < end, "orphans: {left:#?}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// A process with everything that says whose it is.
+fn described(process: &Identity) -> String {
+    let line = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+    let line = String::from_utf8_lossy(&line).replace('\0', " ");
+    format!("{line:?}: {:?}, started {}", proc::facts(process.pid), process.started)
 }

@@ -5,15 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use grail_store::window_file::read_window;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::{Host, points};
 
 const ROLLOUTS_PER_GROUP: usize = 16;
 /// Time for the kernel to end what was killed.
-const MOMENT: Duration = Duration::from_secs(5);
+const MOMENT: Duration = Duration::from_secs(30);
 
 /// What became of the durable groups.
 #[derive(Debug, Default)]
@@ -70,8 +68,8 @@ pub fn no_process_is_left(host: &Host) -> Result<(), String> {
             return Ok(());
         }
         if Instant::now() > end {
-            for (pid, _) in &left {
-                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            for (process, _) in &left {
+                let _ = process.kill();
             }
             return Err(format!("orphans: {left:?}"));
         }
