@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::backstop;
+use crate::backstop::Backstop;
 use crate::buckets::{Buckets, preflight};
 use crate::chain::{Chain, Joined, LocalChain, NetworkChain, join};
 use crate::checkpoints::{Checkpoints, check_dataset};
@@ -128,11 +128,12 @@ async fn work(
     let sweeper = AbortOnDropHandle::new(tokio::spawn(sweep_orphans(spawner.clone(), board.clone())));
     let signals = Signals::listen()?;
     let budget = Duration::from_secs_f64(settings.shutdown_budget);
-    backstop::keep(budget, spawner.clone()).map_err(|error| Failure::internal("start the backstop's thread", error))?;
+    let backstop = Backstop::keep(budget, spawner.clone());
+    let backstop = backstop.map_err(|error| Failure::internal("start the backstop's thread", error))?;
     let mut miner = miner(settings, &prepared, spawner.clone(), board, journal)?;
     // Goes on beside the mining.
     let _publishing = prepared.joined.publishing;
-    let (outcome, planned) = attend(&mut miner, windows, signals, (zero, budget)).await;
+    let (outcome, planned) = attend(&mut miner, windows, signals, (zero, budget), &backstop).await;
     *shutdown = planned;
     drop(sweeper);
     end_orphans(&spawner, board, shutdown.last_step(zero.elapsed(), LAST_STEP)).await;
@@ -146,6 +147,7 @@ async fn attend(
     windows: Option<u64>,
     mut signals: Signals,
     (zero, budget): (Instant, Duration),
+    backstop: &Backstop,
 ) -> (Result<(), Failure>, Shutdown) {
     let stop = CancellationToken::new();
     let workshop = miner.workshop.clone();
@@ -163,6 +165,7 @@ async fn attend(
             () = workshop.generator.none_left() => outcome = Err(exhausted("every generation launcher")),
         }
         stop.cancel();
+        backstop.arm();
         let mut shutdown = Shutdown::new(zero.elapsed(), budget);
         if !mining.is_terminated() {
             tokio::select! {
@@ -259,16 +262,18 @@ async fn end_orphans(spawner: &Spawner, board: &Board, limit: Duration) {
     let _ = tokio::time::timeout(limit / 2, spawner.settle()).await;
     let mut told = HashSet::new();
     loop {
-        let left = spawner.end_all();
-        match spawner.sweep() {
-            Ok(orphans) => tell_orphans(&orphans, &mut told, board),
-            Err(error) => return tracing::warn!(%error, "Orphans cannot be looked for; a child's own processes may outlive it."),
-        }
-        match left {
-            Ok(0) => return,
-            Ok(_) if began.elapsed() < limit => tokio::time::sleep(Duration::from_millis(10)).await,
-            Ok(left) => return tracing::error!(left, "Processes that were killed are still there; the kernel holds them."),
-            Err(error) => return tracing::warn!(%error, "Children that are left cannot be ended."),
+        // Swept first, so that orphans are told of.
+        let swept = spawner.sweep();
+        tell_orphans(swept.as_deref().unwrap_or_default(), &mut told, board);
+        match (swept, spawner.end_all()) {
+            (Ok(met), Ok(0)) if met.is_empty() => return,
+            (Err(error), _) | (_, Err(error)) => {
+                return tracing::warn!(%error, "What is left of the children cannot be looked for; it may outlive the supervisor.");
+            }
+            (Ok(_), Ok(_)) if began.elapsed() < limit => tokio::time::sleep(Duration::from_millis(10)).await,
+            (Ok(_), Ok(left)) => {
+                return tracing::error!(left, "Processes that were killed are still there; the kernel holds them.");
+            }
         }
     }
 }
