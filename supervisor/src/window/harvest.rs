@@ -452,7 +452,8 @@ pub(super) mod tests {
         let (spool, left) =
             Spool::open(Arc::new(FileSystem), folder, hotkey.address(), 600, &UnderWay::default(), u64::MAX).unwrap();
         let judge = gate::tests::judge(&hotkey);
-        let harvest = Harvest::new(judge, Some(Arc::new(spool)), Journal::default(), Board::default());
+        let disk = Aside::start("test", 64).unwrap();
+        let harvest = Harvest::new(judge, Some(Arc::new(spool)), disk, Journal::default(), Board::default());
         let condemned = left.sent.condemned;
         (Arc::new(harvest.after(&Sent { condemned, ..sent_before() }, "key")), left.groups)
     }
@@ -541,7 +542,7 @@ pub(super) mod tests {
         for index in 2..12 {
             assert_eq!(hanging.keep(group(index, 0)).await, Ok(false));
         }
-        assert_eq!(hanging.distrust(1).await, 1);
+        assert_eq!(hanging.distrust(1, 12, "it lies").await, 1);
         release.send(()).unwrap();
         while !hanging.disk.is_idle() {
             tokio::time::sleep(Duration::from_millis(1)).await;
