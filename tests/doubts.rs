@@ -92,7 +92,7 @@ impl Stage {
             miner = self.goes_on_in_a_third_run(miner)?;
         }
         if earlier.is_some() {
-            let gone = |_: &Value| self.object() != earlier;
+            let gone = |status: &Value| status["events"]["file_withdrawn"].as_u64() >= Some(1) && self.object() != earlier;
             self.host.await_status("the earlier file taken out", &mut miner, 60, gone);
         }
         miner.signal(Signal::SIGTERM);
@@ -132,11 +132,11 @@ impl Stage {
 
     /// From the next run on there is a reason for doubt.
     fn come_to_doubt(&self) -> Result<(), String> {
-        let lie = |slot, count| WorkerCue { slot: Some(slot), life: Some(2), job: 1, count, lie: WorkerLie::OtherSketches };
+        let lie = |slot, lie| script(vec![WorkerCue { slot: Some(slot), life: Some(2), job: 1, count: u64::MAX, lie }]);
         match self.doubt {
-            Doubt::OneLies => self.host.rewrite(&script(vec![lie(2, u64::MAX)])),
-            Doubt::Undecided => self.host.rewrite(&script(vec![lie(1, u64::MAX)])),
-            Doubt::AloneAndWrong => self.host.rewrite(&script(vec![lie(0, 1)])),
+            Doubt::OneLies => self.host.rewrite(&lie(2, WorkerLie::OtherSketches)),
+            Doubt::Undecided => self.host.rewrite(&lie(1, WorkerLie::OtherSketches)),
+            Doubt::AloneAndWrong => self.host.rewrite(&lie(0, WorkerLie::Unsteady)),
             Doubt::KeptAndRefused => self.spoil_a_kept_group().map_err(|error| error.to_string())?,
         }
         Ok(())

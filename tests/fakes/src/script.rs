@@ -49,6 +49,8 @@ pub enum WorkerLie {
     Hang,
     /// Every sketch is another, and the hash fits: only another worker's proof can tell.
     OtherSketches,
+    /// Every sketch is another in every job, and the hash fits: it does not prove the same twice.
+    Unsteady,
     /// The commitments hash is not that of the sketches.
     WrongHash,
     /// One log-probability and one sketch too few.

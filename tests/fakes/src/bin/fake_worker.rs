@@ -142,7 +142,7 @@ impl Worker {
         let half = job.sequences.len() / 2;
         for index in 0..job.sequences.len() {
             let proof = prove(job, u32::try_from(index)?).context("an index of the job")?;
-            match lie.filter(|lie| index == half || *lie == WorkerLie::OtherSketches) {
+            match lie.filter(|lie| index == half || matches!(lie, WorkerLie::OtherSketches | WorkerLie::Unsteady)) {
                 None => self.send(&FromWorker::Sequence(proof))?,
                 Some(lie) => self.tell(lie, proof)?,
             }
@@ -156,8 +156,10 @@ impl Worker {
             WorkerLie::Die => bail!("the script ends this life in the middle of a job"),
             WorkerLie::Hang => hang(),
             WorkerLie::MissingProof => return Ok(()),
-            WorkerLie::OtherSketches => {
-                proof.sketches.iter_mut().for_each(|sketch| *sketch = (*sketch + 1_000_000_007) % PRIME_Q);
+            WorkerLie::OtherSketches | WorkerLie::Unsteady => {
+                let jobs = if lie == WorkerLie::Unsteady { u32::try_from(self.jobs % 500)? } else { 0 };
+                let shift = 1_000_000_007 + 1_000_003 * jobs;
+                proof.sketches.iter_mut().for_each(|sketch| *sketch = (*sketch + shift) % PRIME_Q);
                 proof.commitments_hash = hash_sketches(&proof.sketches);
             }
             WorkerLie::WrongHash => proof.commitments_hash[0] ^= 1,
