@@ -102,7 +102,7 @@ impl Assembly {
         let changes: Vec<Changes> = changes.iter().map(|file| Changes::open(file)).collect::<Result<_, _>>()?;
         let weights = target.path().join(WEIGHTS);
         let rebuilt = rebuild(&places, &changes, &weights)?;
-        check_hash(self.window, &self.metadata, rebuilt.weights_hash, true)?;
+        check_hash(self.window, &self.metadata, rebuilt.weights_hash)?;
         let mut manifest = vec![(WEIGHTS.to_owned(), rebuilt.sha256)];
         for (name, sha256) in self.base.file_manifest.files().filter(|(name, _)| !is_of_weights(name)) {
             let (from, to) = (self.base_dir.join(name), target.path().join(name));
@@ -128,12 +128,12 @@ fn is_of_weights(name: &str) -> bool {
 }
 
 /// Compares the hash of what is there with the published one.
-pub(super) fn check_hash(window: u64, metadata: &Metadata, got: String, rebuilt: bool) -> Result<(), CheckpointError> {
+pub(super) fn check_hash(window: u64, metadata: &Metadata, got: String) -> Result<(), CheckpointError> {
     match metadata.hash() {
         Some(want) if got.eq_ignore_ascii_case(want) => Ok(()),
         want => {
             let want = want.unwrap_or("nothing").to_owned();
-            Err(CheckpointError::WrongWeights { window, got, want, rebuilt })
+            Err(CheckpointError::WrongWeights { window, got, want })
         }
     }
 }

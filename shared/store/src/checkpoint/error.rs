@@ -90,8 +90,6 @@ pub enum CheckpointError {
         got: String,
         /// `weights_hash` of the metadata.
         want: String,
-        /// Whether it was rebuilt from a DELTA: of a FULL other readers check the files only.
-        rebuilt: bool,
     },
     /// The disk has not enough room.
     #[error("{path}: {needed} bytes are needed, {free} are free. Make room, or set another cache folder (GRAIL_CACHE_DIR)")]
@@ -167,16 +165,6 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// Whether every reader of the network refuses the checkpoint for the same reason, and so stays with the one before. Not
-    /// so where this build is stricter, where only this host has a difficulty, or where the next attempt may succeed.
-    pub fn is_everybodys(&self) -> bool {
-        match self {
-            Self::BrokenLink { .. } | Self::MissingFile { .. } | Self::WrongHash { .. } => true,
-            Self::WrongWeights { rebuilt, .. } => *rebuilt,
-            _ => false,
-        }
-    }
-
     /// Whether what was downloaded so far is worth keeping for the next attempt.
     pub(super) fn may_pass(&self) -> bool {
         matches!(self, Self::Bucket(_) | Self::Local { .. } | Self::NoRoom { .. } | Self::Unsteady { .. })

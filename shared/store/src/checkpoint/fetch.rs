@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::{StreamExt, TryStreamExt};
 
 use super::assemble::{Assembly, DELTA_BODY, DELTA_METADATA, Link, broken_at, check_hash, write_metadata};
 use super::cache::{Kind, Partial, checkpoint_dir, verify_dir, verify_dir_without_weights};
@@ -13,7 +13,7 @@ use super::error::local;
 use super::event::{CheckpointChanges, FetchEvent, Observer};
 use super::objects::{Objects, Published};
 use super::refused::{Refused, subject};
-use super::weights::weights_hash;
+use super::weights::{tied_weights_hash, weights_hash};
 use super::{CheckpointError, Metadata, keys};
 use crate::bucket::Bucket;
 
@@ -50,6 +50,21 @@ pub struct CachedCheckpoint {
     /// Its metadata, with everything that the trainer published. Environment and sampling are the DELTA's where both kinds
     /// were published.
     pub metadata: Metadata,
+}
+
+impl CachedCheckpoint {
+    /// Takes environment and sampling of what is published, if they are others and the weights are the same. Says whether it did.
+    pub fn take_terms(&mut self, published: &Metadata) -> bool {
+        let mine = &self.metadata;
+        let hash = |metadata: &Metadata| metadata.hash().map(str::to_ascii_lowercase);
+        let same = published.file_manifest == mine.file_manifest || (mine.hash().is_some() && hash(published) == hash(mine));
+        let theirs = mine.clone().with_terms_of(published);
+        let news = same && theirs != *mine;
+        if news {
+            self.metadata = theirs;
+        }
+        news
+    }
 }
 
 /// Brings checkpoints of one bucket into one cache.
@@ -138,10 +153,21 @@ impl Fetcher<'_> {
         if let Err(error) = objects.download(self.bucket, partial.path(), self.limits, self.observer).await {
             return Err(partial.give_up(error));
         }
-        let (place, verified) = (partial.path().to_owned(), metadata.clone());
-        let finished = blocking(&place, move || finish(partial, window, &verified)).await;
-        let dir = finished.inspect_err(|error| self.limits.refused.remember(subject, error))?;
+        let place = partial.path().to_owned();
+        let finished = blocking(&place, move || finish(partial, window, metadata)).await;
+        let (dir, metadata) = finished.inspect_err(|error| self.limits.refused.remember(subject, error))?;
         Ok(CachedCheckpoint { dir, window, metadata })
+    }
+
+    /// Fails where a base is known to be unusable, without a byte of it.
+    async fn obtainable(&self, window: u64, metadata: &Metadata) -> Result<(), CheckpointError> {
+        if let Some(error) = self.limits.refused.verdict(&subject("full", window, [metadata])) {
+            return Err(error);
+        }
+        if !keys::is_ready(self.bucket, window).await? {
+            return Err(CheckpointError::NotReady { window });
+        }
+        Objects::locate(self.bucket, window, Published::Full, &metadata.file_manifest).await?.unrefused(self.limits)
     }
 
     async fn delta(&self, window: u64, metadata: Metadata) -> Result<CachedCheckpoint, CheckpointError> {
@@ -160,7 +186,9 @@ impl Fetcher<'_> {
         }
         match (self.rebuilt(window, &metadata, chain).await, base) {
             // The base was looked at without its weights. If they are damaged, the chain is not to blame.
-            (Err(CheckpointError::WrongWeights { .. }), Some(base)) if self.discarded(base).await? => {
+            (Err(CheckpointError::WrongWeights { .. } | CheckpointError::Weights { .. }), Some(base))
+                if self.discarded(base).await? =>
+            {
                 let chain = chain::walk(self, window, metadata.clone()).await?;
                 self.rebuilt(window, &metadata, chain).await
             }
@@ -180,8 +208,15 @@ impl Fetcher<'_> {
     }
 
     async fn rebuilt(&self, window: u64, metadata: &Metadata, chain: Chain) -> Result<CachedCheckpoint, CheckpointError> {
+        // All of it, before any byte: while something is missing or refused, every further look costs questions only.
+        let objects: Vec<_> = chain.links.iter().map(|(link, metadata)| self.link_objects(window, *link, metadata)).collect();
+        let objects: Vec<_> = futures::stream::iter(objects).buffered(LINKS_AT_ONCE).try_collect().await?;
+        if let Base::Published(base, metadata) = &chain.base {
+            self.obtainable(*base, metadata).await?;
+        }
         // Small and likely to be at fault, so before a base that may be large.
-        let downloads: Vec<_> = chain.links.iter().map(|(link, metadata)| self.link(window, *link, metadata)).collect();
+        let links = chain.links.iter().zip(objects);
+        let downloads: Vec<_> = links.map(|((link, _), objects)| self.link(window, *link, objects)).collect();
         let links: Vec<_> = futures::stream::iter(downloads).buffered(LINKS_AT_ONCE).collect().await;
         let links = all(links)?;
         let (base_window, base) = match self.base(chain.base).await {
@@ -216,21 +251,24 @@ impl Fetcher<'_> {
     async fn base(&self, base: Base) -> Result<(u64, Metadata), CheckpointError> {
         match base {
             Base::Cached(window, metadata) => Ok((window, metadata)),
-            Base::Published(window, _) if !keys::is_ready(self.bucket, window).await? => {
-                Err(CheckpointError::NotReady { window })
-            }
             Base::Published(window, metadata) => Ok((window, Box::pin(self.full(window, metadata)).await?.metadata)),
         }
     }
 
-    /// Downloads one link and judges as much of it as can be judged without its base.
-    async fn link(&self, window: u64, link: u64, metadata: &Metadata) -> Result<Link, CheckpointError> {
+    /// Finds one link's objects, none of which is known to be damaged.
+    async fn link_objects(&self, window: u64, link: u64, metadata: &Metadata) -> Result<Objects, CheckpointError> {
         for name in [DELTA_METADATA, DELTA_BODY] {
             if !metadata.file_manifest.files().any(|(listed, _)| listed == name) {
                 return Err(broken_at(window, link)(format!("has no {name} in its manifest")));
             }
         }
         let objects = Objects::locate(self.bucket, link, Published::Delta, &metadata.file_manifest).await?;
+        objects.unrefused(self.limits)?;
+        Ok(objects)
+    }
+
+    /// Downloads one link and judges as much of it as can be judged without its base.
+    async fn link(&self, window: u64, link: u64, objects: Objects) -> Result<Link, CheckpointError> {
         let partial = Partial::resume(self.cache_root, Kind::Delta, link)?;
         if let Err(error) = objects.download(self.bucket, partial.path(), self.limits, self.observer).await {
             return Err(partial.give_up(error));
@@ -304,18 +342,38 @@ fn give_up(links: Vec<Link>, error: CheckpointError) -> CheckpointError {
 }
 
 /// Checks the tensors, writes the local metadata and installs the directory.
-fn finish(partial: Partial, window: u64, metadata: &Metadata) -> Result<PathBuf, CheckpointError> {
-    let verified = || {
+fn finish(partial: Partial, window: u64, mut metadata: Metadata) -> Result<(PathBuf, Metadata), CheckpointError> {
+    let mut verified = || {
         partial.retain(|name| metadata.file_manifest.files().any(|(listed, _)| listed == name))?;
-        if metadata.hash().is_some() {
-            check_hash(window, metadata, weights_hash(partial.path())?, false)?;
+        if let Some(hash) = hash_of_files(partial.path(), window, &metadata)? {
+            metadata.weights_hash = Some(hash);
         }
-        write_metadata(&partial, metadata)
+        write_metadata(&partial, &metadata)
     };
     match verified() {
-        Ok(()) => partial.install(),
+        Ok(()) => Ok((partial.install()?, metadata)),
         Err(error) => Err(partial.give_up(error)),
     }
+}
+
+/// The hash of a FULL's files, if one is published: that, or for a model with tied embeddings that of the live state, in which the
+/// head has a name of its own (grail-checkpoints 4). Whoever loads the files compares with what is in them.
+fn hash_of_files(dir: &Path, window: u64, metadata: &Metadata) -> Result<Option<String>, CheckpointError> {
+    let Some(want) = metadata.hash() else { return Ok(None) };
+    let whole = |error| match error {
+        // Its files are the manifest's, so another download would bring the same.
+        CheckpointError::Weights { path, why } => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            CheckpointError::Unverifiable { window, why: format!("{name} is no valid safetensors file: {why}") }
+        }
+        error => error,
+    };
+    let got = weights_hash(dir).map_err(whole)?;
+    if !got.eq_ignore_ascii_case(want) && tied_weights_hash(dir)?.is_some_and(|tied| tied.eq_ignore_ascii_case(want)) {
+        return Ok(Some(got));
+    }
+    check_hash(window, metadata, got)?;
+    Ok(Some(want.to_owned()))
 }
 
 /// Runs disk and hash work off the async threads.
