@@ -1,7 +1,6 @@
 //! Which checkpoint a window is mined with, on disk and understood: weights, prompt, tasks, sampling policy.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,8 +10,8 @@ use grail_link::message::{ApplyCommand, ReloadCommand, Revision};
 use grail_protocol::generation_params::GenerationParams;
 use grail_store::bucket::Bucket;
 use grail_store::checkpoint::{
-    CachedCheckpoint, CheckpointChanges, CheckpointError, FetchEvent, FetchLimits, Fetcher, Metadata, Refused, clean, discover,
-    fetch_metadata, weights_hash,
+    CachedCheckpoint, CheckpointChanges, CheckpointError, FetchEvent, FetchLimits, Fetcher, Hold, Metadata, Refused, clean,
+    discover, fetch_metadata, weights_hash,
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -40,20 +39,20 @@ pub struct Checkpoints {
     cache: PathBuf,
     limits: FetchLimits,
     dataset: PathBuf,
-    current: Option<Usable>,
+    current: Option<(Arc<Terms>, ReloadCommand, Hold)>,
     bringing: Option<Bringing>,
     /// What was brought and is not understood here, as it was published, and why.
     misunderstood: Option<(u64, Metadata, String)>,
     on_change: Arc<OnChange>,
 }
 
-/// What is mined with.
-type Usable = (Arc<Terms>, ReloadCommand);
+/// What is mined with; the directory stays while this lives.
+type Usable = (Terms, ReloadCommand, Hold);
 
 /// A checkpoint that is on its way into the cache, whoever waits for it.
 struct Bringing {
     checkpoint: u64,
-    task: AbortOnDropHandle<Result<(Terms, ReloadCommand), Useless>>,
+    task: AbortOnDropHandle<Result<Usable, Useless>>,
 }
 
 /// Why a checkpoint cannot be used.
@@ -97,7 +96,7 @@ impl Checkpoints {
     /// costs a few questions, and bytes only after a fault of transport.
     pub async fn terms_for(&mut self, window: u64) -> Result<Arc<Terms>, Unready> {
         let newest = self.newest(window).await.map_err(|error| unusable(&error))?.ok_or(Unready::None)?;
-        if let Some((terms, _)) = self.current.as_ref().filter(|(terms, _)| terms.revision.window == newest) {
+        if let Some((terms, ..)) = self.current.as_ref().filter(|(terms, ..)| terms.revision.window == newest) {
             return Ok(terms.clone());
         }
         if let Some(earlier) = self.bringing.as_mut().filter(|bringing| bringing.checkpoint != newest) {
@@ -116,9 +115,9 @@ impl Checkpoints {
         let brought = (&mut bringing.task).await;
         self.bringing = None;
         match brought.map_err(|error| unusable(&error))? {
-            Ok((terms, command)) => {
+            Ok((terms, command, hold)) => {
                 let terms = Arc::new(terms);
-                self.current = Some((terms.clone(), command));
+                self.current = Some((terms.clone(), command, hold));
                 Ok(terms)
             }
             Err(Useless::Unfetched(error)) => Err(unusable(&error)),
@@ -148,7 +147,7 @@ impl Checkpoints {
     }
 
     /// Fetches and understands a checkpoint.
-    fn bring(&self, checkpoint: u64) -> impl Future<Output = Result<(Terms, ReloadCommand), Useless>> + use<> {
+    fn bring(&self, checkpoint: u64) -> impl Future<Output = Result<Usable, Useless>> + use<> {
         let (bucket, cache, limits) = (self.bucket.clone(), self.cache.clone(), self.limits.clone());
         let (dataset, on_change, from) = (self.dataset.clone(), self.on_change.clone(), self.reload_command());
         async move {
@@ -181,36 +180,18 @@ impl Checkpoints {
 
     /// What children are told to load.
     pub fn reload_command(&self) -> Option<ReloadCommand> {
-        self.current.as_ref().map(|(_, command)| command.clone())
+        self.current.as_ref().map(|(_, command, _)| command.clone())
     }
 
-    /// Announces to other processes over the same cache that checkpoints are being read, for as long as the file lives.
-    ///
-    /// # Errors
-    /// When the cache folder cannot be used.
-    pub fn hold(&self) -> std::io::Result<File> {
-        let file = self.lock_file()?;
-        file.lock_shared()?;
-        Ok(file)
-    }
-
-    fn lock_file(&self) -> std::io::Result<File> {
-        std::fs::create_dir_all(&self.cache)?;
-        File::options().create(true).truncate(false).write(true).open(self.cache.join("in-use.lock"))
-    }
-
-    /// Removes every cached checkpoint but the one in use: a window never goes back to an older one. Nothing is removed while
-    /// another process reads checkpoints; the next window tries again.
+    /// Has every cached checkpoint removed but the one in use and those of other processes: a window never goes back to an older
+    /// one. Nobody waits for it.
     pub fn clean(&self, terms: &Terms) {
-        let Ok(lock) = self.lock_file() else { return };
-        if lock.try_lock().is_err() {
-            return;
-        }
-        match clean(&self.cache, &[terms.revision.window]) {
+        let (cache, window) = (self.cache.clone(), terms.revision.window);
+        tokio::task::spawn_blocking(move || match clean(&cache, &[window]) {
             Ok(removed) if removed.is_empty() => {}
             Ok(removed) => tracing::info!(count = removed.len(), "Old checkpoints were removed from the cache."),
             Err(error) => tracing::warn!(%error, "The checkpoint cache cannot be cleaned."),
-        }
+        });
     }
 }
 
@@ -253,6 +234,9 @@ impl Progress {
                     tracing::info!(received = bytes.1, of = bytes.0, "The download of the checkpoint goes on.");
                 }
             }
+            FetchEvent::Waits { window } => {
+                tracing::info!(checkpoint = window, "Another process makes the checkpoint in this cache; it is waited for.");
+            }
             FetchEvent::Decoded { window, entries } => {
                 tracing::info!(link = window, entries, "A link of the checkpoint's chain is decoded.");
             }
@@ -270,9 +254,11 @@ impl Progress {
     }
 }
 
-async fn understand(cached: CachedCheckpoint, dataset: PathBuf) -> Result<(Terms, ReloadCommand), String> {
+async fn understand(cached: CachedCheckpoint, dataset: PathBuf) -> Result<Usable, String> {
+    let hold = cached.hold.clone();
     let understood = tokio::task::spawn_blocking(move || understand_now(&cached, &dataset)).await;
-    understood.map_err(|error| error.to_string())?
+    let (terms, command) = understood.map_err(|error| error.to_string())??;
+    Ok((terms, command, hold))
 }
 
 fn understand_now(cached: &CachedCheckpoint, dataset: &Path) -> Result<(Terms, ReloadCommand), String> {

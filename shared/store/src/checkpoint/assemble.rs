@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::cache::{METADATA, Partial, is_weights};
+use super::cache::{METADATA, Partial, is_weights, verify_on_disk};
 use super::changes::{self, Changes, LinkError};
 use super::error::local;
 use super::objects::check_room;
+use super::ownership::Hold;
 use super::rebuild::rebuild;
 use super::sparse::{SparseError, SparseFormat};
-use super::weights::tensor_places;
+use super::weights::{tensor_places, weights_hash};
 use super::{CheckpointError, Manifest, Metadata};
 
 /// Name of a rebuilt checkpoint's weights.
@@ -59,14 +60,15 @@ pub(super) struct Assembly {
 
 impl Assembly {
     /// Decodes the links into files of changes, and tells where these are and how many elements each changes.
-    pub(super) fn decode(&self, links: Vec<Link>, dir: Partial) -> Result<Vec<(PathBuf, u64)>, CheckpointError> {
+    #[allow(clippy::type_complexity, reason = "one caller takes it apart")]
+    pub(super) fn decode(&self, links: Vec<Link>, dir: Partial) -> Result<(Vec<(PathBuf, u64)>, Hold), CheckpointError> {
         let decoded: Result<Vec<_>, _> = links.iter().map(|link| self.decode_link(link, dir.path())).collect();
         links.into_iter().for_each(|link| link.partial.discard());
         match decoded {
             Ok(decoded) => {
                 // For this run only: a later one starts from the whole checkpoint.
-                let dir = dir.put()?;
-                Ok(decoded.into_iter().map(|(name, entries)| (dir.join(name), entries)).collect())
+                let (dir, hold) = dir.put()?;
+                Ok((decoded.into_iter().map(|(name, entries)| (dir.join(name), entries)).collect(), hold))
             }
             Err(error) => {
                 dir.discard();
@@ -84,9 +86,17 @@ impl Assembly {
     }
 
     /// Rebuilds the weights, compares their hash, and installs the directory.
-    pub(super) fn build(self, changes: &[PathBuf], target: Partial) -> Result<(PathBuf, Metadata), CheckpointError> {
+    pub(super) fn build(self, changes: &[PathBuf], target: Partial) -> Result<(PathBuf, Metadata, Hold), CheckpointError> {
+        let window = self.window;
         match self.fill(changes, &target) {
-            Ok(metadata) => Ok((target.install()?, metadata)),
+            Ok(metadata) => {
+                let (dir, hold) = target.install(|dir| {
+                    // The weights by the hash that is made faster.
+                    verify_on_disk(dir, window, &metadata.file_manifest, |name| !is_weights(name))?;
+                    check_hash(window, &metadata, weights_hash(dir)?)
+                })?;
+                Ok((dir, metadata, hold))
+            }
             Err(error) => {
                 target.discard();
                 // They lead nowhere. Best effort: what stays is removed by the next cleaning.

@@ -81,6 +81,21 @@ pub enum CheckpointError {
         /// Hash in the manifest.
         want: String,
     },
+    /// What lies on the disk is not what was received, or written.
+    #[error(
+        "checkpoint {window}: {name} has sha256 {got} on the disk, {want} was written there. It is made again; if this stays, see who \
+         else writes into the cache, and look at the disk and at this host's memory"
+    )]
+    Altered {
+        /// Checkpoint window.
+        window: u64,
+        /// The file.
+        name: String,
+        /// Hash of the bytes on the disk.
+        got: String,
+        /// Hash of the bytes that were written.
+        want: String,
+    },
     /// The tensors are not the metadata's.
     #[error("checkpoint {window}: its tensors hash to {got}, its metadata says {want}. Wait for the next FULL checkpoint")]
     WrongWeights {
@@ -167,7 +182,7 @@ pub enum CheckpointError {
 impl CheckpointError {
     /// Whether what was downloaded so far is worth keeping for the next attempt.
     pub(super) fn may_pass(&self) -> bool {
-        matches!(self, Self::Bucket(_) | Self::Local { .. } | Self::NoRoom { .. } | Self::Unsteady { .. })
+        matches!(self, Self::Bucket(_) | Self::Local { .. } | Self::NoRoom { .. } | Self::Unsteady { .. } | Self::Altered { .. })
     }
 }
 

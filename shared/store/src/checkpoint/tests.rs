@@ -173,6 +173,71 @@ async fn what_was_found_damaged_is_not_downloaded_again_until_it_is_published_ag
     assert_eq!(fetch(60).await.0.unwrap().metadata.weights_hash, metadata.weights_hash);
 }
 
+/// Of two that want the same, one downloads it, and the other one uses it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_fetch_into_one_cache_download_it_once() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    let hashes = publish_chain(&bucket, 2).await;
+    let (cache, limits) = (tempfile::tempdir().unwrap(), FetchLimits::default());
+    let fetch = || fetch_counted(&bucket, 60, cache.path(), &limits);
+    let ((first, files), (second, more)) = tokio::join!(fetch(), fetch());
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert_eq!((&first, weights_hash(&first.dir).unwrap()), (&second, hashes[2].clone()));
+    let (alone, alone_files) = fetch_counted(&bucket, 60, tempfile::tempdir().unwrap().path(), &limits).await;
+    alone.unwrap();
+    assert_eq!(files + more, alone_files);
+    // What one of them uses, nobody removes.
+    drop(first);
+    clean(cache.path(), &[]).unwrap();
+    assert!(verify_dir(&second.dir).unwrap().is_some());
+    let dir = second.dir.clone();
+    drop(second);
+    clean(cache.path(), &[]).unwrap();
+    assert!(!dir.exists());
+}
+
+/// The holder of the lock is stopped, or hangs: whoever comes next has a checkpoint all the same.
+#[tokio::test]
+async fn one_that_does_not_get_on_is_not_waited_for() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    let (metadata, _) = published(&bucket, 30).await;
+    let cache = tempfile::tempdir().unwrap();
+    let held = cache.path().join("checkpoint-30.partial");
+    std::fs::create_dir(&held).unwrap();
+    let holder = std::fs::File::open(&held).unwrap();
+    holder.try_lock().unwrap();
+    let limits = FetchLimits { patience: std::time::Duration::from_millis(300), ..FetchLimits::default() };
+    assert_eq!(fetch_with(&bucket, 30, cache.path(), &limits).await.unwrap().metadata, metadata);
+    assert_eq!(entries(cache.path()), ["checkpoint-30", "checkpoint-30.partial"]);
+    drop(holder);
+    clean(cache.path(), &[30]).unwrap();
+    assert_eq!(entries(cache.path()), ["checkpoint-30"]);
+}
+
+/// What is verified is what lies on the disk, not what was received: somebody may write there as well.
+#[tokio::test]
+async fn what_another_writer_adds_is_found_before_anything_has_the_name_of_a_checkpoint() {
+    let fixture = Fixture::start().await;
+    let bucket = fixture.bucket("writer");
+    let (metadata, _) = published(&bucket, 30).await;
+    let (cache, limits) = (tempfile::tempdir().unwrap(), FetchLimits::default());
+    let observer = |event| {
+        let FetchEvent::Received { .. } = event else { return };
+        for file in std::fs::read_dir(cache.path().join("checkpoint-30.partial")).unwrap().flatten() {
+            let mut file = std::fs::File::options().append(true).open(file.path()).unwrap();
+            std::io::Write::write_all(&mut file, b"of another writer").unwrap();
+        }
+    };
+    let fetcher = Fetcher { bucket: &bucket, cache_root: cache.path(), limits: &limits, observer: &observer };
+    let error = fetcher.fetch(30).await.unwrap_err();
+    assert!(matches!(error, CheckpointError::Altered { .. }), "{error}");
+    assert_eq!(entries(cache.path()), ["checkpoint-30.partial"]);
+    // Nobody is to blame for what is published.
+    assert_eq!(fetch_with(&bucket, 30, cache.path(), &limits).await.unwrap().metadata, metadata);
+}
+
 /// A trainer that hashes the live state of a model with tied embeddings counts its head twice (grail-checkpoints 4).
 #[tokio::test]
 async fn a_tied_full_is_taken_under_the_hash_of_its_files_and_of_the_live_state_and_no_other() {
