@@ -1,7 +1,6 @@
 //! Which checkpoint a window is mined with, on disk and understood: weights, prompt, tasks, sampling policy.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,19 +10,17 @@ use grail_link::message::{ApplyCommand, ReloadCommand, Revision};
 use grail_protocol::generation_params::GenerationParams;
 use grail_store::bucket::Bucket;
 use grail_store::checkpoint::{
-    CachedCheckpoint, CheckpointChanges, CheckpointError, FetchEvent, FetchLimits, Fetcher, Refused, clean, discover,
-    weights_hash,
+    CachedCheckpoint, CheckpointChanges, CheckpointError, FetchEvent, FetchLimits, Fetcher, Hold, Metadata, Refused, clean,
+    discover, fetch_metadata, weights_hash,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::exit::Failure;
 use crate::groups::Terms;
-use crate::journal::CheckpointPassedOver;
 
 /// A config.json has a few kilobytes.
 const CONFIG_LIMIT: u64 = 1 << 20;
 
-/// A checkpoint that no reader of the network can use leaves all of them with the one before; further back nobody is.
-const CANDIDATES: usize = 3;
 /// Bytes between two lines of the log about one download.
 const PROGRESS_BYTES: u64 = 256 << 20;
 
@@ -42,9 +39,27 @@ pub struct Checkpoints {
     cache: PathBuf,
     limits: FetchLimits,
     dataset: PathBuf,
-    current: Option<(Arc<Terms>, ReloadCommand)>,
-    passed_over: Vec<CheckpointPassedOver>,
-    on_change: Box<OnChange>,
+    current: Option<(Arc<Terms>, ReloadCommand, Hold)>,
+    bringing: Option<Bringing>,
+    /// What was brought and is not understood here, as it was published, and why.
+    misunderstood: Option<(u64, Metadata, String)>,
+    on_change: Arc<OnChange>,
+}
+
+/// What is mined with; the directory stays while this lives.
+type Usable = (Terms, ReloadCommand, Hold);
+
+/// A checkpoint that is on its way into the cache, whoever waits for it.
+struct Bringing {
+    checkpoint: u64,
+    task: AbortOnDropHandle<Result<Usable, Useless>>,
+}
+
+/// Why a checkpoint cannot be used.
+enum Useless {
+    Unfetched(CheckpointError),
+    /// As published, where that is known.
+    Misunderstood(Option<Metadata>, String),
 }
 
 /// Told how to get from the last checkpoint to the next, as soon as that is known.
@@ -55,130 +70,146 @@ impl Checkpoints {
     pub fn new(bucket: Bucket, cache: &Path, trainer: String, dataset: PathBuf) -> Self {
         let cache = cache.join("checkpoints");
         let limits = limits(&cache, &bucket, trainer);
-        Self { bucket, cache, limits, dataset, current: None, passed_over: Vec::new(), on_change: Box::new(drop) }
+        let on_change = Arc::new(drop);
+        Self { bucket, cache, limits, dataset, current: None, bringing: None, misunderstood: None, on_change }
     }
 
     /// The same, telling `on_change` how to get from one checkpoint to the next before the next is whole on the disk.
     pub fn telling(self, on_change: impl Fn(ApplyCommand) + Send + Sync + 'static) -> Self {
-        Self { on_change: Box::new(on_change), ..self }
+        Self { on_change: Arc::new(on_change), ..self }
     }
 
     /// From now on the checkpoints of another bucket, signed by `trainer`.
     pub fn follow(&mut self, bucket: Bucket, trainer: String) {
         self.limits = limits(&self.cache, &bucket, trainer);
         self.bucket = bucket;
-        self.current = None;
+        (self.current, self.bringing, self.misunderstood) = (None, None, None);
     }
 
     /// The terms of the checkpoint to mine `window` with, fetched and verified where it is not on disk yet: the newest that was
-    /// ready before. Where that is damaged so that every reader of the network refuses it, they all stay with the one before,
-    /// and so does this one: see [`Checkpoints::take_passed_over`].
+    /// ready before, and no other, because validators that can use it reject every row of another.
+    ///
+    /// Whoever stops to wait loses nothing: what is on its way goes on, and the next call waits for it.
     ///
     /// # Errors
-    /// When there is none, or it cannot be used for another reason: then the window is skipped, never mined with another
-    /// checkpoint, because validators take exactly this one.
+    /// When there is none, or it cannot be used as things stand. The next call looks again; while nothing is published anew that
+    /// costs a few questions, and bytes only after a fault of transport.
     pub async fn terms_for(&mut self, window: u64) -> Result<Arc<Terms>, Unready> {
-        let unusable = |error: &dyn std::fmt::Display| Unready::Unusable(format!("the checkpoint cannot be used: {error}"));
-        self.passed_over.clear();
-        let candidates = discover(&self.bucket, window).await.map_err(|error| unusable(&error))?;
-        let mut newest_error = Unready::None;
-        for checkpoint in candidates.into_iter().take(CANDIDATES) {
-            if let Some((terms, _)) = self.current.as_ref().filter(|(terms, _)| terms.revision.window == checkpoint) {
-                return Ok(terms.clone());
+        let newest = self.newest(window).await.map_err(|error| unusable(&error))?.ok_or(Unready::None)?;
+        if let Some((terms, ..)) = self.current.as_ref().filter(|(terms, ..)| terms.revision.window == newest) {
+            return Ok(terms.clone());
+        }
+        if let Some(earlier) = self.bringing.as_mut().filter(|bringing| bringing.checkpoint != newest) {
+            // Not broken off: the newest is likely to stand on it. How it ended, it is not what is wanted.
+            let _ = (&mut earlier.task).await;
+            self.bringing = None;
+        }
+        self.remember_misunderstanding(newest).await?;
+        let bringing = match &mut self.bringing {
+            Some(bringing) => bringing,
+            None => {
+                let task = AbortOnDropHandle::new(tokio::spawn(self.bring(newest)));
+                self.bringing.insert(Bringing { checkpoint: newest, task })
             }
-            match self.fetch(checkpoint).await {
-                Ok(cached) => return self.take(cached).await.map_err(|why| unusable(&why)),
-                Err(error) if error.is_everybodys() => {
-                    let why = error.to_string();
-                    self.passed_over.push(CheckpointPassedOver { window, checkpoint, why });
-                    if matches!(newest_error, Unready::None) {
-                        newest_error = unusable(&error);
-                    }
-                }
-                Err(error) => return Err(unusable(&error)),
+        };
+        let brought = (&mut bringing.task).await;
+        self.bringing = None;
+        match brought.map_err(|error| unusable(&error))? {
+            Ok((terms, command, hold)) => {
+                let terms = Arc::new(terms);
+                self.current = Some((terms.clone(), command, hold));
+                Ok(terms)
+            }
+            Err(Useless::Unfetched(error)) => Err(unusable(&error)),
+            Err(Useless::Misunderstood(published, why)) => {
+                let why = format!("checkpoint {newest}: {why}");
+                self.misunderstood = published.map(|published| (newest, published, why.clone()));
+                Err(unusable(&why))
             }
         }
-        Err(newest_error)
     }
 
-    /// Checkpoints that the last window would have been mined with if anybody could use them, newest first.
-    pub fn take_passed_over(&mut self) -> Vec<CheckpointPassedOver> {
-        std::mem::take(&mut self.passed_over)
+    /// The checkpoint that validators take for `window`, as things stand.
+    ///
+    /// # Errors
+    /// When the bucket does not say.
+    pub async fn newest(&self, window: u64) -> Result<Option<u64>, CheckpointError> {
+        discover(&self.bucket, window).await
     }
 
-    async fn fetch(&self, checkpoint: u64) -> Result<CachedCheckpoint, CheckpointError> {
-        tracing::info!(checkpoint, "A new checkpoint is fetched and verified.");
-        let progress = Progress::default();
-        let observer = |event| {
-            if let FetchEvent::Changes(changes) = &event
-                && let Some(command) = self.change(changes)
-            {
-                (self.on_change)(command);
-            }
-            progress.tell(event);
+    /// Fails where the checkpoint was not understood and still is the same.
+    async fn remember_misunderstanding(&self, checkpoint: u64) -> Result<(), Unready> {
+        let Some((_, before, why)) = self.misunderstood.as_ref().filter(|(window, ..)| *window == checkpoint) else {
+            return Ok(());
         };
-        let fetcher = Fetcher { bucket: &self.bucket, cache_root: &self.cache, limits: &self.limits, observer: &observer };
-        fetcher.fetch(checkpoint).await
+        let now = fetch_metadata(&self.bucket, checkpoint, &self.limits).await.map_err(|error| unusable(&error))?;
+        if now == *before { Err(unusable(why)) } else { Ok(()) }
     }
 
-    /// The change as a command, if it starts from what was told last.
-    fn change(&self, changes: &CheckpointChanges) -> Option<ApplyCommand> {
-        let from = self.reload_command()?.revision;
-        let revision = Revision { window: changes.window, weights_hash: changes.weights_hash.clone() };
-        (from.window == changes.base_window).then(|| ApplyCommand { from, revision, files: changes.files.clone() })
-    }
-
-    async fn take(&mut self, cached: CachedCheckpoint) -> Result<Arc<Terms>, String> {
-        let dataset = self.dataset.clone();
-        let understood = tokio::task::spawn_blocking(move || understand(&cached, &dataset)).await;
-        let (terms, command) = understood.map_err(|error| error.to_string())??;
-        let terms = Arc::new(terms);
-        self.current = Some((terms.clone(), command));
-        Ok(terms)
+    /// Fetches and understands a checkpoint.
+    fn bring(&self, checkpoint: u64) -> impl Future<Output = Result<Usable, Useless>> + use<> {
+        let (bucket, cache, limits) = (self.bucket.clone(), self.cache.clone(), self.limits.clone());
+        let (dataset, on_change, from) = (self.dataset.clone(), self.on_change.clone(), self.reload_command());
+        async move {
+            tracing::info!(checkpoint, "A new checkpoint is fetched and verified.");
+            let progress = Progress::default();
+            let observer = |event| {
+                if let FetchEvent::Changes(changes) = &event
+                    && let Some(command) = change(from.as_ref(), changes)
+                {
+                    on_change(command);
+                }
+                progress.tell(event);
+            };
+            let fetcher = Fetcher { bucket: &bucket, cache_root: &cache, limits: &limits, observer: &observer };
+            let mut cached = fetcher.fetch(checkpoint).await.map_err(Useless::Unfetched)?;
+            let why = match understand(cached.clone(), dataset.clone()).await {
+                Ok(understood) => return Ok(understood),
+                Err(why) => why,
+            };
+            // The cache may hold terms that were published anew since.
+            let Ok(published) = fetch_metadata(&bucket, checkpoint, &limits).await else {
+                return Err(Useless::Misunderstood(None, why));
+            };
+            if !cached.take_terms(&published) {
+                return Err(Useless::Misunderstood(Some(published), why));
+            }
+            understand(cached, dataset).await.map_err(|why| Useless::Misunderstood(Some(published), why))
+        }
     }
 
     /// What children are told to load.
     pub fn reload_command(&self) -> Option<ReloadCommand> {
-        self.current.as_ref().map(|(_, command)| command.clone())
+        self.current.as_ref().map(|(_, command, _)| command.clone())
     }
 
-    /// Announces to other processes over the same cache that checkpoints are being read, for as long as the file lives.
-    ///
-    /// # Errors
-    /// When the cache folder cannot be used.
-    pub fn hold(&self) -> std::io::Result<File> {
-        let file = lock_file(&self.cache)?;
-        file.lock_shared()?;
-        Ok(file)
-    }
-
-    /// What removes every cached checkpoint but the one in use, which may take seconds: a window never goes back to an older one.
-    /// Nothing is removed while another process reads checkpoints; the next window tries again.
+    /// What removes every cached checkpoint but the one in use and those of other processes, which may take seconds: a window never
+    /// goes back to an older one.
     pub fn clean(&self, terms: &Terms) -> impl FnOnce() + Send + use<> {
         let (cache, window) = (self.cache.clone(), terms.revision.window);
-        move || {
-            let Ok(lock) = lock_file(&cache) else { return };
-            if lock.try_lock().is_err() {
-                return;
-            }
-            match clean(&cache, &[window]) {
-                Ok(removed) if removed.is_empty() => {}
-                Ok(removed) => tracing::info!(count = removed.len(), "Old checkpoints were removed from the cache."),
-                Err(error) => tracing::warn!(%error, "The checkpoint cache cannot be cleaned."),
-            }
+        move || match clean(&cache, &[window]) {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(count = removed.len(), "Old checkpoints were removed from the cache."),
+            Err(error) => tracing::warn!(%error, "The checkpoint cache cannot be cleaned."),
         }
     }
-}
-
-fn lock_file(cache: &Path) -> std::io::Result<File> {
-    std::fs::create_dir_all(cache)?;
-    File::options().create(true).truncate(false).write(true).open(cache.join("in-use.lock"))
 }
 
 /// A crash must not cost the download of what is known to be damaged, so that is kept beside the checkpoints.
 fn limits(cache: &Path, bucket: &Bucket, trainer: String) -> FetchLimits {
     let refused = Refused::kept_in(&cache.join("refused.json"), bucket);
     FetchLimits { trainer: Some(trainer), refused, ..FetchLimits::default() }
+}
+
+/// The change as a command, if it starts from what was told last.
+fn change(from: Option<&ReloadCommand>, changes: &CheckpointChanges) -> Option<ApplyCommand> {
+    let from = from?.revision.clone();
+    let revision = Revision { window: changes.window, weights_hash: changes.weights_hash.clone() };
+    (from.window == changes.base_window).then(|| ApplyCommand { from, revision, files: changes.files.clone() })
+}
+
+fn unusable(error: &dyn std::fmt::Display) -> Unready {
+    Unready::Unusable(format!("the checkpoint cannot be used: {error}"))
 }
 
 /// Turns the steps of a fetch into lines of the log, a download's now and then.
@@ -203,6 +234,9 @@ impl Progress {
                     tracing::info!(received = bytes.1, of = bytes.0, "The download of the checkpoint goes on.");
                 }
             }
+            FetchEvent::Waits { window } => {
+                tracing::info!(checkpoint = window, "Another process makes the checkpoint in this cache; it is waited for.");
+            }
             FetchEvent::Decoded { window, entries } => {
                 tracing::info!(link = window, entries, "A link of the checkpoint's chain is decoded.");
             }
@@ -220,7 +254,14 @@ impl Progress {
     }
 }
 
-fn understand(cached: &CachedCheckpoint, dataset: &Path) -> Result<(Terms, ReloadCommand), String> {
+async fn understand(cached: CachedCheckpoint, dataset: PathBuf) -> Result<Usable, String> {
+    let hold = cached.hold.clone();
+    let understood = tokio::task::spawn_blocking(move || understand_now(&cached, &dataset)).await;
+    let (terms, command) = understood.map_err(|error| error.to_string())??;
+    Ok((terms, command, hold))
+}
+
+fn understand_now(cached: &CachedCheckpoint, dataset: &Path) -> Result<(Terms, ReloadCommand), String> {
     let metadata = &cached.metadata;
     let terms = metadata.mining_terms().map_err(|error| error.to_string())?;
     let hash = match metadata.hash() {

@@ -8,9 +8,9 @@ use serde::de::DeserializeOwned;
 
 use crate::exit::Failure;
 use crate::journal::{
-    self, ChainAnswersAgain, ChainSilent, CheckpointPassedOver, Entry, Event, FileClosed, FileFound, FileUploaded, GroupDropped,
-    GroupKept, LocalCopyFailed, MiningBegan, Reading, SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed,
-    SpotChecked, SupervisorStarted, SupervisorStopped, WindowEnded, WindowOpened, WorkerDistrusted, WorkersDisagree,
+    self, ChainAnswersAgain, ChainSilent, Entry, Event, FileClosed, FileFound, FileUploaded, GroupDropped, GroupKept,
+    LocalCopyFailed, MiningBegan, Reading, SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed, SpotChecked,
+    SupervisorStarted, SupervisorStopped, WindowEnded, WindowOpened, WindowWaits, WorkerDistrusted, WorkersDisagree,
 };
 use crate::settings::Settings;
 
@@ -199,8 +199,8 @@ fn notable(entry: &Entry) -> Option<String> {
     if let Some(event) = entry.event::<ChainAnswersAgain>() {
         return Some(format!("the chain told new blocks again after {:.0} s", event.seconds));
     }
-    if let Some(event) = entry.event::<CheckpointPassedOver>() {
-        return Some(format!("checkpoint {} was passed over, because nobody can use it: {}", event.checkpoint, event.why));
+    if let Some(event) = entry.event::<WindowWaits>() {
+        return Some(format!("it could not be mined yet, and was tried again: {}", event.why));
     }
     if let Some(event) = entry.event::<SpoolExpired>() {
         let fate = if event.sending { "while the file was being sent; the bucket may hold it" } else { "and never uploaded" };

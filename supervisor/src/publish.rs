@@ -10,8 +10,8 @@ use grail_protocol::window::window_start;
 use grail_store::bucket::Bucket;
 use grail_store::checkpoint::sparse::SparseFormat;
 use grail_store::checkpoint::{
-    CheckpointError, FetchLimits, Predecessor, PublishTerms, discover, fetch_metadata, publish_delta, publish_full, ready_key,
-    weights_hash,
+    CheckpointError, FetchLimits, PREFIX, Predecessor, PublishTerms, fetch_metadata, parse_ready_key, publish_delta,
+    publish_full, ready_key, weights_hash,
 };
 use serde_json::json;
 
@@ -108,8 +108,9 @@ pub async fn publish(settings: &Settings, arguments: &Arguments) -> Result<(), F
 /// The checkpoint that was published last before `window`, whose weights must be those of `dir`.
 async fn predecessor(bucket: &Bucket, dir: &Path, window: u64) -> Result<Predecessor, String> {
     let text = |error: CheckpointError| error.to_string();
-    let published = discover(bucket, u64::MAX).await.map_err(text)?;
-    let before = published.into_iter().filter(|published| *published < window).max();
+    let keys = bucket.list(PREFIX).await.map_err(|error| error.to_string())?;
+    let published = keys.iter().filter_map(|key| parse_ready_key(key)).map(|(published, _)| published);
+    let before = published.filter(|published| *published < window).max();
     let before = before.ok_or("nothing was published before it; publish a whole checkpoint first, without --delta-from")?;
     let metadata = fetch_metadata(bucket, before, &FetchLimits::default()).await.map_err(text)?;
     let owned = dir.to_owned();

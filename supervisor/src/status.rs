@@ -68,8 +68,8 @@ pub struct WindowStatus {
     pub deadline: f64,
     /// Revision it is mined with.
     pub revision: Option<String>,
-    /// Newer checkpoints that nobody can use, and why.
-    pub passed_over: BTreeMap<u64, String>,
+    /// What keeps it from being mined, while that is tried again.
+    pub waits_for: Option<String>,
     /// Groups whose sixteen completions are there.
     pub generated: u32,
     /// Groups with a checked proof.

@@ -59,7 +59,7 @@ const REACH: &str = "let the storage endpoint's host through; the bucket itself 
 
 async fn find(bucket: &Bucket, trainer: String, window: u64, dataset: Option<&Path>) -> Result<Found, Trouble> {
     let keys = bucket.list(PREFIX).await.map_err(CheckpointError::from)?;
-    let checkpoint = *ready_before(keys.iter().map(String::as_str), window).first().ok_or(Trouble::None)?;
+    let checkpoint = ready_before(keys.iter().map(String::as_str), window).ok_or(Trouble::None)?;
     let limits = FetchLimits { trainer: Some(trainer), ..FetchLimits::default() };
     let metadata = fetch_metadata(bucket, checkpoint, &limits).await?;
     let terms = metadata.mining_terms()?;
@@ -120,7 +120,7 @@ fn bad(trouble: &Trouble, window: Option<u64>) -> Row {
         Trouble::Error(error) => Row::warning(
             WHAT,
             error.to_string(),
-            "the trainer has to publish a better one; a miner goes on with the one before where everybody must",
+            "the trainer has to publish it anew; until then windows are skipped, because validators reject rows of another one",
         ),
         Trouble::Terms { window, why } => Row::failed(
             WHAT,

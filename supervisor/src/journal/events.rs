@@ -110,14 +110,12 @@ event! {
 }
 
 event! {
-    /// A newer checkpoint is damaged so that nobody can use it.
-    CheckpointPassedOver, "checkpoint_passed_over", lasting: true, error "The newest checkpoint is damaged, for every reader alike; the one before is mined with."
+    /// Something that a window needs is not to be had.
+    WindowWaits, "window_waits", lasting: true, warn "The window cannot be mined yet; it is tried again while that is of use."
     {
         /// First block.
         window: u64,
-        /// The checkpoint.
-        checkpoint: u64,
-        /// What is wrong with it.
+        /// What is missing or wrong.
         why: String,
     }
 }

@@ -20,7 +20,7 @@ mod spread;
 
 use std::collections::BTreeMap;
 
-use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
+use grail_protocol::constants::{DEADLINE_SLACK_SECONDS, ROLLOUTS_PER_PROBLEM};
 use grail_protocol::time_budget::{TimeBudget, TimeBudgetError};
 use grail_protocol::window::window_start;
 
@@ -39,6 +39,8 @@ const HOPELESS: f64 = 0.1;
 const LOOK_SHARE: f64 = 0.1;
 /// Groups that begin with a smaller chance teach no lengths: of them only the short ones would be seen.
 const UNBIASED: f64 = 0.99;
+/// Blocks that a group is taken to need at most, where it is asked until when a window is worth opening.
+const GROUP_BLOCKS: f64 = 6.0;
 /// Standard deviations of proof time that are planned for.
 const PROOF_DEVIATIONS: f64 = 1.0;
 /// Standard deviations of upload time that are kept free, beside twice its mean.
@@ -383,6 +385,19 @@ impl Schedule {
         let closed = clockwork.deadline - self.closing.expected(rollouts);
         let free = anew.max(LEAST_FREE * self.block_seconds());
         (plain - self.upload.deviations(UPLOAD_DEVIATIONS)).min(closed - free)
+    }
+
+    /// Until when a window is worth opening of which `kept` rollouts are durable: a first group that begins later is hardly ever
+    /// durable in time.
+    pub fn useful_until(&self, clockwork: &Clockwork, kept: usize) -> f64 {
+        let (budget, block) = (&self.budget, self.budget.block_seconds());
+        let group = budget.generation_seconds().min(GROUP_BLOCKS * block);
+        let by_cut_off = self.cut_off(clockwork, kept + ROLLOUTS_PER_PROBLEM) - group;
+        if self.rules.gate != Gate::Reference && self.lengths.known() {
+            return by_cut_off;
+        }
+        // The reference's gate decides as long as little is known.
+        by_cut_off.min(clockwork.deadline + DEADLINE_SLACK_SECONDS - budget.needed_blocks() as f64 * block)
     }
 
     /// A file of `rollouts` was put together in `seconds`.

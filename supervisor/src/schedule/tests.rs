@@ -56,6 +56,17 @@ fn a_fast_uplink_leaves_half_a_block_and_a_file_that_left_before_time_for_all_of
 }
 
 #[test]
+fn a_window_is_worth_opening_until_a_first_group_would_be_too_late() {
+    // Fresh: a group takes six blocks, an upload one, and three are spare.
+    let fresh = Schedule::new(rules(Gate::Deadline), 12.0).unwrap();
+    assert!((fresh.useful_until(&CLOCKWORK, 0) - 240.0).abs() < 1e-6, "{}", fresh.useful_until(&CLOCKWORK, 0));
+    let experienced = experienced();
+    let until = experienced.useful_until(&CLOCKWORK, 0);
+    assert!((until - (experienced.cut_off(&CLOCKWORK, 16) - 42.0)).abs() < 1e-6, "{until}");
+    assert!(experienced.useful_until(&CLOCKWORK, 4000) < until, "what is durable takes time to leave");
+}
+
+#[test]
 fn with_nothing_known_and_by_choice_the_references_gate_decides() {
     for gate in [Gate::Deadline, Gate::Reference] {
         let mut schedule = Schedule::new(rules(gate), 12.0).unwrap();

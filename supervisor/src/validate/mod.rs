@@ -108,8 +108,6 @@ struct Validator {
     /// The local bucket server lives in it.
     _buckets: Buckets,
     _sockets: tempfile::TempDir,
-    /// Keeps a miner over the same cache from cleaning it.
-    _held: std::fs::File,
 }
 
 impl Validator {
@@ -147,13 +145,9 @@ impl Validator {
         };
         let trainer = settings.trainer.clone().unwrap_or(trainer);
         let checkpoints = Checkpoints::new(buckets.published(&trainer_bucket)?, &settings.cache, trainer, dataset);
-        let held = checkpoints.hold().map_err(|error| {
-            Failure::Unavailable(format!("the checkpoint cache {:?} cannot be used: {error}", settings.cache))
-        })?;
         Ok(Self {
             bucket: buckets.published(&published)?,
             checkpoints,
-            _held: held,
             pool: ProofPool::start(workers, spawner, Board::default()),
             chain,
             hotkey,

@@ -84,7 +84,7 @@ impl Miner {
         let total = Closed::of(&kept);
         let groups = kept.len();
         let judge = gathering.harvest.judge();
-        let looking = self.still_has(&opened.clockwork, &judge.block_hash);
+        let looking = self.still_judged_alike(&opened.clockwork, judge);
         let (file, unchanged) = tokio::join!(make_file(kept, &gathering.harvest), looking);
         let file = file.map_err(NoFile::HeldBack)?;
         let seconds = begun.elapsed().as_secs_f64();
@@ -143,8 +143,15 @@ impl Miner {
         let counts = |file: &&Uploaded| file.key == key && file.sheet.judges_like(&gathering.sheet) && !condemned.holds(file);
         let uploaded = uploaded.as_ref().filter(counts);
         let sending = sending.as_ref().filter(counts).filter(|sending| Some(*sending) != uploaded);
-        if (uploaded, sending) == (None, None) || *self.place(opened.clockwork.window).lock().await == There::Removed {
+        if (uploaded, sending) == (None, None) {
             return None;
+        }
+        // Whoever holds the key may be removing what lies there, from a bucket that hangs.
+        let quarter = Duration::try_from_secs_f64((opened.clockwork.deadline - clock::unix_seconds()) / 4.0).unwrap_or_default();
+        let place = self.place(opened.clockwork.window);
+        match tokio::time::timeout(quarter, place.lock()).await {
+            Ok(there) if *there != There::Removed => {}
+            _ => return None,
         }
         let Some((sending, sha256)) = sending.and_then(|sending| Some((sending, digest_of(&sending.sha256)?))) else {
             return uploaded.cloned();

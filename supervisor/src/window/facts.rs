@@ -6,9 +6,10 @@ use grail_process::clock;
 use grail_protocol::derivation::miner_randomness;
 use grail_protocol::hexadecimal::without_prefix;
 use grail_protocol::sketch::coefficients;
-use tokio_util::sync::CancellationToken;
 
-use super::{CHAIN_PATIENCE, Clockwork, Miner, NoFile, skip};
+use super::opening::Obstacle;
+use super::{CHAIN_PATIENCE, Clockwork, Miner, NoFile};
+use crate::gate::Judge;
 use crate::groups::WindowFacts;
 
 /// Of what is left of the window, the part that may go by in waiting for a beacon: more than the relays' own limits on the
@@ -16,14 +17,14 @@ use crate::groups::WindowFacts;
 const BEACON_SHARE: f64 = 0.125;
 
 impl Miner {
-    pub(super) async fn facts(&self, clockwork: &Clockwork, stop: &CancellationToken) -> Result<WindowFacts, NoFile> {
+    pub(super) async fn facts(&self, clockwork: &Clockwork) -> Result<WindowFacts, Obstacle> {
         let window = clockwork.window;
-        let block_hash = self.ask(stop, || self.chain.block_hash(window)).await.map_err(skip)?;
+        let block_hash = self.ask(self.chain.block_hash(window)).await?;
         let beacon = self.beacon(clockwork).await;
         // Without a beacon the reference writes the hash with its 0x, which every validator's schema refuses, or makes bytes up;
         // without the prefix all bytes that are derived from the hash are the same.
         let randomness = without_prefix(&miner_randomness(&block_hash, beacon.as_deref())).to_owned();
-        let coefficients = coefficients(&randomness).map_err(skip)?;
+        let coefficients = coefficients(&randomness).map_err(|error| Obstacle::Chain(error.to_string()))?;
         Ok(WindowFacts { window, block_hash, randomness, use_drand: beacon.is_some(), coefficients })
     }
 
@@ -51,13 +52,39 @@ impl Miner {
         }
     }
 
-    /// Whether the window's first block still is what its rows were made from. A chain that gives no answer is no reason to hold
-    /// them back.
-    pub(super) async fn still_has(&self, clockwork: &Clockwork, block_hash: &str) -> Result<(), NoFile> {
-        let window = clockwork.window;
+    /// Whether validators judge the window's rows by what they were made from: its first block and its checkpoint. No answer is no
+    /// reason to hold them back.
+    pub(super) async fn still_judged_alike(&self, clockwork: &Clockwork, judge: &Judge) -> Result<(), NoFile> {
         // What is left is for the upload.
         let quarter = Duration::try_from_secs_f64((clockwork.deadline - clock::unix_seconds()) / 4.0).unwrap_or_default();
-        match tokio::time::timeout(CHAIN_PATIENCE.min(quarter), self.chain.block_hash(window)).await {
+        let patience = CHAIN_PATIENCE.min(quarter);
+        let (block, checkpoint) = tokio::join!(
+            self.still_has(clockwork.window, &judge.block_hash, patience),
+            self.still_newest(clockwork.window, judge.checkpoint_window, patience)
+        );
+        block.and(checkpoint)
+    }
+
+    /// A READY marker of the window before may arrive when this window has begun.
+    async fn still_newest(&self, window: u64, checkpoint: u64, patience: Duration) -> Result<(), NoFile> {
+        match tokio::time::timeout(patience, self.checkpoints.newest(window)).await {
+            Ok(Ok(Some(now))) if now != checkpoint => Err(NoFile::HeldBack(format!(
+                "checkpoint {now} became the newest for this window while it was mined with {checkpoint}, so every row would be rejected"
+            ))),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, window, "Which checkpoint is the newest could not be looked at again before the upload.");
+                Ok(())
+            }
+            Err(_) => {
+                tracing::warn!(window, "The trainer's bucket did not say in time which checkpoint is the newest.");
+                Ok(())
+            }
+        }
+    }
+
+    async fn still_has(&self, window: u64, block_hash: &str, patience: Duration) -> Result<(), NoFile> {
+        match tokio::time::timeout(patience, self.chain.block_hash(window)).await {
             Ok(Ok(now)) if now != block_hash => Err(NoFile::HeldBack(format!(
                 "the chain was reorganised: block {window} was {block_hash} when the rows were made and is {now} now, so every row \
                  would be rejected"

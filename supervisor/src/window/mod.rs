@@ -16,6 +16,7 @@ mod closing;
 mod facts;
 mod harvest;
 mod heads;
+mod opening;
 mod sending;
 mod shift;
 mod subnet;
@@ -27,14 +28,14 @@ use std::time::Duration;
 
 use grail_chain::relays::Relays;
 use grail_process::{Aside, clock};
-use grail_protocol::constants::{DEADLINE_SLACK_SECONDS, ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
+use grail_protocol::constants::{ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
 use grail_protocol::window::{object_key, window_start};
 use grail_store::bucket::Bucket;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::chain::{Chain, ChainError};
-use crate::checkpoints::{Checkpoints, Unready};
+use crate::chain::Chain;
+use crate::checkpoints::Checkpoints;
 use crate::gate::Judge;
 use crate::groups::{Terms, Workshop};
 use crate::journal::{Journal, MiningBegan, SpoolExpired, SpoolRefused, WindowEnded, WindowOpened};
@@ -58,8 +59,6 @@ pub use shift::ROLLOUT_TARGET;
 
 /// Longest wait for one answer of the chain in the middle of a window.
 const CHAIN_PATIENCE: Duration = Duration::from_secs(5);
-/// Questions to the chain at the beginning of a window, a second apart: without an answer the window is lost.
-const CHAIN_TRIES: u32 = 10;
 /// Between two questions to a chain that gives no head.
 const HEAD_PAUSE: Duration = Duration::from_secs(2);
 /// Time that opening the spool may take.
@@ -150,7 +149,7 @@ impl Miner {
         let mut attempted = 0;
         while !stop.is_cancelled() && limit.is_none_or(|limit| attempted < limit) {
             self.take_arrivals();
-            let Ok(block) = self.head().await else {
+            let Ok(block) = self.head(CHAIN_PATIENCE).await else {
                 pause(stop, HEAD_PAUSE).await;
                 continue;
             };
@@ -174,10 +173,10 @@ impl Miner {
     }
 
     /// The chain's newest block. What it says, and that it says nothing, is told where it is news.
-    async fn head(&mut self) -> Result<u64, String> {
-        let answer = match tokio::time::timeout(CHAIN_PATIENCE, self.chain.head()).await {
+    async fn head(&mut self, patience: Duration) -> Result<u64, String> {
+        let answer = match tokio::time::timeout(patience, self.chain.head()).await {
             Ok(answer) => answer.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", CHAIN_PATIENCE.as_secs())),
+            Err(_) => Err(format!("no answer within {:.1} s", patience.as_secs_f64())),
         };
         let answer = match answer {
             Ok(block) if !self.heads.allows(clock::unix_seconds(), block) => self.confirmed(block).await,
@@ -314,12 +313,7 @@ impl Miner {
             self.journal.record(&SpoolExpired { window, groups, sending });
         }
         self.abort_growing(left.growing.clone());
-        let end = self.ask(stop, || self.chain.block_time(window + WINDOW_LENGTH)).await;
-        let deadline = match (end, &left.sheet) {
-            (Ok(end), _) => end - DEADLINE_SLACK_SECONDS,
-            (Err(_), Some(sheet)) => sheet.deadline,
-            (Err(error), None) => return Err(skip(error)),
-        };
+        let deadline = self.deadline(window, left.sheet.as_ref(), stop).await?;
         self.board.window(|status| status.deadline = deadline);
         self.journal.record(&WindowOpened { window, deadline, spooled: left.groups.len(), next_index: left.next_index });
         Ok(Opened { clockwork: Clockwork { window, deadline }, spool, left, at })
@@ -371,24 +365,13 @@ impl Miner {
         checkpoint: &mut Option<u64>,
     ) -> Result<Findings, NoFile> {
         let Opened { clockwork, left, .. } = opened;
-        self.follow_subnet().await?;
-        self.board.window(|status| status.phase = "looking for the checkpoint".into());
-        let terms = self.checkpoints.terms_for(clockwork.window).await.map_err(|unready| match unready {
-            Unready::None => NoFile::Skipped(
-                "there is no checkpoint that was ready before this window (on a local chain: grail-supervisor publish-checkpoint DIR)".into(),
-            ),
-            Unready::Unusable(why) => NoFile::Skipped(why),
-        })?;
-        for passed_over in self.checkpoints.take_passed_over() {
-            self.journal.record(&passed_over);
-            self.board.window(|status| _ = status.passed_over.insert(passed_over.checkpoint, passed_over.why));
-        }
+        let kept = left.groups.len() * ROLLOUTS_PER_PROBLEM;
+        let (terms, facts) = self.prepared(clockwork, kept, stop).await?;
         *checkpoint = Some(terms.revision.window);
         self.board.window(|status| {
             status.revision = Some(terms.revision.to_string());
             status.phase = "loading the checkpoint".into();
         });
-        let facts = self.facts(clockwork, stop).await?;
         let sheet = WindowSheet {
             block_hash: facts.block_hash.clone(),
             checkpoint_window: terms.revision.window,
@@ -408,10 +391,12 @@ impl Miner {
         if gathering.is_none() {
             *gathering = Some(self.gather(opened, &sheet));
         }
-        let Some(Gathering { harvest, .. }) = gathering.as_ref() else { return Err(skip("no harvest was begun")) };
+        let Some(Gathering { harvest, .. }) = gathering.as_ref() else {
+            return Err(NoFile::Skipped("no harvest was begun".into()));
+        };
         let harvest = harvest.clone();
         harvest.on_disk(move |spool| spool.keep_sheet(&sheet)).await;
-        self.await_children(&terms, clockwork, left.groups.len() * ROLLOUTS_PER_PROBLEM, stop).await?;
+        self.await_children(&terms, clockwork, kept, stop).await?;
         let revision = terms.revision.to_string();
         let seconds = clock::unix_seconds() - opened.at;
         self.journal.record(&MiningBegan { window: clockwork.window, revision, seconds });
@@ -459,31 +444,6 @@ impl Miner {
             () = stop.cancelled() => Err(NoFile::Skipped("the supervisor is stopping".into())),
         }
     }
-
-    /// Asks the chain until it answers, for as long as a window can wait.
-    async fn ask<T, Answer>(&self, stop: &CancellationToken, question: impl Fn() -> Answer) -> Result<T, String>
-    where
-        Answer: Future<Output = Result<T, ChainError>>,
-    {
-        let mut tries = 0;
-        loop {
-            let answer = tokio::time::timeout(CHAIN_PATIENCE, question()).await;
-            let error = match answer {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("the chain gave no answer within {} s", CHAIN_PATIENCE.as_secs()),
-            };
-            tries += 1;
-            if tries >= CHAIN_TRIES || stop.is_cancelled() {
-                return Err(error);
-            }
-            pause(stop, Duration::from_secs(1)).await;
-        }
-    }
-}
-
-fn skip(error: impl std::fmt::Display) -> NoFile {
-    NoFile::Skipped(error.to_string())
 }
 
 async fn pause(stop: &CancellationToken, time: Duration) {

@@ -16,9 +16,9 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Miner;
 use super::clockwork::Clockwork;
 use super::harvest::Harvest;
+use super::{CHAIN_PATIENCE, Miner};
 use crate::children::ProofPool;
 use crate::gate::{Claim, Finding, Scope, SecondOpinion, SpotPlan, check};
 use crate::groups::{self, Dropped, Group, Milestone, Terms, WindowFacts};
@@ -135,7 +135,7 @@ impl Miner {
         while shift.findings.doubt.is_none() {
             self.withdraw_condemned(&site.harvest);
             let now = clock::unix_seconds();
-            let block = self.block(&site.clockwork, now).await;
+            let block = self.block(site, now).await;
             if stop.is_cancelled() {
                 stopped_at.get_or_insert(now);
             }
@@ -170,8 +170,12 @@ impl Miner {
     }
 
     /// The newest block, by the clock where the chain does not say.
-    async fn block(&mut self, clockwork: &Clockwork, now: f64) -> u64 {
-        if let Ok(block) = self.head().await {
+    async fn block(&mut self, site: &Site, now: f64) -> u64 {
+        let clockwork = &site.clockwork;
+        // A node that hangs must not hold up the end of the window.
+        let left = self.schedule.cut_off(clockwork, site.harvest.groups() * ROLLOUTS_PER_PROBLEM) - now;
+        let patience = CHAIN_PATIENCE.min(Duration::try_from_secs_f64(left).unwrap_or_default());
+        if let Ok(block) = self.head(patience).await {
             self.schedule.observe_block(block, now);
         }
         let block = self.heads.block(clockwork.block_at(now, self.schedule.block_seconds()));

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{CHAIN_PATIENCE, Miner, NoFile};
+use super::opening::Obstacle;
+use super::{CHAIN_PATIENCE, Miner};
 use crate::buckets::Buckets;
 use crate::chain::BucketCommitment;
 
@@ -23,7 +24,7 @@ pub struct Subnet {
 
 impl Miner {
     /// A chain that gives no answer changes nothing.
-    pub(super) async fn follow_subnet(&mut self) -> Result<(), NoFile> {
+    pub(super) async fn follow_subnet(&mut self) -> Result<(), Obstacle> {
         let hotkey = self.workshop.hotkey.address();
         let standing = match tokio::time::timeout(CHAIN_PATIENCE, self.chain.standing(hotkey)).await {
             Ok(Ok(standing)) => standing,
@@ -38,7 +39,7 @@ impl Miner {
         };
         if standing.uid.is_none() {
             let netuid = self.subnet.netuid;
-            return Err(NoFile::Skipped(format!(
+            return Err(Obstacle::Unregistered(format!(
                 "the hotkey {hotkey} is no longer registered on subnet {netuid}; register it again with: btcli subnet register \
                  --netuid {netuid}"
             )));
@@ -48,7 +49,7 @@ impl Miner {
         if (&trainer, &bucket) == (&self.subnet.trainer, &self.subnet.trainer_bucket) {
             return Ok(());
         }
-        let client = self.subnet.buckets.published(&bucket).map_err(|error| NoFile::Skipped(error.to_string()))?;
+        let client = self.subnet.buckets.published(&bucket).map_err(|error| Obstacle::TrainerBucket(error.to_string()))?;
         tracing::info!(trainer, "The trainer or its bucket changed; checkpoints are read from there.");
         let signer = self.subnet.signer.clone().unwrap_or_else(|| trainer.clone());
         self.checkpoints.follow(client, signer);

@@ -277,7 +277,8 @@ impl Bucket {
     /// Says what an operator has to mend: [`BucketError::Unreachable`], [`BucketError::NoBucket`],
     /// [`BucketError::Denied`], or [`BucketError::ReadOnly`] when only the write is denied.
     pub async fn probe_write(&self) -> Result<(), BucketError> {
-        let key = format!("{PROBE_PREFIX}{}", std::process::id());
+        // Never a pid: of two containers each has a process 1, and the one would remove what the other reads.
+        let key = format!("{PROBE_PREFIX}{:016x}", rand::random::<u64>());
         let content = Bytes::from_static(b"grail-supervisor writes this to see whether it may.\n");
         match self.put(&key, content.clone(), &RetryPolicy::within(self.limits.reply)).await {
             Err(BucketError::Denied { request, detail }) if self.list(PROBE_PREFIX).await.is_ok() => {

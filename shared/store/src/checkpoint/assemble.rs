@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::cache::{METADATA, Partial, is_weights};
+use super::cache::{METADATA, Partial, is_weights, verify_on_disk};
 use super::changes::{self, Changes, LinkError};
 use super::error::local;
 use super::objects::check_room;
+use super::ownership::Hold;
 use super::rebuild::rebuild;
 use super::sparse::{SparseError, SparseFormat};
-use super::weights::tensor_places;
+use super::weights::{tensor_places, weights_hash};
 use super::{CheckpointError, Manifest, Metadata};
 
 /// Name of a rebuilt checkpoint's weights.
@@ -59,14 +60,15 @@ pub(super) struct Assembly {
 
 impl Assembly {
     /// Decodes the links into files of changes, and tells where these are and how many elements each changes.
-    pub(super) fn decode(&self, links: Vec<Link>, dir: Partial) -> Result<Vec<(PathBuf, u64)>, CheckpointError> {
+    #[allow(clippy::type_complexity, reason = "one caller takes it apart")]
+    pub(super) fn decode(&self, links: Vec<Link>, dir: Partial) -> Result<(Vec<(PathBuf, u64)>, Hold), CheckpointError> {
         let decoded: Result<Vec<_>, _> = links.iter().map(|link| self.decode_link(link, dir.path())).collect();
         links.into_iter().for_each(|link| link.partial.discard());
         match decoded {
             Ok(decoded) => {
                 // For this run only: a later one starts from the whole checkpoint.
-                let dir = dir.put()?;
-                Ok(decoded.into_iter().map(|(name, entries)| (dir.join(name), entries)).collect())
+                let (dir, hold) = dir.put()?;
+                Ok((decoded.into_iter().map(|(name, entries)| (dir.join(name), entries)).collect(), hold))
             }
             Err(error) => {
                 dir.discard();
@@ -84,9 +86,17 @@ impl Assembly {
     }
 
     /// Rebuilds the weights, compares their hash, and installs the directory.
-    pub(super) fn build(self, changes: &[PathBuf], target: Partial) -> Result<(PathBuf, Metadata), CheckpointError> {
+    pub(super) fn build(self, changes: &[PathBuf], target: Partial) -> Result<(PathBuf, Metadata, Hold), CheckpointError> {
+        let window = self.window;
         match self.fill(changes, &target) {
-            Ok(metadata) => Ok((target.install()?, metadata)),
+            Ok(metadata) => {
+                let (dir, hold) = target.install(|dir| {
+                    // The weights by the hash that is made faster.
+                    verify_on_disk(dir, window, &metadata.file_manifest, |name| !is_weights(name))?;
+                    check_hash(window, &metadata, weights_hash(dir)?)
+                })?;
+                Ok((dir, metadata, hold))
+            }
             Err(error) => {
                 target.discard();
                 // They lead nowhere. Best effort: what stays is removed by the next cleaning.
@@ -102,7 +112,7 @@ impl Assembly {
         let changes: Vec<Changes> = changes.iter().map(|file| Changes::open(file)).collect::<Result<_, _>>()?;
         let weights = target.path().join(WEIGHTS);
         let rebuilt = rebuild(&places, &changes, &weights)?;
-        check_hash(self.window, &self.metadata, rebuilt.weights_hash, true)?;
+        check_hash(self.window, &self.metadata, rebuilt.weights_hash)?;
         let mut manifest = vec![(WEIGHTS.to_owned(), rebuilt.sha256)];
         for (name, sha256) in self.base.file_manifest.files().filter(|(name, _)| !is_of_weights(name)) {
             let (from, to) = (self.base_dir.join(name), target.path().join(name));
@@ -128,12 +138,12 @@ fn is_of_weights(name: &str) -> bool {
 }
 
 /// Compares the hash of what is there with the published one.
-pub(super) fn check_hash(window: u64, metadata: &Metadata, got: String, rebuilt: bool) -> Result<(), CheckpointError> {
+pub(super) fn check_hash(window: u64, metadata: &Metadata, got: String) -> Result<(), CheckpointError> {
     match metadata.hash() {
         Some(want) if got.eq_ignore_ascii_case(want) => Ok(()),
         want => {
             let want = want.unwrap_or("nothing").to_owned();
-            Err(CheckpointError::WrongWeights { window, got, want, rebuilt })
+            Err(CheckpointError::WrongWeights { window, got, want })
         }
     }
 }

@@ -1,35 +1,30 @@
 //! Checkpoints on disk (grail-checkpoints 4 and 9).
 //!
 //! ```text
-//!  checkpoint-<W>.<pid>.<8 hex>.partial   being made; of a process that ended, the next one goes on with it
-//!  checkpoint-<W>                         complete and verified
-//!  delta-<W>.<pid>.<8 hex>.partial        the links of a chain while they are fetched
-//!  delta-<W>                              what changed on the way to checkpoint W, for workers that hold the one before
+//!  checkpoint-<W>.partial           being made by the one process that holds its lock; whoever gets the lock next goes on with it
+//!  checkpoint-<W>.<16 hex>.partial  the same in a folder of its own: where locks do not work, or their holder stands still
+//!  checkpoint-<W>                   complete and verified
+//!  delta-<W>.partial                a link of a chain while it is fetched
+//!  delta-<W>                        what changed on the way to checkpoint W, for workers that hold the one before
 //! ```
 //!
 //! Names change by renaming only, after everything below them is on the disk, so a process may end at any moment.
 
-use std::collections::BTreeSet;
+use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::time::Duration;
-
-use grail_process::clock;
+use std::time::SystemTime;
 
 use super::error::local;
 use super::keys::plain_number;
+use super::ownership::{Claim, Hold, abandoned, claim};
 use super::weights::file_sha256;
-use super::{CheckpointError, Metadata};
+use super::{CheckpointError, Manifest, Metadata};
 
 /// Metadata file of a cached checkpoint.
 pub(super) const METADATA: &str = "metadata.json";
-/// Age from which a partial directory that names no process is taken for abandoned.
-const ABANDONED: Duration = Duration::from_secs(3600);
-
-/// Partial directories that this process is filling. Process ids repeat, in containers with every start, so the id alone
-/// cannot tell this life's directories from those of a former one.
-static FILLING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+/// Attempts to get a directory that others rename or remove at the same moment.
+const CLAIMS: usize = 64;
 
 /// What a directory of the cache holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,12 +77,31 @@ fn verify(dir: &Path, hashed: impl Fn(&str) -> bool) -> Result<Option<Metadata>,
     Ok(Some(metadata))
 }
 
+/// Compares what lies on the disk with the manifest, where `judged` says so. A file that differs is removed, so that the next attempt
+/// makes it again.
+pub(super) fn verify_on_disk(
+    dir: &Path,
+    window: u64,
+    manifest: &Manifest,
+    judged: impl Fn(&str) -> bool,
+) -> Result<(), CheckpointError> {
+    for (name, want) in manifest.files().filter(|(name, _)| judged(name)) {
+        let path = dir.join(name);
+        let got = file_sha256(&path)?;
+        if got != want {
+            std::fs::remove_file(&path).map_err(local(&path))?;
+            return Err(CheckpointError::Altered { window, name: name.to_owned(), got, want: want.to_owned() });
+        }
+    }
+    Ok(())
+}
+
 /// Whether a file of this name holds weights.
 pub(super) fn is_weights(name: &str) -> bool {
     name.ends_with(".safetensors")
 }
 
-/// Removes every complete checkpoint and delta but those of `keep`, and the partial directories of processes that no longer live.
+/// Removes every complete checkpoint and delta but those of `keep`, and every partial directory, unless a process makes or uses it.
 /// Returns what was removed.
 ///
 /// # Errors
@@ -103,7 +117,11 @@ pub fn clean(cache_root: &Path, keep: &[u64]) -> Result<Vec<PathBuf>, Checkpoint
         let entry = entry.map_err(local(cache_root))?;
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let name = entry.file_name().to_string_lossy().into_owned();
-        if is_dir && is_disposable(&entry.path(), &name, keep) {
+        // The claim lives until it is removed.
+        if is_dir
+            && is_disposable(&name, keep)
+            && let Some(_claim) = abandoned(&entry.path())
+        {
             std::fs::remove_dir_all(entry.path()).map_err(local(entry.path()))?;
             removed.push(entry.path());
         }
@@ -111,65 +129,88 @@ pub fn clean(cache_root: &Path, keep: &[u64]) -> Result<Vec<PathBuf>, Checkpoint
     Ok(removed)
 }
 
-fn is_disposable(path: &Path, name: &str, keep: &[u64]) -> bool {
+fn is_disposable(name: &str, keep: &[u64]) -> bool {
     let Some(rest) = name.strip_prefix("checkpoint-").or_else(|| name.strip_prefix("delta-")) else { return false };
-    if let Some(partial) = rest.strip_suffix(".partial") {
-        return is_abandoned(path, partial);
-    }
-    plain_number(rest).is_some_and(|window| !keep.contains(&window))
+    rest.ends_with(".partial") || plain_number(rest).is_some_and(|window| !keep.contains(&window))
 }
 
-fn is_abandoned(path: &Path, partial: &str) -> bool {
-    match partial.split('.').nth(1).and_then(plain_number) {
-        Some(pid) if pid == u64::from(std::process::id()) => {
-            !FILLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(path)
-        }
-        Some(pid) => !Path::new("/proc").join(pid.to_string()).exists(),
-        None => {
-            let modified = path.metadata().and_then(|metadata| metadata.modified());
-            modified.is_ok_and(|time| clock::system().duration_since(time).is_ok_and(|age| age > ABANDONED))
-        }
-    }
+/// What changes while anybody makes something in this cache: name, size and time of every file that is being made.
+pub(super) fn under_way(cache_root: &Path) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
+    let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let partial = entries(cache_root).filter(|path| path.extension().is_some_and(|extension| extension == "partial"));
+    let mut files: Vec<_> = partial.flat_map(|dir| entries(&dir).collect::<Vec<_>>()).collect();
+    files.sort();
+    let told = |path: PathBuf| {
+        let metadata = path.metadata().ok();
+        let size = metadata.as_ref().map_or(0, std::fs::Metadata::len);
+        (path, size, metadata.and_then(|metadata| metadata.modified().ok()))
+    };
+    files.into_iter().map(told).collect()
 }
 
 /// A directory that is being made. What is neither installed nor discarded stays for the next attempt, as after a kill.
 pub(super) struct Partial {
     path: PathBuf,
     target: PathBuf,
+    /// Where locks work.
+    lock: Option<File>,
+}
+
+/// What an attempt to make something comes to.
+pub(super) enum Taken {
+    /// With what an earlier attempt has left. Nothing in it is verified.
+    Ours(Partial),
+    /// Somebody else is making it.
+    Others,
 }
 
 impl Partial {
-    /// An empty directory.
-    pub(super) fn create(cache_root: &Path, kind: Kind, window: u64) -> Result<Self, CheckpointError> {
-        let partial = Self::named(cache_root, kind, window);
-        std::fs::create_dir_all(&partial.path).map_err(local(&partial.path))?;
-        Ok(partial)
-    }
-
-    /// What an earlier attempt for the same checkpoint has left, or an empty directory. Taking it over is a renaming, so of
-    /// two processes one gets it. Nothing in it is verified.
-    pub(super) fn resume(cache_root: &Path, kind: Kind, window: u64) -> Result<Self, CheckpointError> {
-        let prefix = format!("{}-{window}.", kind.name());
-        let partial = Self::named(cache_root, kind, window);
-        for entry in std::fs::read_dir(cache_root).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let rest = name.strip_suffix(".partial").filter(|rest| rest.starts_with(&prefix));
-            if rest.is_some_and(|rest| is_abandoned(&entry.path(), rest)) && std::fs::rename(entry.path(), &partial.path).is_ok()
-            {
-                return Ok(partial);
+    /// The directory in which everybody makes this, one after the other; where locks do not work, one of its own.
+    pub(super) fn shared(cache_root: &Path, kind: Kind, window: u64) -> Result<Taken, CheckpointError> {
+        let target = cache_root.join(format!("{}-{window}", kind.name()));
+        let path = target.with_extension("partial");
+        for _ in 0..CLAIMS {
+            std::fs::create_dir_all(&path).map_err(local(&path))?;
+            match claim(&path) {
+                Ok(Claim::Ours(lock)) => return Ok(Taken::Ours(Self { path, target, lock: Some(lock) })),
+                Ok(Claim::Others) => return Ok(Taken::Others),
+                Ok(Claim::Unlockable(error)) => {
+                    tracing::warn!(
+                        %error,
+                        cache = %cache_root.display(),
+                        "Locks do not work in the checkpoint cache; a folder of its own is used, and nothing is shared with other processes."
+                    );
+                    // Empty, unless somebody works there without a lock.
+                    let _ = std::fs::remove_dir(&path);
+                    return Self::create(cache_root, kind, window).map(Taken::Ours);
+                }
+                // It has become what it was made for, or was removed.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(local(path)(error)),
             }
         }
-        std::fs::create_dir_all(&partial.path).map_err(local(&partial.path))?;
-        Ok(partial)
+        Ok(Taken::Others)
     }
 
-    fn named(cache_root: &Path, kind: Kind, window: u64) -> Self {
-        let unique = RandomState::new().hash_one(window) as u32;
+    /// An empty directory of its own.
+    pub(super) fn create(cache_root: &Path, kind: Kind, window: u64) -> Result<Self, CheckpointError> {
         let target = cache_root.join(format!("{}-{window}", kind.name()));
-        let path = cache_root.join(format!("{}-{window}.{}.{unique:08x}.partial", kind.name(), std::process::id()));
-        // Registered before it exists, so that `clean` can never see it unregistered.
-        FILLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(path.clone());
-        Self { path, target }
+        std::fs::create_dir_all(cache_root).map_err(local(cache_root))?;
+        let mut last = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+        for _ in 0..CLAIMS {
+            let path = target.with_extension(format!("{:016x}.partial", RandomState::new().hash_one(window)));
+            match std::fs::create_dir(&path).and_then(|()| claim(&path)) {
+                Ok(Claim::Ours(lock)) => return Ok(Self { path, target, lock: Some(lock) }),
+                Ok(Claim::Unlockable(_)) => return Ok(Self { path, target, lock: None }),
+                // Somebody cleans at this very moment, or has the same name.
+                Ok(Claim::Others) => {}
+                Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::AlreadyExists) => {
+                    last = error;
+                }
+                Err(error) => return Err(local(path)(error)),
+            }
+        }
+        Err(local(target)(last))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -202,38 +243,78 @@ impl Partial {
         Ok(())
     }
 
-    /// Makes the directory what it was made for: synced with all its files, renamed over what is there, and the rename synced.
-    /// Nothing in it was synced before.
-    pub(super) fn install(self) -> Result<PathBuf, CheckpointError> {
-        for entry in std::fs::read_dir(&self.path).map_err(local(&self.path))? {
-            sync(&entry.map_err(local(&self.path))?.path())?;
+    /// Makes the directory what it was made for: synced with all its files, which `verify` meanwhile reads from there, renamed over
+    /// what is there, and the rename synced. Nothing in it was synced before.
+    pub(super) fn install(
+        self,
+        verify: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+    ) -> Result<(PathBuf, Hold), CheckpointError> {
+        let path = self.path.as_path();
+        let ready = std::thread::scope(|scope| {
+            let synced = scope.spawn(|| {
+                for entry in std::fs::read_dir(path).map_err(local(path))? {
+                    sync(&entry.map_err(local(path))?.path())?;
+                }
+                sync(path)
+            });
+            let verified = verify(path);
+            verified.and(synced.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        if let Err(error) = ready {
+            return Err(self.give_up(error));
         }
-        sync(&self.path)?;
-        let target = self.put()?;
+        let (target, hold) = self.put()?;
         if let Some(root) = target.parent() {
             sync(root)?;
         }
-        Ok(target)
+        Ok((target, hold))
     }
 
-    /// Renames the directory over what is there. After a power failure it may be gone, or empty.
-    pub(super) fn put(self) -> Result<PathBuf, CheckpointError> {
-        if self.target.exists() {
+    /// Renames the directory over what is there, unless that is as good: another process may have made the same meanwhile. After a
+    /// power failure it may be gone, or empty.
+    pub(super) fn put(self) -> Result<(PathBuf, Hold), CheckpointError> {
+        let Self { path, target, lock } = self;
+        for _ in 0..CLAIMS {
+            match std::fs::rename(&path, &target) {
+                Ok(()) => {
+                    let hold = Hold::after(lock, &target).map_err(local(&target))?;
+                    return Ok((target, hold));
+                }
+                Err(error) if is_taken(&error) => {}
+                Err(error) => return Err(local(&target)(error)),
+            }
+            let hold = Hold::on(&target);
+            if is_as_good(&target, &path)? {
+                // Best effort: what stays is removed by the next cleaning.
+                let _ = std::fs::remove_dir_all(&path);
+                return Ok((target, hold));
+            }
+            drop(hold);
             // Out of the way by renaming: a removal takes a while, and half a checkpoint must not have the name of a whole one.
-            let aside = self.path.with_extension("replaced.partial");
-            std::fs::rename(&self.target, &aside).map_err(local(&self.target))?;
-            std::fs::rename(&self.path, &self.target).map_err(local(&self.target))?;
-            std::fs::remove_dir_all(&aside).map_err(local(&aside))?;
-        } else {
-            std::fs::rename(&self.path, &self.target).map_err(local(&self.target))?;
+            let aside = path.with_extension(format!("{:016x}.partial", RandomState::new().hash_one(&path)));
+            match std::fs::rename(&target, &aside) {
+                Ok(()) => std::fs::remove_dir_all(&aside).map_err(local(&aside))?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(local(&target)(error)),
+            }
         }
-        Ok(self.target.clone())
+        Err(local(&target)(std::io::ErrorKind::AlreadyExists.into()))
     }
 }
 
-impl Drop for Partial {
-    fn drop(&mut self) {
-        FILLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&self.path);
+fn is_taken(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists)
+}
+
+/// Whether `there` is whole, and of the same files as `new`.
+fn is_as_good(there: &Path, new: &Path) -> Result<bool, CheckpointError> {
+    let manifest = |dir: &Path| {
+        let document = std::fs::read(dir.join(METADATA)).ok()?;
+        Metadata::parse(METADATA, &document).ok().map(|metadata| metadata.file_manifest)
+    };
+    match manifest(new) {
+        Some(new) if manifest(there).as_ref() == Some(&new) => Ok(verify_dir(there)?.is_some()),
+        _ => Ok(false),
     }
 }
 
@@ -246,40 +327,61 @@ fn sync(path: &Path) -> Result<(), CheckpointError> {
 mod tests {
     use super::*;
 
+    fn ours(root: &Path, kind: Kind, window: u64) -> Option<Partial> {
+        match Partial::shared(root, kind, window).unwrap() {
+            Taken::Ours(partial) => Some(partial),
+            Taken::Others => None,
+        }
+    }
+
     #[test]
-    fn cleaning_keeps_what_is_asked_for_and_what_is_being_made_or_gone_on_with() {
+    fn cleaning_keeps_what_is_asked_for_and_what_is_being_made_or_used() {
         let root = tempfile::tempdir().unwrap();
-        let mine = format!("checkpoint-90.{}.00000000.partial", std::process::id());
-        for name in [
+        // The third is of an earlier version, and named after a process that may well be alive: 1 is, in every container.
+        let names = [
             "checkpoint-30",
             "checkpoint-60",
+            "checkpoint-90.1.00000000.partial",
             "checkpoint-x",
-            "checkpoint-90.4194305.0a.partial",
             "delta-30",
             "delta-60",
-            "delta-60.4194305.0a.partial",
-            &mine,
+            "delta-60.partial",
             "other",
-        ] {
-            std::fs::create_dir(root.path().join(name)).unwrap();
-        }
-        let filling = Partial::create(root.path(), Kind::Checkpoint, 120).unwrap();
+        ];
+        names.iter().for_each(|name| std::fs::create_dir(root.path().join(name)).unwrap());
+        let used = Hold::on(&root.path().join("delta-30"));
+        let filling =
+            (ours(root.path(), Kind::Checkpoint, 120).unwrap(), Partial::create(root.path(), Kind::Delta, 120).unwrap());
         clean(root.path(), &[60]).unwrap();
         let mut left: Vec<_> = std::fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         left.sort();
-        let names = ["checkpoint-60", "checkpoint-x", "delta-60", "other"];
+        let names = ["checkpoint-60", "checkpoint-x", "delta-30", "delta-60", "other"];
         let mut want: Vec<_> = names.iter().map(|name| root.path().join(name)).collect();
-        want.push(filling.path().to_owned());
+        want.extend([filling.0.path().to_owned(), filling.1.path().to_owned()]);
         want.sort();
         assert_eq!(left, want);
-        filling.discard();
-        let left = Partial::create(root.path(), Kind::Checkpoint, 150).unwrap();
-        std::fs::write(left.path().join("half"), "").unwrap();
-        drop(left);
-        let found = Partial::resume(root.path(), Kind::Checkpoint, 150).unwrap();
-        assert!(found.path().join("half").exists(), "what was kept is gone on with");
-        let other = Partial::resume(root.path(), Kind::Checkpoint, 150).unwrap();
-        assert!(!other.path().join("half").exists(), "by one only");
+        drop((used, filling));
+        clean(root.path(), &[60]).unwrap();
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 4);
         assert!(clean(&root.path().join("absent"), &[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_was_left_is_gone_on_with_by_one_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let left = ours(root.path(), Kind::Checkpoint, 150).unwrap();
+        std::fs::write(left.path().join("half"), "").unwrap();
+        assert!(ours(root.path(), Kind::Checkpoint, 150).is_none(), "its maker lives");
+        drop(left);
+        let found = ours(root.path(), Kind::Checkpoint, 150).unwrap();
+        assert!(found.path().join("half").exists());
+        let (_, hold) = found.put().unwrap();
+        let next = ours(root.path(), Kind::Checkpoint, 150).unwrap();
+        assert!(!next.path().join("half").exists(), "what was made is not being made any more");
+        // Another one in its place is used by somebody, and still is replaced: it is not what this one is.
+        std::fs::write(next.path().join("other"), "").unwrap();
+        let (target, _) = next.put().unwrap();
+        assert!(target.join("other").exists() && !target.join("half").exists());
+        drop(hold);
     }
 }

@@ -81,6 +81,21 @@ pub enum CheckpointError {
         /// Hash in the manifest.
         want: String,
     },
+    /// What lies on the disk is not what was received, or written.
+    #[error(
+        "checkpoint {window}: {name} has sha256 {got} on the disk, {want} was written there. It is made again; if this stays, see who \
+         else writes into the cache, and look at the disk and at this host's memory"
+    )]
+    Altered {
+        /// Checkpoint window.
+        window: u64,
+        /// The file.
+        name: String,
+        /// Hash of the bytes on the disk.
+        got: String,
+        /// Hash of the bytes that were written.
+        want: String,
+    },
     /// The tensors are not the metadata's.
     #[error("checkpoint {window}: its tensors hash to {got}, its metadata says {want}. Wait for the next FULL checkpoint")]
     WrongWeights {
@@ -90,8 +105,6 @@ pub enum CheckpointError {
         got: String,
         /// `weights_hash` of the metadata.
         want: String,
-        /// Whether it was rebuilt from a DELTA: of a FULL other readers check the files only.
-        rebuilt: bool,
     },
     /// The disk has not enough room.
     #[error("{path}: {needed} bytes are needed, {free} are free. Make room, or set another cache folder (GRAIL_CACHE_DIR)")]
@@ -167,19 +180,9 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// Whether every reader of the network refuses the checkpoint for the same reason, and so stays with the one before. Not
-    /// so where this build is stricter, where only this host has a difficulty, or where the next attempt may succeed.
-    pub fn is_everybodys(&self) -> bool {
-        match self {
-            Self::BrokenLink { .. } | Self::MissingFile { .. } | Self::WrongHash { .. } => true,
-            Self::WrongWeights { rebuilt, .. } => *rebuilt,
-            _ => false,
-        }
-    }
-
     /// Whether what was downloaded so far is worth keeping for the next attempt.
     pub(super) fn may_pass(&self) -> bool {
-        matches!(self, Self::Bucket(_) | Self::Local { .. } | Self::NoRoom { .. } | Self::Unsteady { .. })
+        matches!(self, Self::Bucket(_) | Self::Local { .. } | Self::NoRoom { .. } | Self::Unsteady { .. } | Self::Altered { .. })
     }
 }
 

@@ -14,6 +14,11 @@ pub enum FetchEvent {
         /// Bytes of all of them.
         bytes: u64,
     },
+    /// Another process makes the checkpoint in the same cache. It is waited for, and what it makes is used.
+    Waits {
+        /// Checkpoint.
+        window: u64,
+    },
     /// Bytes that arrived, in pieces of some MiB, and those of an earlier attempt.
     Received {
         /// Checkpoint whose objects they are.

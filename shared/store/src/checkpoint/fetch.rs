@@ -1,22 +1,27 @@
 //! From the bucket to a verified directory (grail-checkpoints 4 and 8).
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::{StreamExt, TryStreamExt};
+use grail_process::clock;
 
 use super::assemble::{Assembly, DELTA_BODY, DELTA_METADATA, Link, broken_at, check_hash, write_metadata};
-use super::cache::{Kind, Partial, checkpoint_dir, verify_dir, verify_dir_without_weights};
+use super::cache::{Kind, Partial, Taken, checkpoint_dir, under_way, verify_dir, verify_dir_without_weights, verify_on_disk};
 use super::chain::{self, Base, Chain, Sources};
 use super::documents::{Documents, fetch_metadata};
 use super::error::local;
 use super::event::{CheckpointChanges, FetchEvent, Observer};
 use super::objects::{Objects, Published};
+use super::ownership::Hold;
 use super::refused::{Refused, subject};
-use super::weights::weights_hash;
+use super::weights::{tied_weights_hash, weights_hash};
 use super::{CheckpointError, Metadata, keys};
 use crate::bucket::Bucket;
 
+/// Between two looks at what another process makes.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// Links that are downloaded at the same time.
 const LINKS_AT_ONCE: usize = 4;
 
@@ -32,11 +37,13 @@ pub struct FetchLimits {
     pub trainer: Option<String>,
     /// What need not be downloaded again, because it was found damaged and is still the same.
     pub refused: Refused,
+    /// Another process that makes the same checkpoint and does not get on for so long is not waited for any more.
+    pub patience: Duration,
 }
 
 impl Default for FetchLimits {
     fn default() -> Self {
-        Self { total_bytes: 200 << 30, trainer: None, refused: Refused::default() }
+        Self { total_bytes: 200 << 30, trainer: None, refused: Refused::default(), patience: Duration::from_secs(120) }
     }
 }
 
@@ -50,6 +57,30 @@ pub struct CachedCheckpoint {
     /// Its metadata, with everything that the trainer published. Environment and sampling are the DELTA's where both kinds
     /// were published.
     pub metadata: Metadata,
+    /// Keeps other processes from removing it, and what changed on the way to it.
+    pub hold: Hold,
+}
+
+/// Whose turn it is to make a checkpoint.
+enum Turn {
+    /// It was made meanwhile.
+    Made(CachedCheckpoint),
+    Ours(Partial),
+}
+
+impl CachedCheckpoint {
+    /// Takes environment and sampling of what is published, if they are others and the weights are the same. Says whether it did.
+    pub fn take_terms(&mut self, published: &Metadata) -> bool {
+        let mine = &self.metadata;
+        let hash = |metadata: &Metadata| metadata.hash().map(str::to_ascii_lowercase);
+        let same = published.file_manifest == mine.file_manifest || (mine.hash().is_some() && hash(published) == hash(mine));
+        let theirs = mine.clone().with_terms_of(published);
+        let news = same && theirs != *mine;
+        if news {
+            self.metadata = theirs;
+        }
+        news
+    }
 }
 
 /// Brings checkpoints of one bucket into one cache.
@@ -78,10 +109,8 @@ impl Fetcher<'_> {
     }
 
     async fn fetch_unboxed(&self, window: u64) -> Result<CachedCheckpoint, CheckpointError> {
-        let dir = checkpoint_dir(self.cache_root, window);
-        if let Some(metadata) = self.verified(&dir).await? {
-            let metadata = self.with_terms(window, metadata).await;
-            return Ok(CachedCheckpoint { dir, window, metadata });
+        if let Some(cached) = self.whole(window).await? {
+            return Ok(cached);
         }
         if !keys::is_ready(self.bucket, window).await? {
             return Err(CheckpointError::NotReady { window });
@@ -92,6 +121,49 @@ impl Fetcher<'_> {
             (Some(full), None) => Box::pin(self.full(window, full?)).await,
             (None, Some(delta)) => Box::pin(self.delta(window, delta?)).await,
             (Some(full), Some(delta)) => Box::pin(self.either(window, full, delta)).await,
+        }
+    }
+
+    /// The checkpoint as the cache has it, if that verifies.
+    async fn whole(&self, window: u64) -> Result<Option<CachedCheckpoint>, CheckpointError> {
+        let dir = checkpoint_dir(self.cache_root, window);
+        let Some((metadata, hold)) = self.verified(&dir).await? else { return Ok(None) };
+        let metadata = self.with_terms(window, metadata).await;
+        Ok(Some(CachedCheckpoint { dir, window, metadata, hold }))
+    }
+
+    /// Waits until nobody else makes checkpoint `window` in this cache. One that stands still is not waited for: then it is made in a
+    /// folder of its own.
+    async fn turn(&self, window: u64) -> Result<Turn, CheckpointError> {
+        let (mut waited, mut seen, mut since) = (false, Vec::new(), clock::monotonic());
+        loop {
+            let root = self.cache_root.to_owned();
+            let taken = blocking(self.cache_root, move || Partial::shared(&root, Kind::Checkpoint, window)).await?;
+            if let Taken::Ours(partial) = taken {
+                return match if waited { self.whole(window).await? } else { None } {
+                    Some(cached) => {
+                        partial.discard();
+                        Ok(Turn::Made(cached))
+                    }
+                    None => Ok(Turn::Ours(partial)),
+                };
+            }
+            if !waited {
+                waited = true;
+                (self.observer)(FetchEvent::Waits { window });
+            }
+            let root = self.cache_root.to_owned();
+            let now = blocking(self.cache_root, move || Ok(under_way(&root))).await?;
+            if now != seen {
+                (seen, since) = (now, clock::monotonic());
+            } else if since.elapsed() > self.limits.patience {
+                tracing::warn!(
+                    window,
+                    "The process that makes the checkpoint in this cache does not get on; it is made once more, beside it."
+                );
+                return Partial::create(self.cache_root, Kind::Checkpoint, window).map(Turn::Ours);
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
         }
     }
 
@@ -134,14 +206,28 @@ impl Fetcher<'_> {
             return Err(error);
         }
         let objects = Objects::locate(self.bucket, window, Published::Full, &metadata.file_manifest).await?;
-        let partial = Partial::resume(self.cache_root, Kind::Checkpoint, window)?;
+        let partial = match self.turn(window).await? {
+            Turn::Made(cached) => return Ok(cached),
+            Turn::Ours(partial) => partial,
+        };
         if let Err(error) = objects.download(self.bucket, partial.path(), self.limits, self.observer).await {
             return Err(partial.give_up(error));
         }
-        let (place, verified) = (partial.path().to_owned(), metadata.clone());
-        let finished = blocking(&place, move || finish(partial, window, &verified)).await;
-        let dir = finished.inspect_err(|error| self.limits.refused.remember(subject, error))?;
-        Ok(CachedCheckpoint { dir, window, metadata })
+        let place = partial.path().to_owned();
+        let finished = blocking(&place, move || finish(partial, window, metadata)).await;
+        let (dir, metadata, hold) = finished.inspect_err(|error| self.limits.refused.remember(subject, error))?;
+        Ok(CachedCheckpoint { dir, window, metadata, hold })
+    }
+
+    /// Fails where a base is known to be unusable, without a byte of it.
+    async fn obtainable(&self, window: u64, metadata: &Metadata) -> Result<(), CheckpointError> {
+        if let Some(error) = self.limits.refused.verdict(&subject("full", window, [metadata])) {
+            return Err(error);
+        }
+        if !keys::is_ready(self.bucket, window).await? {
+            return Err(CheckpointError::NotReady { window });
+        }
+        Objects::locate(self.bucket, window, Published::Full, &metadata.file_manifest).await?.unrefused(self.limits)
     }
 
     async fn delta(&self, window: u64, metadata: Metadata) -> Result<CachedCheckpoint, CheckpointError> {
@@ -160,7 +246,9 @@ impl Fetcher<'_> {
         }
         match (self.rebuilt(window, &metadata, chain).await, base) {
             // The base was looked at without its weights. If they are damaged, the chain is not to blame.
-            (Err(CheckpointError::WrongWeights { .. }), Some(base)) if self.discarded(base).await? => {
+            (Err(CheckpointError::WrongWeights { .. } | CheckpointError::Weights { .. }), Some(base))
+                if self.discarded(base).await? =>
+            {
                 let chain = chain::walk(self, window, metadata.clone()).await?;
                 self.rebuilt(window, &metadata, chain).await
             }
@@ -180,13 +268,29 @@ impl Fetcher<'_> {
     }
 
     async fn rebuilt(&self, window: u64, metadata: &Metadata, chain: Chain) -> Result<CachedCheckpoint, CheckpointError> {
+        // All of it, before any byte: while something is missing or refused, every further look costs questions only.
+        let objects: Vec<_> = chain.links.iter().map(|(link, metadata)| self.link_objects(window, *link, metadata)).collect();
+        let objects: Vec<_> = futures::stream::iter(objects).buffered(LINKS_AT_ONCE).try_collect().await?;
+        if let Base::Published(base, metadata) = &chain.base {
+            self.obtainable(*base, metadata).await?;
+        }
+        let target = match self.turn(window).await? {
+            Turn::Made(cached) => return Ok(cached),
+            Turn::Ours(partial) => partial,
+        };
+        // Of another kind, by an earlier attempt.
+        target.retain(|_| false)?;
         // Small and likely to be at fault, so before a base that may be large.
-        let downloads: Vec<_> = chain.links.iter().map(|(link, metadata)| self.link(window, *link, metadata)).collect();
+        let links = chain.links.iter().zip(objects);
+        let downloads: Vec<_> = links.map(|((link, metadata), objects)| self.link(window, *link, metadata, objects)).collect();
         let links: Vec<_> = futures::stream::iter(downloads).buffered(LINKS_AT_ONCE).collect().await;
-        let links = all(links)?;
-        let (base_window, base) = match self.base(chain.base).await {
+        let links = match all(links) {
+            Ok(links) => links,
+            Err(error) => return Err(target.give_up(error)),
+        };
+        let (base_window, base, _base_hold) = match self.base(chain.base).await {
             Ok(base) => base,
-            Err(error) => return Err(give_up(links, error)),
+            Err(error) => return Err(target.give_up(give_up(links, error))),
         };
         let assembly = Assembly {
             window,
@@ -197,54 +301,76 @@ impl Fetcher<'_> {
         };
         let told: Vec<u64> = links.iter().map(|link| link.window).collect();
         let (place, delta_dir) = (assembly.base_dir.clone(), Partial::create(self.cache_root, Kind::Delta, window)?);
-        let (assembly, decoded) = blocking(&place, move || {
-            let decoded = assembly.decode(links, delta_dir)?;
-            Ok((assembly, decoded))
-        })
-        .await?;
+        let decoding = blocking(&place, move || match assembly.decode(links, delta_dir) {
+            Ok((decoded, hold)) => Ok((assembly, target, decoded, hold)),
+            Err(error) => Err(target.give_up(error)),
+        });
+        let (assembly, target, decoded, delta_hold) = decoding.await?;
         for (link, (_, entries)) in told.into_iter().zip(&decoded) {
             (self.observer)(FetchEvent::Decoded { window: link, entries: *entries });
         }
         let files: Vec<PathBuf> = decoded.into_iter().map(|(file, _)| file).collect();
         let weights_hash = metadata.hash().unwrap_or_default().to_ascii_lowercase();
         (self.observer)(FetchEvent::Changes(CheckpointChanges { window, weights_hash, base_window, files: files.clone() }));
-        let target = Partial::create(self.cache_root, Kind::Checkpoint, window)?;
-        let (dir, metadata) = blocking(&place, move || assembly.build(&files, target)).await?;
-        Ok(CachedCheckpoint { dir, window, metadata })
+        let (dir, metadata, hold) = blocking(&place, move || assembly.build(&files, target)).await?;
+        Ok(CachedCheckpoint { dir, window, metadata, hold: hold.and(delta_hold) })
     }
 
-    async fn base(&self, base: Base) -> Result<(u64, Metadata), CheckpointError> {
+    async fn base(&self, base: Base) -> Result<(u64, Metadata, Hold), CheckpointError> {
         match base {
-            Base::Cached(window, metadata) => Ok((window, metadata)),
-            Base::Published(window, _) if !keys::is_ready(self.bucket, window).await? => {
-                Err(CheckpointError::NotReady { window })
+            Base::Cached(window, metadata) => {
+                let dir = checkpoint_dir(self.cache_root, window);
+                let hold = blocking(self.cache_root, move || Ok(Hold::on(&dir))).await?;
+                Ok((window, metadata, hold))
             }
-            Base::Published(window, metadata) => Ok((window, Box::pin(self.full(window, metadata)).await?.metadata)),
+            Base::Published(window, metadata) => {
+                let CachedCheckpoint { metadata, hold, .. } = Box::pin(self.full(window, metadata)).await?;
+                Ok((window, metadata, hold))
+            }
         }
     }
 
-    /// Downloads one link and judges as much of it as can be judged without its base.
-    async fn link(&self, window: u64, link: u64, metadata: &Metadata) -> Result<Link, CheckpointError> {
+    /// Finds one link's objects, none of which is known to be damaged.
+    async fn link_objects(&self, window: u64, link: u64, metadata: &Metadata) -> Result<Objects, CheckpointError> {
         for name in [DELTA_METADATA, DELTA_BODY] {
             if !metadata.file_manifest.files().any(|(listed, _)| listed == name) {
                 return Err(broken_at(window, link)(format!("has no {name} in its manifest")));
             }
         }
         let objects = Objects::locate(self.bucket, link, Published::Delta, &metadata.file_manifest).await?;
-        let partial = Partial::resume(self.cache_root, Kind::Delta, link)?;
+        objects.unrefused(self.limits)?;
+        Ok(objects)
+    }
+
+    /// Downloads one link and judges as much of it as can be judged without its base.
+    async fn link(&self, window: u64, link: u64, metadata: &Metadata, objects: Objects) -> Result<Link, CheckpointError> {
+        // Small, so nobody is waited for: two that wait for each other's links would wait for ever.
+        let partial = match Partial::shared(self.cache_root, Kind::Delta, link)? {
+            Taken::Ours(partial) => partial,
+            Taken::Others => Partial::create(self.cache_root, Kind::Delta, link)?,
+        };
         if let Err(error) = objects.download(self.bucket, partial.path(), self.limits, self.observer).await {
             return Err(partial.give_up(error));
         }
-        let (place, limit) = (partial.path().to_owned(), self.limits.total_bytes);
-        blocking(&place, move || Link::judge(window, link, partial, limit)).await
+        let (place, limit, manifest) = (partial.path().to_owned(), self.limits.total_bytes, metadata.file_manifest.clone());
+        blocking(&place, move || match verify_on_disk(partial.path(), link, &manifest, |_| true) {
+            Ok(()) => Link::judge(window, link, partial, limit),
+            Err(error) => Err(partial.give_up(error)),
+        })
+        .await
     }
 
-    async fn verified(&self, dir: &Path) -> Result<Option<Metadata>, CheckpointError> {
+    async fn verified(&self, dir: &Path) -> Result<Option<(Metadata, Hold)>, CheckpointError> {
         if !dir.exists() {
             return Ok(None);
         }
         let owned = dir.to_owned();
-        let found = blocking(dir, move || verify_dir(&owned)).await?;
+        let found = blocking(dir, move || {
+            // First, so that nobody removes what was verified.
+            let hold = Hold::on(&owned);
+            Ok(verify_dir(&owned)?.map(|metadata| (metadata, hold)))
+        })
+        .await?;
         if found.is_none() {
             tracing::warn!(dir = %dir.display(), "A cached checkpoint does not verify and is fetched anew.");
         }
@@ -304,18 +430,41 @@ fn give_up(links: Vec<Link>, error: CheckpointError) -> CheckpointError {
 }
 
 /// Checks the tensors, writes the local metadata and installs the directory.
-fn finish(partial: Partial, window: u64, metadata: &Metadata) -> Result<PathBuf, CheckpointError> {
-    let verified = || {
+fn finish(partial: Partial, window: u64, mut metadata: Metadata) -> Result<(PathBuf, Metadata, Hold), CheckpointError> {
+    let mut verified = || {
         partial.retain(|name| metadata.file_manifest.files().any(|(listed, _)| listed == name))?;
-        if metadata.hash().is_some() {
-            check_hash(window, metadata, weights_hash(partial.path())?, false)?;
+        if let Some(hash) = hash_of_files(partial.path(), window, &metadata)? {
+            metadata.weights_hash = Some(hash);
         }
-        write_metadata(&partial, metadata)
+        write_metadata(&partial, &metadata)
     };
     match verified() {
-        Ok(()) => partial.install(),
+        Ok(()) => {
+            let (dir, hold) = partial.install(|dir| verify_on_disk(dir, window, &metadata.file_manifest, |_| true))?;
+            Ok((dir, metadata, hold))
+        }
         Err(error) => Err(partial.give_up(error)),
     }
+}
+
+/// The hash of a FULL's files, if one is published: that, or for a model with tied embeddings that of the live state, in which the
+/// head has a name of its own (grail-checkpoints 4). Whoever loads the files compares with what is in them.
+fn hash_of_files(dir: &Path, window: u64, metadata: &Metadata) -> Result<Option<String>, CheckpointError> {
+    let Some(want) = metadata.hash() else { return Ok(None) };
+    let whole = |error| match error {
+        // Its files are the manifest's, so another download would bring the same.
+        CheckpointError::Weights { path, why } => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            CheckpointError::Unverifiable { window, why: format!("{name} is no valid safetensors file: {why}") }
+        }
+        error => error,
+    };
+    let got = weights_hash(dir).map_err(whole)?;
+    if !got.eq_ignore_ascii_case(want) && tied_weights_hash(dir)?.is_some_and(|tied| tied.eq_ignore_ascii_case(want)) {
+        return Ok(Some(got));
+    }
+    check_hash(window, metadata, got)?;
+    Ok(Some(want.to_owned()))
 }
 
 /// Runs disk and hash work off the async threads.

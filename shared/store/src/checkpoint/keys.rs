@@ -32,27 +32,19 @@ pub(super) fn plain_number(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
-/// Checkpoints that were ready before `window`, best first. Of all markers whose ready window is strictly before it, the
-/// greatest `(ready, window)` pair is the one to mine with: miner and validator must agree on this, so nothing about it may be
-/// "improved". Those behind it are what a reader that cannot use the first still holds.
-pub fn ready_before<'a>(keys: impl IntoIterator<Item = &'a str>, window: u64) -> Vec<u64> {
+/// The checkpoint to mine `window` with: of all markers whose ready window is strictly before it, that of the greatest
+/// `(ready, window)` pair. Miner and validator must agree on this, so nothing about it may be "improved": a validator that can use
+/// this one rejects every row of another.
+pub fn ready_before<'a>(keys: impl IntoIterator<Item = &'a str>, window: u64) -> Option<u64> {
     let markers = keys.into_iter().filter_map(parse_ready_key).filter(|(_, ready)| *ready < window);
-    let mut markers: Vec<_> = markers.map(|(checkpoint, ready)| (ready, checkpoint)).collect();
-    markers.sort_unstable();
-    let mut checkpoints = Vec::new();
-    for (_, checkpoint) in markers.into_iter().rev() {
-        if !checkpoints.contains(&checkpoint) {
-            checkpoints.push(checkpoint);
-        }
-    }
-    checkpoints
+    markers.max_by_key(|(checkpoint, ready)| (*ready, *checkpoint)).map(|(checkpoint, _)| checkpoint)
 }
 
-/// [`ready_before`] over a bucket. Empty: the window has no checkpoint and is skipped.
+/// [`ready_before`] over a bucket. `None`: the window has no checkpoint.
 ///
 /// # Errors
 /// [`CheckpointError::Bucket`] when the listing fails: that is not "no checkpoint".
-pub async fn discover(bucket: &Bucket, window: u64) -> Result<Vec<u64>, CheckpointError> {
+pub async fn discover(bucket: &Bucket, window: u64) -> Result<Option<u64>, CheckpointError> {
     let keys = bucket.list(PREFIX).await?;
     Ok(ready_before(keys.iter().map(String::as_str), window))
 }
@@ -71,12 +63,9 @@ mod tests {
     fn the_greatest_ready_window_wins_and_must_be_earlier() {
         let keys = [ready_key(30, 90), ready_key(60, 60), ready_key(0, 90), ready_key(90, 120)];
         let at = |window| ready_before(keys.iter().map(String::as_str), window);
-        assert!(at(60).is_empty());
-        assert_eq!(at(90), [60]);
-        assert_eq!(at(120), [30, 0, 60], "of two markers with one ready window the later checkpoint wins");
-        assert_eq!(at(121), [90, 30, 0, 60]);
-        let twice = [ready_key(30, 60), ready_key(60, 70), ready_key(30, 90)];
-        assert_eq!(ready_before(twice.iter().map(String::as_str), 100), [30, 60], "a checkpoint counts once");
+        assert_eq!((at(60), at(90)), (None, Some(60)));
+        assert_eq!(at(120), Some(30), "of two markers with one ready window the later checkpoint wins");
+        assert_eq!(at(121), Some(90));
     }
 
     #[test]

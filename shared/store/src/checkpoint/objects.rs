@@ -13,7 +13,7 @@ use super::event::{FetchEvent, Observer};
 use super::fetch::blocking;
 use super::keys::{delta_key, full_key};
 use super::{CheckpointError, FetchLimits, Manifest};
-use crate::bucket::{Bucket, BucketError, FileDigest, ObjectHead};
+use crate::bucket::{Bucket, BucketError, ObjectHead};
 
 /// Files that are downloaded at the same time; each has some parts in memory.
 const FILES_AT_ONCE: usize = 4;
@@ -82,6 +82,12 @@ impl Objects {
         self.sources.iter().fold(0, |sum, source| sum.saturating_add(source.head.size))
     }
 
+    /// Fails where one of them is known to be damaged and is still the same.
+    pub(super) fn unrefused(&self, limits: &FetchLimits) -> Result<(), CheckpointError> {
+        let refusal = self.sources.iter().find_map(|source| limits.refused.verdict(&source.subject()?));
+        refusal.map_or(Ok(()), Err)
+    }
+
     /// Downloads what is not there yet into `dir` and verifies every file. Where `dir` holds beginnings of files, they are
     /// gone on with.
     pub(super) async fn download(
@@ -91,9 +97,7 @@ impl Objects {
         limits: &FetchLimits,
         observer: &Observer<'_>,
     ) -> Result<(), CheckpointError> {
-        if let Some(error) = self.sources.iter().find_map(|source| limits.refused.verdict(&source.subject()?)) {
-            return Err(error);
-        }
+        self.unrefused(limits)?;
         let (window, bytes) = (self.window, self.bytes());
         if bytes > limits.total_bytes {
             return Err(CheckpointError::TooLarge { window, size: bytes, limit: limits.total_bytes });
@@ -160,9 +164,11 @@ impl Objects {
         }
         // Manifest names never start with a dot, so this cannot be one of them.
         let packed = dir.join(format!(".{}.gz", source.name));
-        bucket.download(&source.key, &packed, &source.head, &received).await?;
+        let digest = bucket.download(&source.key, &packed, &source.head, &received).await?;
         let (limit, target) = (limits.total_bytes, path.clone());
-        Ok(blocking(&path, move || gunzip(&packed, &target, limit).map_err(local(target))).await?.sha256)
+        let unpacked = blocking(&path, move || gunzip(&packed, &target, limit)).await?;
+        // Damaged on the way, or as it lies there: as with plain bytes, a second download tells.
+        Ok(unpacked.unwrap_or_else(|why| format!("{} before unpacking, which fails ({why})", digest.sha256)))
     }
 }
 
@@ -195,25 +201,28 @@ pub(super) fn check_room(dir: &Path, bytes: u64) -> Result<(), CheckpointError> 
     Err(CheckpointError::NoRoom { path: dir.to_owned(), needed, free })
 }
 
-/// Unpacks `packed` into `target`, hashing, at most `limit` bytes; removes `packed`.
-fn gunzip(packed: &Path, target: &Path, limit: u64) -> std::io::Result<FileDigest> {
-    let mut unpacked = GzDecoder::new(std::fs::File::open(packed)?);
-    let mut file = std::fs::File::create(target)?;
+/// Unpacks `packed` into `target`, at most `limit` bytes, and removes it. Returns the SHA-256 of what it held, or why it cannot be
+/// unpacked.
+fn gunzip(packed: &Path, target: &Path, limit: u64) -> Result<Result<String, String>, CheckpointError> {
+    let mut unpacked = GzDecoder::new(std::fs::File::open(packed).map_err(local(packed))?).take(limit.saturating_add(1));
+    let mut file = std::fs::File::create(target).map_err(local(target))?;
     let (mut hasher, mut size, mut piece) = (Sha256::new(), 0_u64, vec![0; 1 << 20]);
-    loop {
-        let read = unpacked.read(&mut piece)?;
-        if read == 0 {
-            break;
+    let unpacking = loop {
+        match unpacked.read(&mut piece) {
+            Ok(0) => break Ok(hex::encode(hasher.finalize())),
+            Ok(read) => {
+                size += read as u64;
+                hasher.update(&piece[..read]);
+                file.write_all(&piece[..read]).map_err(local(target))?;
+            }
+            Err(error) => break Err(error.to_string()),
         }
-        size += read as u64;
         if size > limit {
-            return Err(std::io::Error::other(format!("it unpacks to more than the {limit} bytes allowed")));
+            break Err(format!("it unpacks to more than the {limit} bytes allowed"));
         }
-        hasher.update(&piece[..read]);
-        file.write_all(&piece[..read])?;
-    }
-    std::fs::remove_file(packed)?;
-    Ok(FileDigest { size, sha256: hex::encode(hasher.finalize()) })
+    };
+    std::fs::remove_file(packed).map_err(local(packed))?;
+    Ok(unpacking)
 }
 
 /// A small object under its name or else compressed; `None` if there is neither.

@@ -40,7 +40,7 @@ struct Kept {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Verdict {
     Hash { window: u64, name: String, got: String, want: String },
-    Weights { window: u64, got: String, want: String, rebuilt: bool },
+    Weights { window: u64, got: String, want: String },
     Link { window: u64, link: u64, why: String },
     Unverifiable { window: u64, why: String },
 }
@@ -124,9 +124,7 @@ impl Verdict {
             WrongHash { window, name, got, want } => {
                 Self::Hash { window: *window, name: name.clone(), got: got.clone(), want: want.clone() }
             }
-            WrongWeights { window, got, want, rebuilt } => {
-                Self::Weights { window: *window, got: got.clone(), want: want.clone(), rebuilt: *rebuilt }
-            }
+            WrongWeights { window, got, want } => Self::Weights { window: *window, got: got.clone(), want: want.clone() },
             BrokenLink { window, link, why } => Self::Link { window: *window, link: *link, why: why.clone() },
             Unverifiable { window, why } => Self::Unverifiable { window: *window, why: why.clone() },
             _ => return None,
@@ -138,7 +136,7 @@ impl From<Verdict> for CheckpointError {
     fn from(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Hash { window, name, got, want } => Self::WrongHash { window, name, got, want },
-            Verdict::Weights { window, got, want, rebuilt } => Self::WrongWeights { window, got, want, rebuilt },
+            Verdict::Weights { window, got, want } => Self::WrongWeights { window, got, want },
             Verdict::Link { window, link, why } => Self::BrokenLink { window, link, why },
             Verdict::Unverifiable { window, why } => Self::Unverifiable { window, why },
         }

@@ -17,6 +17,11 @@ use super::error::local;
 /// Header bytes at most; the format's own libraries set the same limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 const PIECE_BYTES: usize = 4 << 20;
+/// A config.json has a few kilobytes.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// The output head, and the embedding that it is where the two are tied.
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Where one tensor's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,10 +81,26 @@ pub fn hash_tensors<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [u8])>) 
 /// # Errors
 /// [`CheckpointError::Weights`] for a file that is not safetensors or a tensor that is there twice.
 pub fn weights_hash(dir: &Path) -> Result<String, CheckpointError> {
+    hash_places(tensor_places(dir)?.into_values())
+}
+
+/// As [`weights_hash`], of the live state of a model whose output head is its embedding: there the head has a name of its own,
+/// although no file holds it. `None` for any other model.
+pub(super) fn tied_weights_hash(dir: &Path) -> Result<Option<String>, CheckpointError> {
+    let Ok(config) = File::open(dir.join("config.json")) else { return Ok(None) };
+    let config: serde_json::Value = serde_json::from_reader(config.take(MAX_CONFIG_BYTES)).unwrap_or_default();
+    let mut places = tensor_places(dir)?;
+    let embedding = places.get(EMBEDDING).filter(|_| config["tie_word_embeddings"] == true && !places.contains_key(HEAD));
+    let Some(head) = embedding.cloned() else { return Ok(None) };
+    places.insert(HEAD.to_owned(), head);
+    hash_places(places.into_values()).map(Some)
+}
+
+fn hash_places(places: impl Iterator<Item = TensorPlace>) -> Result<String, CheckpointError> {
     let mut hasher = Xxh3::new();
     let mut piece = vec![0; PIECE_BYTES];
     let mut open: Option<(PathBuf, File)> = None;
-    for place in tensor_places(dir)?.into_values() {
+    for place in places {
         if open.as_ref().is_none_or(|(path, _)| *path != place.file) {
             open = Some((place.file.clone(), File::open(&place.file).map_err(local(&place.file))?));
         }

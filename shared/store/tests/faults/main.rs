@@ -163,7 +163,6 @@ async fn bytes_that_change_on_the_way_are_not_blamed_on_the_checkpoint() {
         let CheckpointError::Unsteady { window: 30, name, before, got, want } = &error else { panic!("{error}") };
         assert_eq!(name, "model.safetensors");
         assert!(before != got && before != want && got != want, "{error}");
-        assert!(!error.is_everybodys(), "the checkpoint before would be mined with");
         assert!(!checkpoint_dir(&cache, 30).exists());
     }
     site.proxy.unsteady(None);

@@ -1,18 +1,20 @@
 //! A process that fetches a checkpoint is killed at one change of the disk after the other; whatever it leaves, nothing that
-//! looks like a checkpoint is anything but a whole one, and the next fetch succeeds.
+//! looks like a checkpoint is anything but a whole one, and the next fetch succeeds. And two processes fetch into one cache, each the
+//! first of its pid namespace, as two containers do.
 
 // The lints spare test functions only, not what they share.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use grail_store::bucket::{Bucket, BucketSettings, Secret, TransferLimits};
 use grail_store::checkpoint::sparse::SparseFormat;
 use grail_store::checkpoint::{
-    CachedCheckpoint, FetchLimits, Fetcher, Predecessor, PublishTerms, checkpoint_dir, clean, publish_delta, publish_full,
-    verify_dir, weights_hash,
+    CachedCheckpoint, FetchEvent, FetchLimits, Fetcher, Predecessor, PublishTerms, checkpoint_dir, clean, publish_delta,
+    publish_full, verify_dir, weights_hash,
 };
 use grail_store::local_server::LocalBucketServer;
 use serde_json::json;
@@ -33,7 +35,13 @@ fn bucket(endpoint: &str) -> Bucket {
 
 async fn fetch(bucket: &Bucket, cache_root: &Path) -> CachedCheckpoint {
     let limits = FetchLimits::default();
-    Fetcher { bucket, cache_root, limits: &limits, observer: &|_| () }.fetch(TARGET).await.unwrap()
+    // A process of its own tells by a file that it waits for another one.
+    let observer = |event| {
+        if let (FetchEvent::Waits { .. }, Ok(file)) = (event, std::env::var("WAITS")) {
+            std::fs::write(file, "").unwrap();
+        }
+    };
+    Fetcher { bucket, cache_root, limits: &limits, observer: &observer }.fetch(TARGET).await.unwrap()
 }
 
 fn model(seed: u8) -> tempfile::TempDir {
@@ -117,7 +125,100 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     match (std::env::var("ENDPOINT"), std::env::var("KILL_BELOW")) {
         (Ok(endpoint), Ok(cache)) => drop(runtime.block_on(fetch(&bucket(&endpoint), Path::new(&cache)))),
-        _ => runtime.block_on(a_fetch_that_is_killed_anywhere_leaves_what_the_next_one_goes_on_with()),
+        _ => {
+            runtime.block_on(a_fetch_that_is_killed_anywhere_leaves_what_the_next_one_goes_on_with());
+            runtime.block_on(two_writers(Locks::Work));
+            runtime.block_on(two_writers(Locks::Refused));
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Locks {
+    Work,
+    Refused,
+}
+
+/// Starts a process that fetches, as the first of a pid namespace of its own where the kernel allows that.
+fn start_child(library: &Path, endpoint: &str, cache: &Path, more: &[(&str, &Path)]) -> Child {
+    let namespace = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
+    let allowed = Command::new("unshare").args(namespace).arg("true").status().is_ok_and(|status| status.success());
+    let mut child = if allowed {
+        let mut child = Command::new("unshare");
+        child.args(namespace).arg("env").arg(format!("LD_PRELOAD={}", library.display())).arg(std::env::current_exe().unwrap());
+        child
+    } else {
+        eprintln!("The kernel gives no pid namespaces here: the two processes have different pids.");
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.env("LD_PRELOAD", library);
+        child
+    };
+    child.env("ENDPOINT", endpoint).env("KILL_BELOW", cache).envs(more.iter().copied());
+    child.spawn().unwrap()
+}
+
+fn ended(child: &mut Child, who: &str) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while Instant::now() < end {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{who}: {status:?}");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    panic!("{who} did not end within two minutes");
+}
+
+fn appears(file: &Path, what: &str) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while !file.exists() {
+        assert!(Instant::now() < end, "{what}: not within two minutes");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The first process is held at one change of the disk after the other, in the middle of writing among them. The second one waits
+/// for it and uses what it made; where locks do not work, it makes its own, and both get to a whole checkpoint.
+async fn two_writers(locks: Locks) {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    let address = "127.0.0.1:0".parse().unwrap();
+    let server = LocalBucketServer::start(&folder.path().join("buckets"), address, "key", "secret", &["trainer"]).await.unwrap();
+    let hash = publish(&bucket(&server.endpoint())).await;
+    // A link being written, the base, the whole one.
+    for hold_at in ["4", "12", "24"] {
+        let (cache, endpoint, library) = (tempfile::tempdir().unwrap(), server.endpoint(), library.clone());
+        let (held, waits) = (folder.path().join(format!("held-{hold_at}")), folder.path().join(format!("waits-{hold_at}")));
+        let place = cache.path().to_owned();
+        let play = move || {
+            std::fs::write(&held, "").unwrap();
+            let refused = [("NO_LOCKS", Path::new("1"))];
+            let refused = if locks == Locks::Refused { &refused[..] } else { &[] };
+            let first_one = [&[("KILL_AT", Path::new(hold_at)), ("HOLD", held.as_path())], refused].concat();
+            let mut first = start_child(&library, &endpoint, &place, &first_one);
+            appears(&held.with_file_name(format!("held-{hold_at}.here")), "the first process at its change of the disk");
+            let second_one = [&[("KILL_AT", Path::new("0")), ("WAITS", waits.as_path())], refused].concat();
+            let mut second = start_child(&library, &endpoint, &place, &second_one);
+            match locks {
+                Locks::Work => appears(&waits, "the second process waits"),
+                Locks::Refused => ended(&mut second, "the second process, in a folder of its own"),
+            }
+            std::fs::remove_file(&held).unwrap();
+            ended(&mut first, "the first process");
+            ended(&mut second, "the second process");
+        };
+        tokio::task::spawn_blocking(play).await.unwrap();
+        assert_whole(cache.path(), 0);
+        assert_eq!(weights_hash(&checkpoint_dir(cache.path(), TARGET)).unwrap(), hash, "held at change {hold_at}");
+        clean(cache.path(), &[TARGET]).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["checkpoint-60", "delta-60"], "held at change {hold_at}");
+    }
+    match locks {
+        Locks::Work => println!("Two processes shared a cache: the second one waited, and used what the first one made."),
+        Locks::Refused => println!("Two processes shared a cache without locks: each made its own."),
     }
 }
 

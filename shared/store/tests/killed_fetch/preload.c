@@ -1,7 +1,9 @@
 /* Preloaded into a process that fetches a checkpoint: it is killed at its KILL_AT-th change of the disk below KILL_BELOW, a
- * writing after half of its bytes. */
+ * writing after half of its bytes. With HOLD it is not killed but held there, until the file that HOLD names is gone; that it is held
+ * tells the file HOLD.here. With NO_LOCKS, no lock is given. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -29,17 +31,38 @@ static int due(void) {
   return __sync_add_and_fetch(&changes, 1) == atoi(getenv("KILL_AT"));
 }
 
-static void die(void) { kill(getpid(), SIGKILL); pause(); }
+static void die(void) {
+  const char *hold = getenv("HOLD");
+  if (hold == NULL) { kill(getpid(), SIGKILL); pause(); }
+  char here[4096];
+  snprintf(here, sizeof here, "%s.here", hold);
+  close(open(here, O_CREAT | O_WRONLY, 0600));
+  while (access(hold, F_OK) == 0) usleep(20000);
+}
+
+int flock(int fd, int operation) {
+  REAL(int (*)(int, int), "flock");
+  if (getenv("NO_LOCKS") != NULL) { errno = ENOLCK; return -1; }
+  return real(fd, operation);
+}
 
 ssize_t write(int fd, const void *bytes, size_t size) {
   REAL(ssize_t (*)(int, const void *, size_t), "write");
-  if (file_below(fd) && due()) { real(fd, bytes, size / 2); die(); }
+  if (file_below(fd) && due()) {
+    ssize_t half = real(fd, bytes, size / 2);
+    die();
+    return half;
+  }
   return real(fd, bytes, size);
 }
 
 ssize_t pwrite64(int fd, const void *bytes, size_t size, off64_t offset) {
   REAL(ssize_t (*)(int, const void *, size_t, off64_t), "pwrite64");
-  if (file_below(fd) && due()) { real(fd, bytes, size / 2, offset); die(); }
+  if (file_below(fd) && due()) {
+    ssize_t half = real(fd, bytes, size / 2, offset);
+    die();
+    return half;
+  }
   return real(fd, bytes, size, offset);
 }
 
