@@ -6,18 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use grail_environments::dataset::SourceSplit;
-use grail_environments::{ChatTokenizer, Dataset, Environment, ThinkingMode};
+use grail_environments::{Dataset, Environment, ThinkingMode};
 use grail_link::message::{ApplyCommand, ReloadCommand, Revision};
 use grail_protocol::generation_params::GenerationParams;
 use grail_store::bucket::Bucket;
 use grail_store::checkpoint::{
     CachedCheckpoint, CheckpointChanges, CheckpointError, FetchEvent, FetchLimits, Fetcher, Refused, clean, discover,
-    weights_hash,
+    refuse_code, weights_hash,
 };
 
 use crate::exit::Failure;
 use crate::groups::Terms;
 use crate::journal::CheckpointPassedOver;
+use crate::reader::{Reader, Readers};
 
 /// A config.json has a few kilobytes.
 const CONFIG_LIMIT: u64 = 1 << 20;
@@ -42,6 +43,7 @@ pub struct Checkpoints {
     cache: PathBuf,
     limits: FetchLimits,
     dataset: PathBuf,
+    readers: Readers,
     current: Option<(Arc<Terms>, ReloadCommand)>,
     passed_over: Vec<CheckpointPassedOver>,
     on_change: Box<OnChange>,
@@ -51,11 +53,12 @@ pub struct Checkpoints {
 type OnChange = dyn Fn(ApplyCommand) + Send + Sync;
 
 impl Checkpoints {
-    /// Checkpoints of `bucket`, kept below `cache`, which must carry the signature of `trainer`.
-    pub fn new(bucket: Bucket, cache: &Path, trainer: String, dataset: PathBuf) -> Self {
+    /// Checkpoints of `bucket`, kept below `cache`, which must carry the signature of `trainer`; `readers` run their templates and
+    /// tokenizers.
+    pub fn new(bucket: Bucket, cache: &Path, trainer: String, dataset: PathBuf, readers: Readers) -> Self {
         let cache = cache.join("checkpoints");
         let limits = limits(&cache, &bucket, trainer);
-        Self { bucket, cache, limits, dataset, current: None, passed_over: Vec::new(), on_change: Box::new(drop) }
+        Self { bucket, cache, limits, dataset, readers, current: None, passed_over: Vec::new(), on_change: Box::new(drop) }
     }
 
     /// The same, telling `on_change` how to get from one checkpoint to the next before the next is whole on the disk.
@@ -128,13 +131,25 @@ impl Checkpoints {
         (from.window == changes.base_window).then(|| ApplyCommand { from, revision, files: changes.files.clone() })
     }
 
+    /// Nobody gets the directory before it is known to hold no code, and its template and tokenizer to stay within bounds.
     async fn take(&mut self, cached: CachedCheckpoint) -> Result<Arc<Terms>, String> {
         let dataset = self.dataset.clone();
-        let understood = tokio::task::spawn_blocking(move || understand(&cached, &dataset)).await;
+        let (window, dir) = (cached.window, cached.dir.clone());
+        let searched = tokio::task::spawn_blocking(move || refuse_code(window, &dir)).await;
+        searched.map_err(text)?.map_err(text)?;
+        let mode: ThinkingMode =
+            cached.metadata.mining_terms().map_err(|error| error.to_string())?.thinking_mode.parse().map_err(text)?;
+        let chat = self.readers.open(&cached.dir, mode, &texts(&cached)).await.map_err(text)?;
+        let understood = tokio::task::spawn_blocking(move || understand(&cached, &dataset, mode, chat)).await;
         let (terms, command) = understood.map_err(|error| error.to_string())??;
         let terms = Arc::new(terms);
         self.current = Some((terms.clone(), command));
         Ok(terms)
+    }
+
+    /// Who runs templates and tokenizers.
+    pub fn readers(&self) -> &Readers {
+        &self.readers
     }
 
     /// What children are told to load.
@@ -217,7 +232,24 @@ impl Progress {
     }
 }
 
-fn understand(cached: &CachedCheckpoint, dataset: &Path) -> Result<(Terms, ReloadCommand), String> {
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// Everything that template and tokenizer follow from.
+fn texts(cached: &CachedCheckpoint) -> String {
+    let is_text = |name: &str| !name.ends_with(".safetensors") && !name.ends_with(".safetensors.index.json");
+    let files = cached.metadata.file_manifest.files().filter(|(name, _)| is_text(name));
+    let mode = cached.metadata.thinking_mode.as_deref().unwrap_or_default();
+    files.fold(mode.to_owned(), |all, (name, hash)| format!("{all} {name} {hash}"))
+}
+
+fn understand(
+    cached: &CachedCheckpoint,
+    dataset: &Path,
+    mode: ThinkingMode,
+    chat: Reader,
+) -> Result<(Terms, ReloadCommand), String> {
     let metadata = &cached.metadata;
     let terms = metadata.mining_terms().map_err(|error| error.to_string())?;
     let hash = match metadata.hash() {
@@ -228,13 +260,12 @@ fn understand(cached: &CachedCheckpoint, dataset: &Path) -> Result<(Terms, Reloa
     let files: BTreeMap<String, String> =
         metadata.file_manifest.files().map(|(name, hash)| (name.to_owned(), hash.to_owned())).collect();
     let command = ReloadCommand { revision: revision.clone(), directory: cached.dir.clone(), manifest: files };
-    let mode: ThinkingMode = terms.thinking_mode.parse().map_err(|error| format!("{error}"))?;
     let environment = Environment::open(&terms.env_id, &terms.env_params, dataset).map_err(|error| error.to_string())?;
     let terms = Terms {
         revision,
         model_name: metadata.model_name.clone().unwrap_or_else(|| cached.dir.display().to_string()),
         environment,
-        chat: ChatTokenizer::open(&cached.dir).map_err(|error| error.to_string())?,
+        chat,
         mode,
         params: GenerationParams::from_json(&terms.generation_params).map_err(|error| error.to_string())?,
         generation_params: terms.generation_params,
