@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use grail_fakes::hostile::{DECODERS, Mutator, feed};
 use grail_link::encode_frame;
 use grail_link::message::{
-    ApplyCommand, ExamineTerms, Examined, FromLauncher, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision,
-    SequenceProof, ToLauncher, ToWorker, WorkerHello,
+    ApplyCommand, ExamineTerms, Examined, FromLauncher, FromReader, FromWorker, ProofJob, ProofSequence, Question, ReloadCommand,
+    Reloaded, Revision, SequenceProof, ToLauncher, ToReader, ToWorker, WorkerHello,
 };
+use grail_store::checkpoint::sparse::{self, SparseFormat, SparseTensor, ValueType};
 use grail_supervisor::journal;
 use grail_supervisor::spool::{GroupHeader, GroupRecord};
-use grail_tests::workspace;
+use grail_tests::{programs, workspace};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Address space a decoder may add to the test's own: a length that is believed takes more and ends the test.
@@ -61,6 +62,18 @@ fn frames_survive() {
     for (name, _) in DECODERS.iter().filter(|(name, _)| name.starts_with("frame")) {
         survives(name, 20_000);
     }
+}
+
+#[test]
+fn bodies_of_deltas_survive() {
+    survives("sparse_body", 4_000);
+}
+
+/// Children are started for these, so they are few.
+#[test]
+fn templates_and_tokenizers_survive() {
+    programs();
+    survives("checkpoint_texts", 12);
 }
 
 #[test]
@@ -150,6 +163,22 @@ fn messages() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         FromLauncher::Serving { revision: revision.clone(), url: "http://127.0.0.1:30000".into(), context_length: 12_288 },
         FromLauncher::ReloadRefused { revision: refused().0, reason: refused().1 },
     ];
+    let to_reader = ToReader { questions: vec![Question::Prompt("Why?".into()), Question::Text(vec![5, 300, 70_000, 2])] };
+    let from_reader = [
+        FromReader::Opened { eos_token_id: 151_645 },
+        FromReader::Refused { reason: refused().1 },
+        FromReader::Prompt(vec![1, 2, 70_000]),
+        FromReader::Text("<SOLUTION>4</SOLUTION><|im_end|>".into()),
+        FromReader::Failed { reason: refused().1 },
+    ];
+    let tensor = SparseTensor {
+        name: "model.norm.weight".into(),
+        shape: vec![3, 400],
+        value_type: ValueType::Bf16,
+        positions: vec![1, 2, 401, 1199],
+        values: vec![1, 2, 3, 4, 5, 6, 7, 8],
+    };
+    let bodies = SparseFormat::ALL.map(|format| sparse::encode(std::slice::from_ref(&tensor), format)).to_vec();
     let spooled = GroupRecord {
         header: GroupHeader {
             wallet: "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY".into(),
@@ -167,6 +196,9 @@ fn messages() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     vec![
         ("spool_record", vec![spooled.encode().unwrap()]),
         ("journal_line", vec![journal::encode(&line).into_bytes()]),
+        ("sparse_body", bodies),
+        ("frame_to_reader", vec![encode_frame(&to_reader).unwrap()]),
+        ("frame_from_reader", from_reader.iter().map(|message| encode_frame(message).unwrap()).collect()),
         (
             "frame_to_worker",
             [ToWorker::Reload(reload.clone()), ToWorker::Apply(apply), ToWorker::Prove(job)]

@@ -57,9 +57,15 @@ struct Site {
 
 impl Site {
     fn start() -> Self {
+        Self::with(&workspace().join("demo/checkpoint-a").display().to_string(), |_| {})
+    }
+
+    /// With a checkpoint, which may lie in the host's folder.
+    fn with(checkpoint: &str, prepare: impl Fn(&Path)) -> Self {
         // Long blocks: if publishing takes a minute it is still in block 30's window.
         let host = Host::new(4.0, -2.0);
-        let published = host.publish("checkpoint-a", &[]);
+        prepare(host.path());
+        let published = host.publish(&host.path().join(checkpoint).display().to_string(), &[]);
         assert_eq!(published.code, 0, "{}", published.stderr);
         let bucket = LyingBucket::start(&host.path().join("buckets"), Vec::new()).unwrap();
         let mut setup = Setup::new(&workspace().join("tests/vectors"));
@@ -147,6 +153,7 @@ fn a_host_in_order_passes_and_each_fault_has_its_row() {
     rows.has("registration", "ok", "UID 1 on subnet 81");
     rows.has("bucket read", "ok", "the pair published on chain");
     rows.has("checkpoint", "ok", "(FULL) for gsm8k");
+    rows.has("checkpoint", "ok", "its template and tokenizer make a prompt");
     rows.has("proof worker", "ok", "libtorch 2.11");
     rows.has("variables", "ok", "BT_CLOSE_TIMEOUT");
 
@@ -180,7 +187,16 @@ fn a_host_in_order_passes_and_each_fault_has_its_row() {
 
 #[test]
 fn a_host_that_cannot_work_is_told_why() {
-    let site = Site::start();
+    let site = Site::with("model", |folder| {
+        let model = folder.join("model");
+        std::fs::create_dir(&model).unwrap();
+        for entry in std::fs::read_dir(workspace().join("demo/checkpoint-a")).unwrap().flatten() {
+            std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+        }
+        std::fs::write(model.join("chat_template.jinja"), "{% if messages %}").unwrap();
+    });
+    // Every window would be skipped.
+    site.examine(&[]).has("checkpoint", "failed", "chat template");
     let ready = site.host.trainer_bucket().join("grail/checkpoints");
     std::fs::rename(&ready, ready.with_file_name("elsewhere")).unwrap();
     std::fs::write(site.host.path().join("not-a-folder"), "").unwrap();

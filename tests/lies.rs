@@ -17,7 +17,8 @@ use axum::http::Method;
 use grail_fakes::{BucketCue, BucketLie, LyingBucket, Script, ServerCue, ServerLie, WorkerCue, WorkerLie};
 use grail_tests::side_by_side::{Scenario, play};
 use grail_tests::{Cast, Host, Running, oracle, points};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// Windows of twelve seconds: eight to mine and upload in, four of slack.
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     scenarios.extend(worker_scenarios());
     scenarios.extend(server_scenarios());
     scenarios.extend(bucket_scenarios());
+    scenarios.push(Scenario::new("checkpoint-attacks-its-reader", checkpoint_attacks_its_reader));
     play(scenarios, 6)
 }
 
@@ -130,6 +132,49 @@ fn worker_lies(lies: &[WorkerLie], words: &[&str]) -> Result<String, String> {
     let host = host.set("proof.cpu_slots", &(lies.len() + 1).to_string());
     let told: Vec<String> = lies.iter().map(|lie| format!("The fake worker lies: {lie:?}.")).collect();
     mined_in_spite_of_it(&host, &told, words).map(|(_, told)| told)
+}
+
+/// A template that takes the stack of whoever renders it: its window is skipped by name, and the next checkpoint is mined with, even
+/// where its reader is killed in the middle.
+fn checkpoint_attacks_its_reader() -> Result<String, String> {
+    let host = Host::new(BLOCK_SECONDS, LEAD).cast(Cast::Fakes, &script()).with_failpoints();
+    let hostile = host.path().join("hostile");
+    std::fs::create_dir(&hostile).map_err(|error| error.to_string())?;
+    for entry in std::fs::read_dir(grail_tests::workspace().join("demo/checkpoint-a")).unwrap().flatten() {
+        std::fs::copy(entry.path(), hostile.join(entry.file_name())).unwrap();
+    }
+    let nested = std::fs::read(grail_tests::workspace().join("fuzz/corpus/checkpoint_texts/template-nested-values")).unwrap();
+    std::fs::write(hostile.join("chat_template.jinja"), nested).unwrap();
+    assert_eq!(host.publish(&hostile.display().to_string(), &[]).code, 0);
+    let mut miner = host.start(&["run"]);
+    // Before window 30 there is none that is ready.
+    let refused = |status: &Value| status["finished"].as_array()?.iter().find(|window| window["window"] != 0).cloned();
+    let status = host.await_status("the end of a window", &mut miner, 90, |status| refused(status).is_some());
+    let ended = refused(&status).unwrap_or_default();
+    let reason = ended["reason"].as_str().unwrap_or_default().to_owned();
+    if ended["outcome"] != "skipped" || !reason.contains("template") || !host.uploaded().is_empty() {
+        return Err(format!("{status:#}\n{}", host.log()));
+    }
+    assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
+    let spooled = |status: &Value| status["window"]["spooled"].as_u64().unwrap_or(0) > 0;
+    host.await_status("a group with the next checkpoint", &mut miner, 90, spooled);
+    let readers = || host.processes().into_iter().filter(|(_, line)| line.contains("read-checkpoint")).map(|(pid, _)| pid);
+    let reader = readers().next().ok_or("there is no reader")?;
+    kill(Pid::from_raw(reader), Signal::SIGKILL).map_err(|error| error.to_string())?;
+    let status = host.await_status("a window", &mut miner, 60, uploaded);
+    let failed =
+        |status: &Value| ["prompt failed", "generation failed"].iter().any(|cause| status["window"]["dropped"][cause].is_u64());
+    if failed(&status) || readers().all(|pid| pid == reader) {
+        return Err(format!("a reader's death cost groups, or it was not replaced\n{status:#}\n{}", host.log()));
+    }
+    miner.signal(Signal::SIGTERM);
+    let code = miner.finish(Duration::from_secs(60)).code;
+    host.rewrite(&Script::default());
+    match oracle::judge(&host, &[]) {
+        Ok(account) if code == 0 => Ok(format!("{reason}; then {account}")),
+        Ok(account) => Err(format!("it ended with {code}: {account}")),
+        Err(why) => Err(format!("{why}\n{}", host.log())),
+    }
 }
 
 fn server_scenarios() -> Vec<Scenario> {

@@ -5,18 +5,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use grail_environments::dataset::SourceSplit;
-use grail_environments::{ChatTokenizer, Dataset, Environment, ThinkingMode};
+use grail_environments::{Dataset, Environment, ThinkingMode};
 use grail_link::message::{ApplyCommand, ReloadCommand, Revision};
 use grail_protocol::generation_params::GenerationParams;
 use grail_store::bucket::Bucket;
 use grail_store::checkpoint::{
     CachedCheckpoint, CheckpointChanges, CheckpointError, FetchEvent, FetchLimits, Fetcher, Hold, Metadata, Refused, clean,
-    discover, fetch_metadata, weights_hash,
+    discover, fetch_metadata, refuse_code, weights_hash,
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::exit::Failure;
 use crate::groups::Terms;
+use crate::reader::{Reader, Readers};
 
 /// A config.json has a few kilobytes.
 const CONFIG_LIMIT: u64 = 1 << 20;
@@ -39,6 +40,7 @@ pub struct Checkpoints {
     cache: PathBuf,
     limits: FetchLimits,
     dataset: PathBuf,
+    readers: Readers,
     current: Option<(Arc<Terms>, ReloadCommand, Hold)>,
     bringing: Option<Bringing>,
     /// What was brought and is not understood here, as it was published, and why.
@@ -66,12 +68,13 @@ enum Useless {
 type OnChange = dyn Fn(ApplyCommand) + Send + Sync;
 
 impl Checkpoints {
-    /// Checkpoints of `bucket`, kept below `cache`, which must carry the signature of `trainer`.
-    pub fn new(bucket: Bucket, cache: &Path, trainer: String, dataset: PathBuf) -> Self {
+    /// Checkpoints of `bucket`, kept below `cache`, which must carry the signature of `trainer`; `readers` run their templates and
+    /// tokenizers.
+    pub fn new(bucket: Bucket, cache: &Path, trainer: String, dataset: PathBuf, readers: Readers) -> Self {
         let cache = cache.join("checkpoints");
         let limits = limits(&cache, &bucket, trainer);
         let on_change = Arc::new(drop);
-        Self { bucket, cache, limits, dataset, current: None, bringing: None, misunderstood: None, on_change }
+        Self { bucket, cache, limits, dataset, readers, current: None, bringing: None, misunderstood: None, on_change }
     }
 
     /// The same, telling `on_change` how to get from one checkpoint to the next before the next is whole on the disk.
@@ -149,7 +152,8 @@ impl Checkpoints {
     /// Fetches and understands a checkpoint.
     fn bring(&self, checkpoint: u64) -> impl Future<Output = Result<Usable, Useless>> + use<> {
         let (bucket, cache, limits) = (self.bucket.clone(), self.cache.clone(), self.limits.clone());
-        let (dataset, on_change, from) = (self.dataset.clone(), self.on_change.clone(), self.reload_command());
+        let (dataset, readers) = (self.dataset.clone(), self.readers.clone());
+        let (on_change, from) = (self.on_change.clone(), self.reload_command());
         async move {
             tracing::info!(checkpoint, "A new checkpoint is fetched and verified.");
             let progress = Progress::default();
@@ -163,7 +167,7 @@ impl Checkpoints {
             };
             let fetcher = Fetcher { bucket: &bucket, cache_root: &cache, limits: &limits, observer: &observer };
             let mut cached = fetcher.fetch(checkpoint).await.map_err(Useless::Unfetched)?;
-            let why = match understand(cached.clone(), dataset.clone()).await {
+            let why = match understand(cached.clone(), dataset.clone(), &readers).await {
                 Ok(understood) => return Ok(understood),
                 Err(why) => why,
             };
@@ -174,8 +178,13 @@ impl Checkpoints {
             if !cached.take_terms(&published) {
                 return Err(Useless::Misunderstood(Some(published), why));
             }
-            understand(cached, dataset).await.map_err(|why| Useless::Misunderstood(Some(published), why))
+            understand(cached, dataset, &readers).await.map_err(|why| Useless::Misunderstood(Some(published), why))
         }
+    }
+
+    /// Who runs templates and tokenizers.
+    pub fn readers(&self) -> &Readers {
+        &self.readers
     }
 
     /// What children are told to load.
@@ -254,14 +263,37 @@ impl Progress {
     }
 }
 
-async fn understand(cached: CachedCheckpoint, dataset: PathBuf) -> Result<Usable, String> {
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// Everything that template and tokenizer follow from.
+fn texts(cached: &CachedCheckpoint) -> String {
+    let is_text = |name: &str| !name.ends_with(".safetensors") && !name.ends_with(".safetensors.index.json");
+    let files = cached.metadata.file_manifest.files().filter(|(name, _)| is_text(name));
+    let mode = cached.metadata.thinking_mode.as_deref().unwrap_or_default();
+    files.fold(mode.to_owned(), |all, (name, hash)| format!("{all} {name} {hash}"))
+}
+
+/// Nobody gets the directory before it is known to hold no code, and its template and tokenizer to stay within bounds.
+async fn understand(cached: CachedCheckpoint, dataset: PathBuf, readers: &Readers) -> Result<Usable, String> {
+    let (window, dir) = (cached.window, cached.dir.clone());
+    let searched = tokio::task::spawn_blocking(move || refuse_code(window, &dir)).await;
+    searched.map_err(text)?.map_err(text)?;
+    let mode: ThinkingMode = cached.metadata.mining_terms().map_err(text)?.thinking_mode.parse().map_err(text)?;
+    let chat = readers.open(&cached.dir, mode, &texts(&cached)).await.map_err(text)?;
     let hold = cached.hold.clone();
-    let understood = tokio::task::spawn_blocking(move || understand_now(&cached, &dataset)).await;
-    let (terms, command) = understood.map_err(|error| error.to_string())??;
+    let understood = tokio::task::spawn_blocking(move || understand_now(&cached, &dataset, mode, chat)).await;
+    let (terms, command) = understood.map_err(text)??;
     Ok((terms, command, hold))
 }
 
-fn understand_now(cached: &CachedCheckpoint, dataset: &Path) -> Result<(Terms, ReloadCommand), String> {
+fn understand_now(
+    cached: &CachedCheckpoint,
+    dataset: &Path,
+    mode: ThinkingMode,
+    chat: Reader,
+) -> Result<(Terms, ReloadCommand), String> {
     let metadata = &cached.metadata;
     let terms = metadata.mining_terms().map_err(|error| error.to_string())?;
     let hash = match metadata.hash() {
@@ -272,13 +304,12 @@ fn understand_now(cached: &CachedCheckpoint, dataset: &Path) -> Result<(Terms, R
     let files: BTreeMap<String, String> =
         metadata.file_manifest.files().map(|(name, hash)| (name.to_owned(), hash.to_owned())).collect();
     let command = ReloadCommand { revision: revision.clone(), directory: cached.dir.clone(), manifest: files };
-    let mode: ThinkingMode = terms.thinking_mode.parse().map_err(|error| format!("{error}"))?;
     let environment = Environment::open(&terms.env_id, &terms.env_params, dataset).map_err(|error| error.to_string())?;
     let terms = Terms {
         revision,
         model_name: metadata.model_name.clone().unwrap_or_else(|| cached.dir.display().to_string()),
         environment,
-        chat: ChatTokenizer::open(&cached.dir).map_err(|error| error.to_string())?,
+        chat,
         mode,
         params: GenerationParams::from_json(&terms.generation_params).map_err(|error| error.to_string())?,
         generation_params: terms.generation_params,

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::exit::Failure;
 use crate::settings::{self, Loaded, Settings, Sources};
 use crate::view::View;
-use crate::{doctor, explain, incident, layout, log, mine, publish, simulate, validate};
+use crate::{doctor, explain, incident, layout, log, mine, publish, reader, simulate, validate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -71,6 +71,9 @@ enum Command {
     Validate(validate::Arguments),
     /// Mine a host in virtual time: rollouts per window, idle GPUs, lateness, and what limits.
     Simulate(simulate::Arguments),
+    /// A checkpoint's template and tokenizer, for the supervisor that starts this.
+    #[command(hide = true)]
+    ReadCheckpoint(reader::program::Arguments),
     /// What the supervisor of this state folder is doing, as JSON.
     Status,
     /// Tell the story of a window, with what was lost and why.
@@ -117,6 +120,10 @@ pub fn main() -> ExitCode {
         return fail(&Failure::internal("keep its memory and files to itself", error));
     }
     let cli = Cli::parse_from(overrides_first(std::env::args_os()));
+    if let Some(Command::ReadCheckpoint(arguments)) = &cli.command {
+        // On this thread, whose stack is bounded, and without anything else of the supervisor.
+        return reader::program::main(arguments);
+    }
     // Before anything is opened or started. Where the kernel refuses, `run` and `doctor` say what the limit allows.
     let _ = grail_process::limits::raise_open_files();
     let runtime = match tokio::runtime::Runtime::new() {
@@ -194,6 +201,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             print(&simulate::command(&arguments)?);
             Ok(ExitCode::SUCCESS)
         }
+        // It never comes here: see `main`.
+        Command::ReadCheckpoint(arguments) => Ok(reader::program::main(&arguments)),
         Command::Status => show_status(&loaded?.settings),
         Command::Explain { window } => {
             print(&explain::window(&loaded?.settings, window)?);

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use grail_environments::{ChatTokenizer, Environment, Evaluation, Prompt, ThinkingMode};
+use grail_environments::{Environment, Evaluation, Prompt, ThinkingMode};
 use grail_link::message::{ExamineTerms, ProofSequence, Revision};
 use grail_process::clock;
 use grail_protocol::advantage::advantages;
@@ -24,6 +24,7 @@ use grail_protocol::validation::distribution::Metrics;
 
 use crate::children::{Generator, ProofError, ProofPool, Proved, ProvedBatch};
 use crate::completions::{Completion, Completions, fits};
+use crate::reader::Reader;
 use crate::status::Board;
 
 /// The validator wants 0.02 of its own forward pass; the margin is for the drift between two machines.
@@ -40,7 +41,7 @@ pub struct Terms {
     /// Tasks.
     pub environment: Environment,
     /// Template and tokenizer of the checkpoint.
-    pub chat: ChatTokenizer,
+    pub chat: Reader,
     /// Prompt and tags.
     pub mode: ThinkingMode,
     /// Sampling policy.
@@ -171,8 +172,7 @@ pub async fn make(
     tell: impl Telling,
 ) -> Result<Group, Dropped> {
     let seed = environment_seed(workshop.hotkey.address(), &facts.block_hash, index);
-    let prompt =
-        Prompt::of_seed(&terms.environment, &terms.chat, terms.mode, seed).map_err(|error| Dropped::Prompt(error.to_string()))?;
+    let prompt = terms.chat.prompt(&terms.environment, seed).await.map_err(|error| Dropped::Prompt(error.to_string()))?;
     tell(Milestone::Prompted(prompt.ids.len() as u32));
     let rollouts = generate(&workshop, &terms, &prompt, &tell).await?;
     workshop.board.window(|window| window.generated += 1);
@@ -228,7 +228,7 @@ async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt, tell: &im
         }
         tell(Milestone::Completed(completion.ids.len() as u32));
         // Scored as it arrives, while the others are still under way.
-        let text = terms.chat.decode(&completion.ids).map_err(|error| Dropped::Generation(error.to_string()))?;
+        let text = terms.chat.text(&completion.ids).await.map_err(|error| Dropped::Generation(error.to_string()))?;
         let evaluation = terms.environment.evaluate(&prompt.task, &text, terms.mode);
         scored.insert(place, Scored { completion, evaluation });
     }

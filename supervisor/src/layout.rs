@@ -3,6 +3,7 @@
 //! nothing.
 
 use std::fmt::Write;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -18,6 +19,8 @@ use crate::state::StateFolder;
 /// Memory of a GPU that neither weights nor cache get: the CUDA context, NCCL, activations.
 const OVERHEAD_GIB: f64 = 3.0;
 const GIB: f64 = 1_073_741_824.0;
+/// Bytes of a configuration that are read; it has a few thousand.
+const MOST_CONFIG: u64 = 1 << 20;
 
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
@@ -48,12 +51,15 @@ impl ModelSize {
     /// What cannot be read or is not there.
     pub fn read(directory: &Path) -> Result<Self, String> {
         let path = directory.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        let unreadable = |error: std::io::Error| format!("{} cannot be read: {error}", path.display());
+        let mut text = String::new();
+        std::fs::File::open(&path).and_then(|file| file.take(MOST_CONFIG).read_to_string(&mut text)).map_err(unreadable)?;
         let config: Value = serde_json::from_str(&text).map_err(|error| format!("{} is no JSON: {error}", path.display()))?;
         let files = std::fs::read_dir(directory).map_err(|error| format!("{} cannot be read: {error}", directory.display()))?;
         let is_weights = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "safetensors");
         let sizes = files.flatten().filter(is_weights).filter_map(|entry| std::fs::metadata(entry.path()).ok());
-        Self::of(&config, sizes.map(|data| data.len() as f64).sum()).ok_or_else(|| format!("{} tells no shape", path.display()))
+        Self::of(&config, sizes.map(|data| data.len() as f64).sum())
+            .ok_or_else(|| format!("{} tells no shape that a model can have", path.display()))
     }
 
     /// From the fields of a configuration.
@@ -62,8 +68,10 @@ impl ModelSize {
         let heads = number("num_attention_heads").filter(|heads| *heads > 0)?;
         let of_keys = number("num_key_value_heads").unwrap_or(heads);
         let width = number("head_dim").or_else(|| Some(number("hidden_size")? / heads))?;
-        let cache_per_token = (2 * number("num_hidden_layers")? * of_keys * width * 2) as f64;
-        Some(Self { weights, cache_per_token, heads: (heads, of_keys) })
+        // Keys and values, two bytes each. Whatever a configuration says, it is a number of bytes, and not none.
+        let factors = [2, number("num_hidden_layers")?, of_keys, width, 2];
+        let cache_per_token = factors.into_iter().try_fold(1_u64, u64::checked_mul).filter(|bytes| *bytes > 0)?;
+        Some(Self { weights, cache_per_token: cache_per_token as f64, heads: (heads, of_keys) })
     }
 
     /// Tokens of keys and values for which the generation GPUs have room.
@@ -248,9 +256,42 @@ fn memory(text: &mut String, settings: &Settings, directory: &Path, gpu: Option<
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+
+    /// What a hostile configuration may say of a size.
+    fn size() -> impl Strategy<Value = Value> {
+        let numbers =
+            prop::sample::select(vec![0, 1, 3, 28, 64, 3584, 1 << 31, 1 << 32, 1 << 33, 1 << 62, u64::MAX - 1, u64::MAX]);
+        prop_oneof![
+            4 => numbers.prop_map(|number| json!(number)),
+            2 => any::<u64>().prop_map(|number| json!(number)),
+            1 => prop::sample::select(vec![json!(null), json!(-1), json!(1e300), json!("28"), json!([1]), json!({"a": 1})]),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+        #[test]
+        fn no_configuration_is_too_hostile_to_be_judged(
+            sizes in prop::collection::vec(prop::option::weighted(0.9, size()), 5),
+            weights in prop::sample::select(vec![0.0, 1.0, 15.2 * GIB, 1e18, 1e300]),
+            tensor_parallel in prop::sample::select(vec![1_u32, 2, 3, 8, u32::MAX]),
+            gpu in prop::sample::select(vec![3.1, 16.0, 80.0, 1e12]),
+        ) {
+            let keys = ["num_attention_heads", "num_key_value_heads", "hidden_size", "num_hidden_layers", "head_dim"];
+            let given = keys.into_iter().zip(sizes).filter_map(|(key, size)| Some((key.to_owned(), size?)));
+            let config: Value = given.collect::<serde_json::Map<_, _>>().into();
+            let Some(model) = ModelSize::of(&config, weights) else { return Ok(()) };
+            prop_assert!(model.cache_per_token >= 1.0 && model.cache_per_token.is_finite(), "{config}: {model:?}");
+            match model.room(&generation(tensor_parallel), gpu * GIB) {
+                Ok(room) => prop_assert!(room.is_finite() && room >= 4096.0, "{config}: {room}"),
+                Err(error) => prop_assert!(error.to_string().contains("generation."), "{error}"),
+            }
+        }
+    }
 
     fn generation(tensor_parallel: u32) -> Generation {
         Generation { tensor_parallel, max_model_length: 4096, ..crate::plan::tests::sglang() }

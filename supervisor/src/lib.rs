@@ -10,6 +10,7 @@
 //! | [`buckets`], [`upload`] | object storage |
 //! | [`checkpoints`] | which weights and terms a window is mined with |
 //! | [`children`] | proof workers and the generation launcher |
+//! | [`reader`] | the child that runs a checkpoint's template and tokenizer |
 //! | [`gpu`] | what NVML tells of their GPUs |
 //! | [`completions`], [`server_load`] | the generation server's client |
 //! | [`groups`], [`window`], [`spool`], [`gate`] | from a problem index to a file in the bucket |
@@ -45,6 +46,7 @@ pub mod mine;
 pub mod open_files;
 pub mod plan;
 pub mod publish;
+pub mod reader;
 pub mod schedule;
 pub mod server_load;
 pub mod settings;

@@ -28,6 +28,7 @@ use crate::groups::Workshop;
 use crate::journal::{Journal, SupervisorStarted, SupervisorStopped};
 use crate::open_files;
 use crate::plan::{Plan, VisibleGpus};
+use crate::reader::Readers;
 use crate::schedule::{Rules, Schedule};
 use crate::settings::{self, ConfigErrors, Settings};
 use crate::shutdown::{Host, Shutdown, grace_warning};
@@ -180,7 +181,8 @@ async fn attend(
     };
     miner.break_off();
     crate::failpoint::pass("shutting-down").await;
-    let orderly = async { tokio::join!(workshop.proofs.stop(), workshop.generator.stop()) };
+    let readers = miner.checkpoints.readers().clone();
+    let orderly = async { tokio::join!(workshop.proofs.stop(), workshop.generator.stop(), readers.stop()) };
     tokio::pin!(orderly);
     loop {
         tokio::select! {
@@ -191,7 +193,7 @@ async fn attend(
     }
     tracing::warn!("Children did not end in time and are killed.");
     // Ending the tasks kills the children's groups.
-    let kill = async { tokio::join!(workshop.proofs.kill(), workshop.generator.kill()) };
+    let kill = async { tokio::join!(workshop.proofs.kill(), workshop.generator.kill(), readers.stop()) };
     let _ = tokio::time::timeout(shutdown.killing(zero.elapsed()), kill).await;
     (outcome, shutdown)
 }
@@ -381,7 +383,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         hotkey: prepared.hotkey.clone(),
         completions,
         generator,
-        proofs: ProofPool::start(workers, spawner, board.clone()),
+        proofs: ProofPool::start(workers, spawner.clone(), board.clone()),
         board: board.clone(),
         max_model_length: settings.generation.max_model_length,
     };
@@ -397,7 +399,8 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
     let workshop = Arc::new(workshop);
     let changing = workshop.clone();
     let disk = |name, most| Aside::start(name, most).map_err(|error| Failure::internal("start a thread", error));
-    let checkpoints = Checkpoints::new(trainer_bucket, &settings.cache, trainer, prepared.dataset.clone());
+    let readers = Readers::new(spawner, prepared.state.sockets());
+    let checkpoints = Checkpoints::new(trainer_bucket, &settings.cache, trainer, prepared.dataset.clone(), readers);
     Ok(Miner {
         chain: prepared.chain.clone(),
         subnet,

@@ -206,7 +206,8 @@ impl Installed {
             words.pair("--device", "cpu");
         }
         words.pair("--tp-size", options.tensor_parallel).pair("--mem-fraction-static", options.memory_share);
-        words.pair("--context-length", options.context_length).flag("--trust-remote-code");
+        // Without --trust-remote-code: no family that is mined needs code of its checkpoint, which would run as this user.
+        words.pair("--context-length", options.context_length);
         // With one server it has no effect; releases without it, or with other methods, lose nothing.
         if self.has("--load-balance-method") {
             words.pair("--load-balance-method", "total_tokens");

@@ -237,3 +237,43 @@ pub enum FromLauncher {
         reason: String,
     },
 }
+
+/// What a [reader](FromReader) is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Question {
+    /// The prompt ids for this user message.
+    Prompt(String),
+    /// The text of these ids, special tokens kept.
+    Text(Vec<u32>),
+}
+
+/// Supervisor to the reader of a checkpoint's template and tokenizer: questions, answered one by one in their order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToReader {
+    /// Several at once, so that a wave of them costs few messages.
+    pub questions: Vec<Question>,
+}
+
+/// Reader to supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromReader {
+    /// Template and tokenizer are loaded, and have made a prompt.
+    Opened {
+        /// The id of the token that ends a turn.
+        eos_token_id: u32,
+    },
+    /// They cannot be used. The reader ends.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// To a [`Question::Prompt`].
+    Prompt(Vec<u32>),
+    /// To a [`Question::Text`].
+    Text(String),
+    /// To either, where template or tokenizer refuse.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}

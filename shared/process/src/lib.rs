@@ -5,6 +5,7 @@
 mod activity;
 mod aside;
 mod ask;
+pub mod bounds;
 pub mod clock;
 pub mod environment;
 mod identity;
@@ -21,6 +22,7 @@ mod watched;
 pub use activity::Activity;
 pub use aside::{Aside, HeldUp};
 pub use ask::Said;
+pub use bounds::Limits;
 pub use identity::{Identity, Standing};
-pub use spawn::{Child, Launch, Output, SpawnError, Spawner, outlive_parent};
+pub use spawn::{Child, Course, Launch, Output, SpawnError, Spawner, outlive_parent};
 pub use watched::Watched;

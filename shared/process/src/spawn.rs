@@ -23,6 +23,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::{ChildStderr, ChildStdout};
 
 use crate::aside::Aside;
+use crate::bounds::Limits;
 use crate::clock;
 use crate::environment::FAMILY;
 use crate::identity::Identity;
@@ -80,7 +81,7 @@ type Reply = tokio::sync::oneshot::Sender<io::Result<Started>>;
 
 /// What the spawner thread is asked for, in order.
 enum Request {
-    Start(Box<Launch>, Reply),
+    Start(Box<Launch>, Option<Limits>, Reply),
     /// Everything before this is done.
     Settle(tokio::sync::oneshot::Sender<()>),
 }
@@ -146,8 +147,8 @@ impl Spawner {
             for request in inbox {
                 match request {
                     // The caller may have been cancelled; then the child ends here.
-                    Request::Start(launch, reply) => {
-                        if let Err(Ok(Started { mut process, .. })) = reply.send(start(*launch, &own, &recorder)) {
+                    Request::Start(launch, limits, reply) => {
+                        if let Err(Ok(Started { mut process, .. })) = reply.send(start(*launch, limits, &own, &recorder)) {
                             kill_now(&mut process, &own, &recorder);
                         }
                     }
@@ -202,10 +203,22 @@ impl Spawner {
     /// # Errors
     /// When the program cannot be executed.
     pub async fn spawn(&self, launch: Launch) -> Result<Child, SpawnError> {
+        self.begin(launch, None).await
+    }
+
+    /// As [`Spawner::spawn`], for a child that the kernel holds to `limits`.
+    ///
+    /// # Errors
+    /// As [`Spawner::spawn`].
+    pub async fn spawn_within(&self, limits: Limits, launch: Launch) -> Result<Child, SpawnError> {
+        self.begin(launch, Some(limits)).await
+    }
+
+    async fn begin(&self, launch: Launch, limits: Option<Limits>) -> Result<Child, SpawnError> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let (name, program) = (launch.name.clone(), launch.program.clone());
         let gone = || SpawnError::SpawnerGone { name: name.clone() };
-        self.requests.send(Request::Start(Box::new(launch), reply)).map_err(|_| gone())?;
+        self.requests.send(Request::Start(Box::new(launch), limits, reply)).map_err(|_| gone())?;
         let failed = |source| SpawnError::Start { name: name.clone(), program: program.clone(), source };
         let started = answer.await.map_err(|_| gone())?.map_err(failed)?;
         Child::adopt(name.clone(), started, self).map_err(failed)
@@ -213,14 +226,14 @@ impl Spawner {
 }
 
 /// Runs on the spawner thread: starts, enters and records a child.
-fn start(mut launch: Launch, own: &Own, recorder: &Recorder) -> io::Result<Started> {
+fn start(mut launch: Launch, limits: Option<Limits>, own: &Own, recorder: &Recorder) -> io::Result<Started> {
     let token = records::token()?;
     launch.environment.push((TOKEN.into(), token.clone().into()));
     if !launch.environment.iter().any(|(name, _)| name == FAMILY) {
         launch.environment.push((FAMILY.into(), own.family().into()));
     }
     let mut held = own.lock();
-    let process = execute(&launch)?;
+    let process = execute(&launch, limits)?;
     held.enter(process.id());
     drop(held);
     let recorded = Identity::of(process.id())
@@ -269,13 +282,14 @@ pub fn outlive_parent() -> io::Result<()> {
 
 /// Forks and executes.
 #[allow(clippy::disallowed_methods)]
-fn execute(launch: &Launch) -> io::Result<std::process::Child> {
+fn execute(launch: &Launch, limits: Option<Limits>) -> io::Result<std::process::Child> {
     let mut command = Command::new(&launch.program);
     command.args(&launch.arguments).env_clear().envs(launch.environment.iter().map(|(name, value)| (name, value)));
     // Descriptors of the parent are close-on-exec (the standard library and tokio open them so): only these three pass.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let parent = getpid();
-    // SAFETY: between fork and exec only async-signal-safe calls are made (setsid, prctl, getppid) and nothing allocates.
+    // SAFETY: between fork and exec only async-signal-safe calls are made (setsid, prctl, getppid, setrlimit) and nothing
+    // allocates.
     unsafe {
         command.pre_exec(move || {
             // 1. Own session and group, so that the child can be ended with everything it started.
@@ -283,7 +297,11 @@ fn execute(launch: &Launch) -> io::Result<std::process::Child> {
             // 2. The kernel kills the child when the spawner thread, hence this process, ends in any way.
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
             // 3. The parent may have died before step 2 took effect.
-            if getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(nix::libc::ESRCH)) }
+            if getppid() != parent {
+                return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+            }
+            // 4. What the kernel holds it to.
+            Ok(limits.map_or(Ok(()), Limits::take)?)
         });
     }
     command.spawn()
@@ -314,6 +332,17 @@ impl EndOf {
     pub async fn reached(&self) {
         let _ = self.0.readable().await;
     }
+}
+
+/// What came first in [`Child::during`].
+#[derive(Debug)]
+pub enum Course<T> {
+    /// The work was done.
+    Done(T),
+    /// The child ended.
+    Ended(ExitStatus),
+    /// The time was up; the child lives.
+    Late,
 }
 
 /// A running (or ended, not yet reaped) child. Dropping it kills its group.
@@ -377,6 +406,18 @@ impl Child {
                 return status;
             }
             tokio::time::sleep(REAP_LOOK).await;
+        }
+    }
+
+    /// Waits for `work`, which the child takes part in, for the child's end, or until `limit` has passed, whichever is first.
+    /// Cancel-safe where `work` is.
+    pub async fn during<T>(&mut self, limit: Duration, work: impl Future<Output = T>) -> Course<T> {
+        tokio::select! {
+            // What was done before the end counts.
+            biased;
+            done = work => Course::Done(done),
+            status = self.exited() => Course::Ended(status),
+            () = tokio::time::sleep(limit) => Course::Late,
         }
     }
 

@@ -1,22 +1,29 @@
-//! The checkpoint that would be mined with now: found, believed, and how large it is. Nothing of its weights is downloaded.
+//! The checkpoint that would be mined with now: found, believed, how large it is, and whether its template and tokenizer make a
+//! prompt. Nothing of its weights is downloaded.
 
 use std::path::Path;
 
 use futures::{StreamExt, TryStreamExt};
 use grail_environments::{Environment, ThinkingMode};
+use grail_process::Spawner;
 use grail_protocol::generation_params::GenerationParams;
 use grail_store::bucket::Bucket;
-use grail_store::checkpoint::{CheckpointError, FetchLimits, PREFIX, delta_key, fetch_metadata, full_key, ready_before};
+use grail_store::checkpoint::{
+    CheckpointError, FetchLimits, PREFIX, delta_key, fetch_metadata, fetch_texts, full_key, ready_before, refuse_code,
+};
 
 use super::host::bytes_text;
 use super::row::Row;
 use super::within;
+use crate::reader::{ReadError, Readers};
 
 const WHAT: &str = "checkpoint";
 /// Objects of one checkpoint that are asked for their size.
 const MOST_OBJECTS: usize = 512;
 /// Such questions at once.
 const AT_ONCE: usize = 8;
+/// Bytes of a checkpoint's files beside its weights.
+const TEXT_BYTES: u64 = 1 << 30;
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,12 +37,15 @@ pub(super) struct Found {
     /// Bytes of a whole one, where any FULL is in the bucket.
     pub whole: Option<u64>,
     environment: String,
+    /// The FULL whose template and tokenizer were tried.
+    texts: Option<u64>,
 }
 
 #[derive(Debug)]
 enum Trouble {
     None,
     Error(CheckpointError),
+    Host(String),
     Terms { window: u64, why: String },
 }
 
@@ -64,7 +74,7 @@ async fn find(bucket: &Bucket, trainer: String, window: u64, dataset: Option<&Pa
     let metadata = fetch_metadata(bucket, checkpoint, &limits).await?;
     let terms = metadata.mining_terms()?;
     let refused = |why: String| Trouble::Terms { window: checkpoint, why };
-    terms.thinking_mode.parse::<ThinkingMode>().map_err(|error| refused(error.to_string()))?;
+    let mode = terms.thinking_mode.parse::<ThinkingMode>().map_err(|error| refused(error.to_string()))?;
     GenerationParams::from_json(&terms.generation_params).map_err(|error| refused(error.to_string()))?;
     if let Some(dataset) = dataset {
         Environment::open(&terms.env_id, &terms.env_params, dataset).map_err(|error| refused(error.to_string()))?;
@@ -77,31 +87,65 @@ async fn find(bucket: &Bucket, trainer: String, window: u64, dataset: Option<&Pa
         (false, true) => "FULL",
     };
     let download = if delta.is_empty() { size(bucket, &full).await? } else { size(bucket, &delta).await? };
-    let whole = match newest_full(&keys) {
+    // A DELTA has the template and the tokenizer of the FULL that its chain begins with.
+    let texts = newest_full(&keys, checkpoint);
+    if let Some(full) = texts {
+        try_texts(bucket, full, &limits, mode).await?;
+    }
+    let whole = match newest_full(&keys, u64::MAX) {
         Some(window) => Some(size(bucket, &below(full_key(window, ""))).await?),
         None => None,
     };
-    Ok(Found { window: checkpoint, kinds: kinds.into(), download, whole, environment: terms.env_id })
+    Ok(Found { window: checkpoint, kinds: kinds.into(), download, whole, environment: terms.env_id, texts })
 }
 
-/// The latest checkpoint that has a FULL with metadata.
-fn newest_full(keys: &[String]) -> Option<u64> {
+/// Has a reader load template and tokenizer of a FULL and make a prompt.
+async fn try_texts(bucket: &Bucket, window: u64, limits: &FetchLimits, mode: ThinkingMode) -> Result<(), Trouble> {
+    let host = |error: &dyn std::fmt::Display| Trouble::Host(error.to_string());
+    let folder = tempfile::Builder::new().prefix("grail-doctor-").tempdir().map_err(|error| host(&error))?;
+    let texts = folder.path().join("checkpoint");
+    std::fs::create_dir(&texts).map_err(|error| host(&error))?;
+    let limits = FetchLimits { total_bytes: TEXT_BYTES, ..limits.clone() };
+    fetch_texts(bucket, window, &limits, &texts).await?;
+    let searched = texts.clone();
+    let searched = tokio::task::spawn_blocking(move || refuse_code(window, &searched)).await;
+    searched.map_err(|error| host(&error))??;
+    let spawner = Spawner::start().map_err(|error| host(&error))?;
+    let readers = Readers::new(spawner, folder.path().join("run"));
+    let opened = readers.open(&texts, mode, "").await;
+    readers.stop().await;
+    opened.map(drop).map_err(|error| match error {
+        ReadError::Refused(why) => Trouble::Terms { window, why },
+        error @ ReadError::Trouble(_) => host(&error),
+    })
+}
+
+/// The latest checkpoint up to `until` that has a FULL with metadata.
+fn newest_full(keys: &[String], until: u64) -> Option<u64> {
     let window =
         |key: &String| key.strip_prefix(PREFIX)?.strip_prefix("checkpoint-")?.strip_suffix("/FULL/metadata.json")?.parse().ok();
-    keys.iter().filter_map(window).max()
+    keys.iter().filter_map(window).filter(|window| *window <= until).max()
 }
 
 async fn size(bucket: &Bucket, keys: &[String]) -> Result<u64, CheckpointError> {
     let heads = keys.iter().take(MOST_OBJECTS).map(|key| async { Ok(bucket.head(key).await?.map_or(0, |head| head.size)) });
-    futures::stream::iter(heads).buffer_unordered(AT_ONCE).try_fold(0, |sum, size| async move { Ok(sum + size) }).await
+    futures::stream::iter(heads)
+        .buffer_unordered(AT_ONCE)
+        .try_fold(0_u64, |sum, size| async move { Ok(u64::saturating_add(sum, size)) })
+        .await
 }
 
 fn good(found: &Found) -> Row {
     let whole = found.whole.map_or_else(|| "no FULL is in the bucket".into(), |whole| format!("whole {}", bytes_text(whole)));
+    let texts = match found.texts {
+        Some(window) if window == found.window => "its template and tokenizer make a prompt".to_owned(),
+        Some(window) => format!("template and tokenizer of FULL {window} make a prompt"),
+        None => "without a FULL its template and tokenizer were not tried".to_owned(),
+    };
     Row::ok(
         WHAT,
         format!(
-            "checkpoint {} ({}) for {}: {} to download, {whole}; signed by the trainer",
+            "checkpoint {} ({}) for {}: {} to download, {whole}; signed by the trainer; {texts}",
             found.window,
             found.kinds,
             found.environment,
@@ -117,6 +161,10 @@ fn bad(trouble: &Trouble, window: Option<u64>) -> Row {
             Row::warning(WHAT, format!("no checkpoint was ready{when}"), "windows are skipped until the trainer publishes one")
         }
         Trouble::Error(error @ CheckpointError::Bucket(_)) => Row::failed(WHAT, error.to_string(), REACH),
+        Trouble::Host(why) => Row::failed(WHAT, why.clone(), "look at this host's memory, processes and temporary folder"),
+        Trouble::Error(error @ CheckpointError::Code { .. }) => {
+            Row::failed(WHAT, error.to_string(), "windows are skipped until the trainer publishes one without")
+        }
         Trouble::Error(error) => Row::warning(
             WHAT,
             error.to_string(),
@@ -138,8 +186,9 @@ mod tests {
     #[test]
     fn the_newest_full_is_by_number_and_complete() {
         let keys = [full_key(30, "metadata.json"), full_key(300, "metadata.json"), full_key(900, "config.json")];
-        assert_eq!(newest_full(&keys), Some(300));
-        assert_eq!(newest_full(&keys[2..]), None);
+        assert_eq!(newest_full(&keys, u64::MAX), Some(300));
+        assert_eq!(newest_full(&keys, 299), Some(30));
+        assert_eq!(newest_full(&keys[2..], u64::MAX), None);
     }
 
     #[test]

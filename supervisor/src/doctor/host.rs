@@ -66,7 +66,9 @@ impl Room {
 /// Room for checkpoints and for the state. The cache holds one checkpoint, and two while the next is made beside it.
 pub(super) fn disk(settings: &Settings, whole: Option<u64>) -> Row {
     let cached = folder_bytes(&settings.cache.join("checkpoints"));
-    let wanted = whole.map_or(0, |whole| (2 * whole + whole / 4 + SPARE_BYTES).saturating_sub(cached));
+    let wanted = whole.map_or(0, |whole| {
+        (whole / 4).saturating_add(whole.saturating_mul(2)).saturating_add(SPARE_BYTES).saturating_sub(cached)
+    });
     let state_wanted = settings.spool_budget.saturating_add(STATE_BYTES);
     let rooms = [
         Room::look("checkpoints.cache", &settings.cache, wanted, wanted),

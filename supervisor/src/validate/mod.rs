@@ -8,7 +8,7 @@ mod report;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use grail_environments::Prompt;
@@ -37,6 +37,7 @@ use crate::exit::Failure;
 use crate::gpu::Gpus;
 use crate::groups::Terms;
 use crate::mine::{open_chain, plan};
+use crate::reader::{ReadError, Readers};
 use crate::settings::Settings;
 use crate::status::Board;
 use crate::wallet;
@@ -82,7 +83,7 @@ pub async fn command(settings: Result<Settings, Failure>, arguments: &Arguments)
         let settings = settings?;
         let mut validator = Validator::open(&settings, arguments.all).await?;
         let outcome = validator.windows(arguments).await;
-        validator.pool.stop().await;
+        tokio::join!(validator.pool.stop(), validator.readers.stop());
         outcome
     };
     match outcome.await {
@@ -102,6 +103,7 @@ struct Validator {
     hotkey: Hotkey,
     bucket: Bucket,
     checkpoints: Checkpoints,
+    readers: Readers,
     pool: ProofPool,
     all: bool,
     uid: usize,
@@ -144,10 +146,13 @@ impl Validator {
             gpus: Gpus::default(),
         };
         let trainer = settings.trainer.clone().unwrap_or(trainer);
-        let checkpoints = Checkpoints::new(buckets.published(&trainer_bucket)?, &settings.cache, trainer, dataset);
+        let readers = Readers::new(spawner.clone(), sockets.path().join("run"));
+        let checkpoints =
+            Checkpoints::new(buckets.published(&trainer_bucket)?, &settings.cache, trainer, dataset, readers.clone());
         Ok(Self {
             bucket: buckets.published(&published)?,
             checkpoints,
+            readers,
             pool: ProofPool::start(workers, spawner, Board::default()),
             chain,
             hotkey,
@@ -250,8 +255,13 @@ impl Validator {
             block_hash: &block_hash,
             examinations,
             prompts: BTreeMap::new(),
+            trouble: OnceLock::new(),
         };
-        let verdict = judge_rows(&context, &rows, selected, &mut bench);
+        // The rules are pure and ask as they go.
+        let verdict = tokio::task::block_in_place(|| judge_rows(&context, &rows, selected, &mut bench));
+        if let Some(why) = bench.trouble.get() {
+            return Err(Failure::Unavailable(format!("window {window} cannot be judged here: {why}")));
+        }
         Ok(judged.take(verdict))
     }
 
@@ -383,16 +393,28 @@ struct Bench<'a> {
     block_hash: &'a str,
     examinations: BTreeMap<usize, Result<Examination, String>>,
     prompts: BTreeMap<i64, Result<Prompt, String>>,
+    /// What this host could not do: it says nothing about the file.
+    trouble: OnceLock<String>,
 }
 
 impl Bench<'_> {
     fn canonical(&mut self, group: i64) -> &Result<Prompt, String> {
-        let (terms, hotkey, hash) = (self.terms, self.hotkey, self.block_hash);
+        let (terms, hotkey, hash, trouble) = (self.terms, self.hotkey, self.block_hash, &self.trouble);
         self.prompts.entry(group).or_insert_with(|| {
             let seed = environment_seed(hotkey, hash, group);
-            Prompt::of_seed(&terms.environment, &terms.chat, terms.mode, seed).map_err(|error| error.to_string())
+            answered(terms.chat.prompt(&terms.environment, seed), trouble)
         })
     }
+}
+
+/// Waits for an answer where nothing can be awaited. `trouble` is told where this host is why there is none.
+fn answered<T>(answer: impl Future<Output = Result<T, ReadError>>, trouble: &OnceLock<String>) -> Result<T, String> {
+    tokio::runtime::Handle::current().block_on(answer).map_err(|error| {
+        if let ReadError::Trouble(_) = &error {
+            trouble.get_or_init(|| error.to_string());
+        }
+        error.to_string()
+    })
 }
 
 impl Judge for Bench<'_> {
@@ -407,7 +429,7 @@ impl Judge for Bench<'_> {
     fn evaluate(&self, group: i64, completion: &[i64]) -> Result<f64, String> {
         let prompt = self.prompts.get(&group).ok_or("the prompt is not known")?.as_ref().map_err(Clone::clone)?;
         let ids: Vec<u32> = completion.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
-        let text = self.terms.chat.decode(&ids).map_err(|error| error.to_string())?;
+        let text = answered(self.terms.chat.text(&ids), &self.trouble)?;
         Ok(self.terms.environment.evaluate(&prompt.task, &text, self.terms.mode).reward)
     }
 }

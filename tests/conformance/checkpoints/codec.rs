@@ -86,9 +86,9 @@ fn encoded(case: &Value, format: SparseFormat, want: &Value) -> Case {
 }
 
 fn decode(file: &[u8], format: SparseFormat) -> Result<Vec<SparseTensor>, String> {
-    let mut reader = SparseReader::open(file, format, LIMIT).map_err(|error| error.to_string())?;
+    let mut reader = SparseReader::open(file, file.len() as u64, format, LIMIT).map_err(|error| error.to_string())?;
     let mut tensors = Vec::new();
-    while let Some(tensor) = reader.next_tensor().map_err(|error| error.to_string())? {
+    while let Some(tensor) = reader.next_tensor(|_| true).map_err(|error| error.to_string())? {
         tensors.push(tensor);
     }
     Ok(tensors)

@@ -3,12 +3,19 @@
 //! accepts survives being written and read again.
 
 use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use axum::body::Bytes;
-use grail_link::message::{FromLauncher, FromWorker, ToLauncher, ToWorker};
+use grail_environments::ThinkingMode;
+use grail_link::message::{FromLauncher, FromReader, FromWorker, ToLauncher, ToReader, ToWorker};
 use grail_link::{PROTOCOL_VERSION, decode_frame, encode_frame};
+use grail_process::Spawner;
+use grail_store::checkpoint::sparse::{self, SparseError, SparseFormat, SparseReader, SparseTensor};
 use grail_store::window_file::{WindowWriter, read_window};
 use grail_supervisor::journal::{decode, encode};
+use grail_supervisor::reader::{Bounds, ReadError, Readers};
 use grail_supervisor::spool::GroupRecord;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -21,11 +28,15 @@ use twox_hash::XxHash3_64;
 pub type Decoder = fn(&[u8]);
 
 /// Every decoder under its name, which is also the name of its fuzz target and of its corpus in `fuzz/corpus`.
-pub const DECODERS: [(&str, Decoder); 7] = [
+pub const DECODERS: [(&str, Decoder); 11] = [
     ("frame_to_worker", frame::<ToWorker>),
     ("frame_from_worker", frame::<FromWorker>),
     ("frame_to_launcher", frame::<ToLauncher>),
     ("frame_from_launcher", frame::<FromLauncher>),
+    ("frame_to_reader", frame::<ToReader>),
+    ("frame_from_reader", frame::<FromReader>),
+    ("sparse_body", sparse_body),
+    ("checkpoint_texts", checkpoint_texts),
     ("window_parquet", window_parquet),
     ("spool_record", spool_record),
     ("journal_line", journal_line),
@@ -57,6 +68,89 @@ fn framed(payload: &[u8]) -> Vec<u8> {
     frame.extend_from_slice(&crc32fast::hash(payload).to_le_bytes());
     frame.extend_from_slice(payload);
     frame
+}
+
+/// Bytes of a decoded body at most.
+const BODY_BYTES: u64 = 1 << 26;
+
+/// As a DELTA's compressed body, and as what is inside one, in every format.
+fn sparse_body(bytes: &[u8]) {
+    let packed = |body: &[u8]| zstd::bulk::compress(body, 1).expect("bytes can be compressed");
+    for frame in [bytes.to_vec(), packed(bytes)] {
+        for format in SparseFormat::ALL {
+            let Ok(mut tensors) = read_body(&frame, format) else { continue };
+            tensors.retain(|tensor| !tensor.positions.is_empty());
+            tensors.sort_by(|one, other| one.name.cmp(&other.name));
+            let written = packed(&sparse::encode(&tensors, format));
+            assert_eq!(read_body(&written, format).expect("what was written can be read"), tensors);
+        }
+    }
+}
+
+fn read_body(frame: &[u8], format: SparseFormat) -> Result<Vec<SparseTensor>, SparseError> {
+    let mut reader = SparseReader::open(frame, frame.len() as u64, format, BODY_BYTES)?;
+    let mut tensors = Vec::new();
+    while let Some(tensor) = reader.next_tensor(|_| true)? {
+        tensors.push(tensor);
+    }
+    Ok(tensors)
+}
+
+/// As a checkpoint's chat template, and as its tokenizer, each given to a reader: whatever they do there, it is answered or refused,
+/// and nothing happens here.
+fn checkpoint_texts(bytes: &[u8]) {
+    static ROOM: OnceLock<ReadingRoom> = OnceLock::new();
+    let room = ROOM.get_or_init(ReadingRoom::new);
+    for name in ["chat_template.jinja", "tokenizer.json"] {
+        room.read(name, bytes);
+    }
+}
+
+/// Where checkpoints are read by real children.
+struct ReadingRoom {
+    runtime: tokio::runtime::Runtime,
+    readers: Readers,
+    folder: tempfile::TempDir,
+}
+
+impl ReadingRoom {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let folder = tempfile::tempdir().expect("a folder");
+        let bounds = Bounds { answer: Duration::from_secs(2), ..Bounds::default() };
+        let spawner = Spawner::start().expect("a thread");
+        let readers = Readers::of_program(supervisor(), spawner, folder.path().join("run"), bounds);
+        Self { runtime, readers, folder }
+    }
+
+    fn read(&self, name: &str, bytes: &[u8]) {
+        let directory = tempfile::tempdir_in(self.folder.path()).expect("a folder");
+        for whole in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+            std::fs::copy(demo().join(whole), directory.path().join(whole)).expect("a file of the demo");
+        }
+        std::fs::write(directory.path().join(name), bytes).expect("a file");
+        let identity = directory.path().display().to_string();
+        let read = self.runtime.block_on(async {
+            let reader = self.readers.open(directory.path(), ThinkingMode::Native, &identity).await?;
+            reader.text(&reader.prompt_ids("Why?").await?).await
+        });
+        if let Err(error @ ReadError::Trouble(_)) = read {
+            panic!("{name}: {error}");
+        }
+    }
+}
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/checkpoint-a")
+}
+
+/// The supervisor beside the test that runs, or where a build puts it.
+fn supervisor() -> PathBuf {
+    let this = std::env::current_exe().expect("a test knows where it lies");
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/debug");
+    let folders = this.ancestors().skip(1).map(Path::to_path_buf).chain([build]);
+    let found = folders.map(|folder| folder.join("grail-supervisor")).find(|path| path.is_file());
+    found.expect("grail-supervisor is built: cargo build --workspace --bins")
 }
 
 fn window_parquet(bytes: &[u8]) {

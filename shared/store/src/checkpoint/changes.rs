@@ -43,7 +43,8 @@ fn dtype(value: ValueType) -> Dtype {
 /// Opens a compressed body and judges its header, before anything large is fetched or read.
 pub(super) fn open_body(body: &Path, format: SparseFormat, limit: u64) -> Result<SparseReader<BufReader<File>>, LinkError> {
     let file = File::open(body).map_err(local(body))?;
-    Ok(SparseReader::open(BufReader::with_capacity(1 << 17, file), format, limit)?)
+    let compressed = file.metadata().map_err(local(body))?.len();
+    Ok(SparseReader::open(BufReader::with_capacity(1 << 17, file), compressed, format, limit)?)
 }
 
 /// Decodes `body` into the changes file `target`, as far as it concerns the tensors of `base`; others are passed over, as the
@@ -64,14 +65,12 @@ pub(super) fn decode(
     let mut file = BufWriter::with_capacity(1 << 20, file);
     file.write_all(&header).map_err(local(target))?;
     let mut positions = Vec::new();
-    while let Some(tensor) = body.next_tensor()? {
-        if base.contains_key(&tensor.name) {
-            positions.resize(tensor.positions.len() * 4, 0);
-            for (bytes, position) in positions.as_chunks_mut().0.iter_mut().zip(&tensor.positions) {
-                *bytes = position.to_le_bytes();
-            }
-            file.write_all(&positions).and_then(|()| file.write_all(&tensor.values)).map_err(local(target))?;
+    while let Some(tensor) = body.next_tensor(|name| base.contains_key(name))? {
+        positions.resize(tensor.positions.len() * 4, 0);
+        for (bytes, position) in positions.as_chunks_mut().0.iter_mut().zip(&tensor.positions) {
+            *bytes = position.to_le_bytes();
         }
+        file.write_all(&positions).and_then(|()| file.write_all(&tensor.values)).map_err(local(target))?;
     }
     // Not synced: see where its directory is put.
     file.flush().map_err(local(target))?;

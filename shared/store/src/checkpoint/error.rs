@@ -42,6 +42,18 @@ pub enum CheckpointError {
         /// What is missing.
         why: String,
     },
+    /// It brings program code, which whatever loads it would run.
+    #[error(
+        "checkpoint {window} is refused: its file {name} {why}. No family that is mined needs any; tell its trainer, and run none of it"
+    )]
+    Code {
+        /// Checkpoint window.
+        window: u64,
+        /// The file.
+        name: String,
+        /// What it is.
+        why: String,
+    },
     /// A file of the manifest is not in the bucket.
     #[error("checkpoint {window} lacks the file {name} that its manifest lists. It may still be uploading: try again later")]
     MissingFile {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::CheckpointError;
+use super::code::refuse_names;
 
 /// The five sampling parameters that mining needs.
 const GENERATION_KEYS: [&str; 5] = ["max_tokens", "temperature", "top_p", "top_k", "repetition_penalty"];
@@ -182,7 +183,7 @@ impl Metadata {
         if self.file_manifest.files().next().is_none() {
             return unverifiable("its manifest is empty");
         }
-        Ok(())
+        refuse_names(window, &self.file_manifest)
     }
 
     /// The published weights hash; an empty one is what some publishers write for "none".

@@ -13,6 +13,7 @@ mod assemble;
 mod cache;
 mod chain;
 mod changes;
+mod code;
 mod documents;
 mod error;
 mod event;
@@ -25,12 +26,14 @@ mod publish;
 mod rebuild;
 mod refused;
 pub mod sparse;
+mod texts;
 mod weights;
 
 #[cfg(test)]
 mod tests;
 
 pub use cache::{checkpoint_dir, clean, verify_dir};
+pub use code::refuse_code;
 pub use documents::fetch_metadata;
 pub use error::CheckpointError;
 pub use event::{CheckpointChanges, FetchEvent, Observer};
@@ -40,4 +43,5 @@ pub use metadata::{Manifest, Metadata, MiningTerms, is_signed_by, signed_bytes};
 pub use ownership::Hold;
 pub use publish::{Predecessor, PublishTerms, Signer, publish_delta, publish_full};
 pub use refused::Refused;
+pub use texts::fetch_texts;
 pub use weights::{TensorPlace, file_sha256, hash_tensors, tensor_places, weights_hash};

@@ -7,6 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::cache::METADATA;
+use super::code::refuse_code;
 use super::error::local;
 use super::keys::{delta_key, full_key, ready_key};
 use super::metadata::{Manifest, config_hash, is_plain_name, signed_bytes};
@@ -225,6 +226,7 @@ fn judge(dir: &Path, terms: &PublishTerms) -> Result<Metadata, CheckpointError> 
     if let Some(missing) = REQUIRED.iter().find(|required| !names.contains(*required)) {
         return Err(unpublishable(format!("{missing} is missing. Export the model with its configuration and tokenizer")));
     }
+    refuse_code(terms.window, dir)?;
     tensor_places(dir)?;
     let hashed = names.iter().zip(&files).map(|(name, path)| Ok(((*name).to_owned(), file_sha256(path)?)));
     let manifest = Manifest::new(hashed.collect::<Result<_, CheckpointError>>()?);

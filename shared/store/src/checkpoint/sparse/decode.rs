@@ -10,8 +10,12 @@ use super::{SparseError, SparseFormat, SparseTensor, TensorLayout};
 
 /// A frame's header is at most this long.
 const FRAME_HEADER: u64 = 18;
-/// Bytes of a body's header at most; the format's own limit is what fits the body.
-const MAX_HEADER: u64 = 256 << 20;
+/// Bytes of a body's header at most; a large model's has some hundred thousand.
+const MAX_HEADER: u64 = 64 << 20;
+/// Most bytes that one byte of a frame can stand for: a block of four bytes repeats one byte 128 KiB long.
+const MOST_PER_BYTE: u64 = (128 << 10) / 4;
+/// Bytes that are allocated before any has come; what comes makes room for more.
+const FIRST_BYTES: u64 = 1 << 20;
 
 type Frame<R> = Decoder<'static, BufReader<Chain<Cursor<Vec<u8>>, R>>>;
 
@@ -24,11 +28,12 @@ pub struct SparseReader<R: Read> {
 }
 
 impl<R: Read> SparseReader<R> {
-    /// Reads and judges the header of a compressed body of at most `limit` bytes (uncompressed).
+    /// Reads and judges the header of a compressed body of at most `limit` bytes (uncompressed), which lies in a file of
+    /// `compressed` bytes. What it announces is held against both, and nothing is allocated because it was announced.
     ///
     /// # Errors
     /// [`SparseError`] for a frame or header that cannot be used.
-    pub fn open(mut file: R, format: SparseFormat, limit: u64) -> Result<Self, SparseError> {
+    pub fn open(mut file: R, compressed: u64, format: SparseFormat, limit: u64) -> Result<Self, SparseError> {
         let mut start = Vec::new();
         file.by_ref().take(FRAME_HEADER).read_to_end(&mut start).map_err(frame)?;
         if start.is_empty() {
@@ -39,6 +44,9 @@ impl<R: Read> SparseReader<R> {
         let size = announced.ok_or_else(|| frame("its header does not announce the content's size"))?;
         if size > limit {
             return Err(frame(format!("its content has {size} bytes, more than the {limit} allowed")));
+        }
+        if size > compressed.saturating_mul(MOST_PER_BYTE) {
+            return Err(frame(format!("it announces {size} bytes, which its {compressed} cannot hold")));
         }
         let rest = BufReader::with_capacity(1 << 17, Cursor::new(start).chain(file));
         let mut decoder = Decoder::with_buffer(rest).map_err(frame)?.single_frame();
@@ -52,18 +60,25 @@ impl<R: Read> SparseReader<R> {
         &self.layouts
     }
 
-    /// The next tensor's changes, judged; `None` behind the last one, when the frame has ended as it should.
+    /// The next tensor's changes, judged, of those that `wanted` names; the others are passed over without being kept. `None`
+    /// behind the last one, when the frame has ended as it should.
     ///
     /// # Errors
     /// [`SparseError`] for a damaged frame or positions that cannot be.
-    pub fn next_tensor(&mut self) -> Result<Option<SparseTensor>, SparseError> {
+    pub fn next_tensor(&mut self, wanted: impl Fn(&str) -> bool) -> Result<Option<SparseTensor>, SparseError> {
         let Some(decoder) = &mut self.frame else { return Ok(None) };
-        let Some(layout) = self.layouts.get(self.next) else {
-            // The checksum, if there is one, is behind the last byte.
-            let more = decoder.read(&mut [0]).map_err(frame)?;
-            return if more == 0 { Ok(None) } else { Err(frame("it is longer than it announced")) };
+        let layout = loop {
+            let Some(layout) = self.layouts.get(self.next) else {
+                // The checksum, if there is one, is behind the last byte.
+                let more = decoder.read(&mut [0]).map_err(frame)?;
+                return if more == 0 { Ok(None) } else { Err(frame("it is longer than it announced")) };
+            };
+            self.next += 1;
+            if wanted(&layout.name) {
+                break layout;
+            }
+            pass_over(decoder, layout.indices_size + layout.values_size())?;
         };
-        self.next += 1;
         let indices = exactly(decoder, layout.indices_size)?;
         let positions = positions(layout, &indices).map_err(|why| SparseError::Tensor { name: layout.name.clone(), why })?;
         let values = exactly(decoder, layout.values_size())?;
@@ -88,11 +103,16 @@ fn header_of(body: &mut impl Read, size: u64) -> Result<Vec<u8>, SparseError> {
     exactly(body, length)
 }
 
-/// Reads `length` bytes, which the frame's announced size has room for.
+/// Reads `length` bytes. The memory grows with what comes, not with what is announced.
 fn exactly(body: &mut impl Read, length: u64) -> Result<Vec<u8>, SparseError> {
-    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    let mut bytes = Vec::with_capacity(length.min(FIRST_BYTES) as usize);
     body.take(length).read_to_end(&mut bytes).map_err(frame)?;
     if bytes.len() as u64 == length { Ok(bytes) } else { Err(frame("it ends early")) }
+}
+
+fn pass_over(body: &mut impl Read, length: u64) -> Result<(), SparseError> {
+    let passed = std::io::copy(&mut body.take(length), &mut std::io::sink()).map_err(frame)?;
+    if passed == length { Ok(()) } else { Err(frame("it ends early")) }
 }
 
 fn positions(layout: &TensorLayout, bytes: &[u8]) -> Result<Vec<u32>, String> {
@@ -162,6 +182,7 @@ struct Ascending {
 }
 
 impl Ascending {
+    /// The bytes of that many entries are in memory already.
     fn of(layout: &TensorLayout) -> Self {
         Self { positions: Vec::with_capacity(layout.entries as usize), least: 0, elements: layout.elements() }
     }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{SparseError, SparseFormat, ValueType};
 
 /// Tensors of a body at most; a large model has some thousands.
-const MAX_TENSORS: usize = 1 << 20;
+const MAX_TENSORS: usize = 1 << 17;
 /// Sides of a tensor at most.
 const MAX_SIDES: usize = 16;
 
@@ -139,9 +139,9 @@ fn judge(entry: Entry, format: SparseFormat, place: &mut u64, data: u64) -> Resu
         return Err(format!("its shape has {sides} sides"));
     }
     let elements = entry.shape.iter().try_fold(1_u64, |product, side| product.checked_mul(*side));
-    if elements.is_none_or(|elements| elements > u64::from(u32::MAX)) {
+    let Some(elements) = elements.filter(|elements| *elements <= u64::from(u32::MAX)) else {
         return Err(format!("its shape {:?} has more elements than a position of four bytes can name", entry.shape));
-    }
+    };
     let value_type =
         ValueType::named(&entry.value_dtype).ok_or_else(|| format!("values of type {:?} are not known", entry.value_dtype))?;
     let behind = entry.indices_size.checked_add(entry.values_size).and_then(|size| place.checked_add(size));
@@ -157,6 +157,10 @@ fn judge(entry: Entry, format: SparseFormat, place: &mut u64, data: u64) -> Resu
     }
     *place = behind;
     let (positions, entries) = positions_of(&entry, format)?;
+    // Positions ascend, so there are no more of them than elements.
+    if entries > elements {
+        return Err(format!("{entries} entries for the {elements} elements of its shape {:?}", entry.shape));
+    }
     if entry.values_size != entries * value_type.width() as u64 {
         return Err(format!("{} bytes of values for {entries} positions of type {}", entry.values_size, value_type.name()));
     }

@@ -11,9 +11,9 @@ fn tensor(name: &str, shape: &[u64], positions: &[u32]) -> SparseTensor {
 }
 
 fn read(frame: &[u8], format: SparseFormat) -> Result<Vec<SparseTensor>, SparseError> {
-    let mut reader = SparseReader::open(frame, format, 1 << 20)?;
+    let mut reader = SparseReader::open(frame, frame.len() as u64, format, 1 << 20)?;
     let mut tensors = Vec::new();
-    while let Some(tensor) = reader.next_tensor()? {
+    while let Some(tensor) = reader.next_tensor(|_| true)? {
         tensors.push(tensor);
     }
     Ok(tensors)
@@ -74,9 +74,10 @@ fn every_lie_is_refused_by_name() {
     let good = read(&changed(|_| {}, &data), SparseFormat::V31).unwrap();
     assert_eq!(good[0].positions, [5, 10]);
     type Change = fn(&mut Value);
-    let cases: [(Change, &[u8], &str); 17] = [
+    let cases: [(Change, &[u8], &str); 18] = [
         (|entry| entry["shape"] = json!([]), &data, "0 sides"),
         (|entry| entry["shape"] = json!([65536, 65536]), &data, "more elements"),
+        (|entry| entry["shape"] = json!([1, 1]), &data, "2 entries for the 1 elements"),
         (|entry| entry["shape"] = json!([2, 4]), &data, "position 10, want ascending positions below 8"),
         (|entry| entry["value_dtype"] = json!("float64"), &data, "float64"),
         (|entry| entry["row_dtype"] = json!("int64"), &data, "int64"),
@@ -110,6 +111,15 @@ fn every_lie_is_refused_by_name() {
 #[test]
 fn a_body_may_not_be_larger_than_allowed() {
     let frame = compressed(&encode(&[tensor("a", &[30, 40], &[1, 2])], SparseFormat::V31));
-    let error = SparseReader::open(&frame[..], SparseFormat::V31, 10).err().unwrap().to_string();
+    let error = SparseReader::open(&frame[..], frame.len() as u64, SparseFormat::V31, 10).err().unwrap().to_string();
     assert!(error.contains("more than the 10 allowed"), "{error}");
+}
+
+/// A model may have lost a tensor that a body still changes: its entries are passed over, not kept.
+#[test]
+fn tensors_that_nobody_wants_are_passed_over() {
+    let frame = compressed(&encode(&[tensor("a", &[9], &[1]), tensor("b", &[9], &[2])], SparseFormat::V31));
+    let mut reader = SparseReader::open(&frame[..], frame.len() as u64, SparseFormat::V31, 1 << 20).unwrap();
+    assert_eq!(reader.next_tensor(|name| name == "b").unwrap().unwrap().positions, [2]);
+    assert!(reader.next_tensor(|_| true).unwrap().is_none());
 }
