@@ -234,7 +234,7 @@ fn a_host_that_cannot_work_is_told_why() {
     let finney = hex::decode("2f0555cc76fc2840a25a6ea3b9637146806f1f44b090c175ffde2a7e5ab36c03").unwrap().try_into().unwrap();
     site.node.faults(|faults| faults.genesis = Some(finney));
     let rows = site.examine(&["chain.netuid=7"]);
-    rows.has("bucket write", "failed", "no account id of R2");
+    rows.has("bucket write", "failed", "storage.account_id has 11 characters where exactly 32");
     rows.has("bucket write", "failed", "everybody knows");
     rows.has("bucket read", "not_asked", "validators do not look where the settings say");
     rows.has("read-only pair", "not_asked", "");
