@@ -12,6 +12,7 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use grail_node::{Setup, TestNode};
 use grail_store::local_server::LocalBucketServer;
+use grail_supervisor::settings::r2_address;
 use grail_tests::{Finished, Host, free_port, one_at_a_time, workspace};
 
 /// Runs the miner and expects that it refuses before anything is started.
@@ -123,6 +124,7 @@ fn credentials_that_would_cost_money_never_reach_the_chain() {
         let bucket = LocalBucketServer::start(&folder, address, &key, &secret, &[&account]).await.unwrap();
         (TestNode::start(Setup::new(&workspace().join("tests/vectors"))).await, bucket)
     });
+    let bucket_endpoint = bucket.endpoint();
     let wallet = host.path().join("wallets/default/hotkeys");
     std::fs::create_dir_all(&wallet).unwrap();
     // //Alice, whom everybody knows.
@@ -134,7 +136,7 @@ fn credentials_that_would_cost_money_never_reach_the_chain() {
     }
     let variables = [
         ("BT_CHAIN_ENDPOINT", node.endpoint()),
-        ("R2_ENDPOINT_URL", bucket.endpoint()),
+        ("R2_ENDPOINT_URL", bucket_endpoint.clone()),
         ("R2_ACCOUNT_ID", account.clone()),
         ("R2_BUCKET_ID", account),
         ("R2_READ_ACCESS_KEY_ID", "b".repeat(32)),
@@ -160,6 +162,7 @@ fn credentials_that_would_cost_money_never_reach_the_chain() {
         (&["storage.read_secret_access_key="], "R2_READ_SECRET_ACCESS_KEY"),
         (&[&long], "has 33 characters where at most 32"),
         (&["storage.endpoint=", "storage.read_access_key_id=short"], "has 5 characters where exactly 32"),
+        (&["storage.endpoint=https://s3.example/grail"], "has a path"),
     ] {
         let finished = run(more);
         assert_eq!(finished.code, 64, "{more:?}\n{}", finished.stderr);
@@ -172,6 +175,20 @@ fn credentials_that_would_cost_money_never_reach_the_chain() {
     assert_eq!(finished.code, 1, "{}", finished.stderr);
     assert!(finished.stderr.contains("btcli subnet register") && node.requests("chain_getBlockHash") > 0, "{}", finished.stderr);
     assert_eq!(node.requests("author_submitAndWatchExtrinsic"), 0);
+
+    // The same node turns out to be finney's: its validators never ask this bucket, so nothing is sent there either.
+    let checked = host.run(&["check"]);
+    let warning = format!("Warning: storage.endpoint = {bucket_endpoint}: only the node");
+    assert!(checked.code == 0 && checked.stdout.contains(&warning), "{}\n{}", checked.stdout, checked.stderr);
+    let finney = hex::decode("2f0555cc76fc2840a25a6ea3b9637146806f1f44b090c175ffde2a7e5ab36c03").unwrap().try_into().unwrap();
+    node.faults(|faults| faults.genesis = Some(finney));
+    // A bucket that is asked would answer that it is not there, which is another exit code.
+    std::fs::remove_dir_all(host.path().join("r2")).unwrap();
+    let finished = run(&[]);
+    assert_eq!(finished.code, 64, "{}", finished.stderr);
+    for word in ["storage.endpoint", "is not where validators of finney look", r2_address(&"a".repeat(32)).as_str()] {
+        assert!(finished.stderr.contains(word), "{word:?} is missing in {}", finished.stderr);
+    }
 }
 
 #[test]

@@ -91,6 +91,12 @@ fn journal_lines_survive() {
     survives("journal_line", 20_000);
 }
 
+#[test]
+fn what_a_node_sends_survives() {
+    survives("chain_metadata", 1_500);
+    survives("chain_value", 3_000);
+}
+
 /// The corpora hold a file per message, as this build writes it: a message that changes changes the corpus. To
 /// write it anew, run this test with `GRAIL_WRITE_CORPUS=1`.
 #[test]

@@ -11,6 +11,7 @@ use std::path::Path;
 use grail_fakes::{LyingBucket, MINER_BUCKET, READ_PAIR, WRITE_PAIR};
 use grail_node::{BlockClock, Setup, TestNode};
 use grail_protocol::keys::Hotkey;
+use grail_protocol::window::object_key;
 use grail_supervisor::buckets::Buckets;
 use grail_supervisor::chain::BucketCommitment;
 use grail_supervisor::settings::Secret;
@@ -19,7 +20,7 @@ use serde_json::Value;
 
 /// Nobody listens there: a relay that fails at once.
 const NO_RELAY: &str = "beacon.relays=http://127.0.0.1:1";
-const EVERY_ROW: [&str; 21] = [
+const EVERY_ROW: [&str; 22] = [
     "wallet",
     "chain",
     "clock",
@@ -30,6 +31,7 @@ const EVERY_ROW: [&str; 21] = [
     "bucket write",
     "bucket read",
     "read-only pair",
+    "window files",
     "checkpoint",
     "disk",
     "memory",
@@ -93,6 +95,7 @@ impl Site {
 
     /// The doctor's exit code and rows, with more settings.
     fn examine(&self, more: &[&str]) -> Rows {
+        let before = objects(&self.host.miner_bucket());
         let mut arguments = vec!["doctor", "--json", "--set", NO_RELAY];
         more.iter().for_each(|setting| arguments.extend(["--set", setting]));
         let finished = self.host.run(&arguments);
@@ -101,8 +104,7 @@ impl Site {
             assert!(!finished.stdout.contains(secret) && !finished.stderr.contains(secret), "{}", finished.stdout);
         }
         let rows = Rows { code: finished.code, answer };
-        let objects = objects(&self.host.miner_bucket());
-        assert!(objects.is_empty(), "nothing of the doctor's stays in the bucket: {objects:?}");
+        assert_eq!(objects(&self.host.miner_bucket()), before, "nothing of the doctor's stays in the bucket");
         rows
     }
 }
@@ -152,6 +154,7 @@ fn a_host_in_order_passes_and_each_fault_has_its_row() {
     rows.has("drand", "warning", "127.0.0.1:1");
     rows.has("registration", "ok", "UID 1 on subnet 81");
     rows.has("bucket read", "ok", "the pair published on chain");
+    rows.has("window files", "ok", "");
     rows.has("checkpoint", "ok", "(FULL) for gsm8k");
     rows.has("checkpoint", "ok", "its template and tokenizer make a prompt");
     rows.has("proof worker", "ok", "libtorch 2.11");
@@ -172,6 +175,13 @@ fn a_host_in_order_passes_and_each_fault_has_its_row() {
     rows.has("bucket read", "failed", "may not HEAD");
     site.publish_pair(READ_PAIR);
 
+    // Somebody has laid something beside a window's file.
+    let twin = site.host.miner_bucket().join(object_key(Hotkey::from_uri("//Alice").unwrap().address(), 30) + ".gz");
+    std::fs::create_dir_all(twin.parent().unwrap()).unwrap();
+    std::fs::write(&twin, "not a window's file").unwrap();
+    site.examine(&[]).has("window files", "failed", "-window-30.parquet.gz");
+    std::fs::remove_file(&twin).unwrap();
+
     // One thing that fails stops nothing else.
     let nobody = format!("chain.endpoint=ws://127.0.0.1:{}", free_port());
     let rows = site.examine(&["storage.write_secret_access_key=mistyped", "wallet.development=", &nobody]);
@@ -180,7 +190,8 @@ fn a_host_in_order_passes_and_each_fault_has_its_row() {
     rows.has("clock", "not_asked", "");
     rows.has("publication", "not_asked", "");
     rows.has("bucket write", "failed", "the write pair may not PUT");
-    rows.has("bucket read", "not_asked", "nothing could be written");
+    rows.has("bucket read", "not_asked", "block 0");
+    rows.has("window files", "not_asked", "there is no hotkey");
     rows.has("checkpoint", "not_asked", "");
     rows.has("proof worker", "ok", "");
 }
@@ -233,6 +244,17 @@ fn a_host_that_cannot_work_is_told_why() {
     rows.has("bucket write", "failed", "gives no answer");
     rows.has("read-only pair", "not_asked", "");
     rows.has("checkpoint", "failed", "");
+
+    // The node's block 0 is finney's: its validators, and the trainer, are not where this bucket is. They are not asked, and
+    // what the settings name is not either.
+    let finney = hex::decode("2f0555cc76fc2840a25a6ea3b9637146806f1f44b090c175ffde2a7e5ab36c03").unwrap().try_into().unwrap();
+    site.node.faults(|faults| faults.genesis = Some(finney));
+    let rows = site.examine(&["chain.netuid=7"]);
+    rows.has("bucket write", "failed", "storage.account_id has 11 characters where exactly 32");
+    rows.has("bucket write", "failed", "everybody knows");
+    rows.has("bucket read", "not_asked", "validators do not look where the settings say");
+    rows.has("read-only pair", "not_asked", "");
+    rows.has("window files", "not_asked", "");
 }
 
 /// A Python that has SGLang installed, and does this when it is started.

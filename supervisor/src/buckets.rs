@@ -8,7 +8,7 @@ use grail_store::local_server::{KeyPair as ServerKeyPair, LocalBucketServer, Loc
 
 use crate::chain::BucketCommitment;
 use crate::exit::Failure;
-use crate::settings::Storage;
+use crate::settings::{Storage, is_r2_account_id, r2_address};
 
 /// The miner's bucket on the local server.
 const LOCAL_MINER: &str = "grail-miner";
@@ -21,7 +21,7 @@ const LOCAL_READ: (&str, &str) = ("local-read", "local-read-secret");
 /// Access to object storage.
 #[derive(Debug)]
 pub struct Buckets {
-    /// For every account; `None` means each account's own address at R2.
+    /// Where all accounts are read; `None` means each at its own address at R2.
     endpoint: Option<String>,
     region: String,
     /// Ours, with the write pair.
@@ -87,11 +87,23 @@ impl Buckets {
         local_commitment(LOCAL_TRAINER)
     }
 
-    /// Somebody's bucket, with the read pair that they published.
+    /// From now on every account is read at its own address at R2, as validators of finney and test do.
+    pub fn read_each_at_its_own_address(&mut self) {
+        self.endpoint = None;
+    }
+
+    /// Somebody's bucket, with the read pair that they published, where everybody on this network reads it.
     ///
     /// # Errors
-    /// When the publication cannot make a client.
+    /// When the publication cannot make a client, or names another host.
     pub fn published(&self, commitment: &BucketCommitment) -> Result<Bucket, Failure> {
+        let account = &commitment.account_id;
+        if self.endpoint.is_none() && !is_r2_account_id(account) {
+            return Err(Failure::Unavailable(format!(
+                "the chain names the bucket of an account {account:?}, which is none of R2's (32 lower-case hexadecimal digits); \
+                 nothing is asked at such an address, whoever published it has to publish another"
+            )));
+        }
         let key = (commitment.access_key_id.as_str(), commitment.secret_access_key.reveal());
         client(&self.address(&commitment.account_id), &self.region, &commitment.account_id, key, &self.limits)
     }
@@ -120,10 +132,6 @@ pub async fn preflight(bucket: &Bucket) -> Result<(), Failure> {
         .map_err(|error: BucketError| Failure::Unavailable(format!("the bucket cannot be used, nothing was started: {error}")))
 }
 
-fn r2_address(account_id: &str) -> String {
-    format!("https://{account_id}.r2.cloudflarestorage.com")
-}
-
 fn local_commitment(account: &str) -> BucketCommitment {
     BucketCommitment {
         account_id: account.into(),
@@ -142,4 +150,45 @@ fn client(endpoint: &str, region: &str, bucket: &str, key: (&str, &str), limits:
         limits: limits.clone(),
     };
     Bucket::new(&settings).map_err(|error| Failure::Unavailable(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::KeyPair;
+
+    fn remote(account: &str, endpoint: Option<&str>) -> Storage {
+        let pair = || KeyPair { access_key_id: Secret::new("id"), secret_access_key: Secret::new("secret") };
+        Storage::Remote {
+            endpoint: endpoint.map(str::to_owned),
+            region: "auto".into(),
+            account_id: account.into(),
+            bucket: account.into(),
+            read: pair(),
+            write: pair(),
+        }
+    }
+
+    fn somebody(account: &str) -> BucketCommitment {
+        BucketCommitment { account_id: account.into(), access_key_id: "id".into(), secret_access_key: Secret::new("secret") }
+    }
+
+    #[tokio::test]
+    async fn accounts_are_read_where_everybody_on_the_network_reads_them() {
+        let (ours, trainer) = ("0123456789abcdef".repeat(2), "fedcba9876543210".repeat(2));
+        let own = r2_address(&ours);
+        for endpoint in [None, Some(own.as_str()), Some("https://s3.example")] {
+            let mut buckets = Buckets::open(&remote(&ours, endpoint), Duration::from_secs(1), false).await.unwrap();
+            let wanted = endpoint.map_or_else(|| r2_address(&trainer), str::to_owned);
+            assert_eq!(buckets.published(&somebody(&trainer)).unwrap().endpoint(), wanted);
+            assert_eq!(buckets.own.endpoint(), endpoint.unwrap_or(&own));
+            buckets.read_each_at_its_own_address();
+            let bucket = buckets.published(&somebody(&trainer)).unwrap();
+            assert_eq!((bucket.endpoint(), bucket.name()), (r2_address(&trainer).as_str(), trainer.as_str()));
+            for stranger in ["evil.example/0000000000000000000", "gggggggggggggggggggggggggggggggg", "short", ""] {
+                let refused = buckets.published(&somebody(stranger)).unwrap_err().to_string();
+                assert!(refused.contains("none of R2's"), "{refused}");
+            }
+        }
+    }
 }

@@ -247,7 +247,8 @@ async fn run(settings: &Settings, arguments: &RunArguments) -> Result<ExitCode, 
 
 fn check(settings: &Settings) -> Result<ExitCode, Failure> {
     let plan = mine::plan(settings)?;
-    print(&format!("The settings are in order.\n{}", layout::outline(settings, &plan)));
+    let doubt = settings.doubt().map(|doubt| format!("Warning: {doubt}\n")).unwrap_or_default();
+    print(&format!("The settings are in order.\n{doubt}{}", layout::outline(settings, &plan)));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::backstop::Backstop;
 use crate::buckets::{Buckets, preflight};
-use crate::chain::{Chain, Joined, LocalChain, NetworkChain, join};
+use crate::chain::{Chain, Joined, LocalChain, NetworkChain, genesis, join};
 use crate::checkpoints::{Checkpoints, check_dataset};
 use crate::children::{ChildEvent, ChildPrograms, Elsewhere, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings};
 use crate::completions::Completions;
@@ -481,13 +481,15 @@ async fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, Failure> {
     let programs = Programs::find(settings.programs.as_deref(), &[ChildPrograms::ProofWorker, ChildPrograms::GenLauncher])?;
     let dataset = check_dataset(settings.dataset.as_deref())?;
     let attempt = Duration::from_secs_f64(settings.upload_timeout);
-    let buckets = Arc::new(Buckets::open(&settings.storage, attempt, true).await?);
+    let mut buckets = Buckets::open(&settings.storage, attempt, true).await?;
+    let chain = open_chain(settings, Some(&hotkey), &buckets)?;
+    settle(settings, chain.as_ref(), &mut buckets).await?;
+    let buckets = Arc::new(buckets);
     preflight(&buckets.own).await?;
     let relays = match settings.beacon.as_slice() {
         [] => None,
         relays => Some(Relays::new(relays.to_vec()).map_err(|error| Failure::Unavailable(error.to_string()))?),
     };
-    let chain = open_chain(settings, Some(&hotkey), &buckets)?;
     let joined = join(&chain, &hotkey, &buckets.commitment, settings.netuid).await?;
     Ok(Prepared { state, plan, programs, hotkey, dataset, buckets, chain, joined, relays })
 }
@@ -521,6 +523,32 @@ pub fn open_chain(settings: &Settings, hotkey: Option<&Hotkey>, buckets: &Bucket
             Ok(Arc::new(NetworkChain::connect(endpoints, settings.netuid, *block_seconds, settings.patience.clone())))
         }
     }
+}
+
+/// Lets block 0 decide where buckets are read, before anything is sent to one. A network that is known by name was judged with
+/// the settings; of another one its node is asked.
+///
+/// # Errors
+/// A bucket that this network's validators cannot read, or a chain that gives no answer for two minutes.
+pub async fn settle(settings: &Settings, chain: &dyn Chain, buckets: &mut Buckets) -> Result<(), Failure> {
+    let told = match &settings.chain {
+        settings::Chain::Network { genesis: None, .. } => genesis(chain).await?,
+        _ => None,
+    };
+    Ok(settle_on(settings, told, buckets)?)
+}
+
+/// The same with what a node has `told` of its block 0.
+///
+/// # Errors
+/// A bucket that this network's validators cannot read.
+pub fn settle_on(settings: &Settings, told: Option<[u8; 32]>, buckets: &mut Buckets) -> Result<(), ConfigErrors> {
+    let named = if let settings::Chain::Network { genesis, .. } = &settings.chain { *genesis } else { None };
+    let Some(genesis) = named.or(told) else { return Ok(()) };
+    if settings::network_of(&genesis).is_some() {
+        buckets.read_each_at_its_own_address();
+    }
+    settings.judged_on(&genesis).map(|_| ())
 }
 
 /// The key of the local chain's trainer.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  the rest of what has left already, else PUT (attempts until the deadline) ─▶ HEAD and GET, as a validator would
-//!    same bytes, in time ─▶ uploaded
+//!    same bytes, in time ─▶ is there a <key>.gz, which validators read first? removed ─▶ uploaded
 //!    other bytes or none ─▶ once more while there is time; at last what must not be judged is removed
 //!    too late            ─▶ removed: validators ignore it, and nobody else shall take it for this window's file
 //!    no answer           ─▶ not confirmed: it stays, because what was sent has passed the gate
@@ -82,6 +82,16 @@ pub enum UploadError {
         /// What became of it.
         removed: String,
     },
+    /// Validators read another object before this one.
+    #[error(
+        "the file is there, but validators read {key} instead of it, and that could not be removed ({why}); remove it by hand"
+    )]
+    Shadowed {
+        /// What lies beside the file.
+        key: String,
+        /// Why it is still there.
+        why: String,
+    },
     /// It was sent, and the bucket does not say what it holds.
     #[error("the file was sent, but could not be read back ({0}); it stays, and may count")]
     NotConfirmed(String),
@@ -95,6 +105,7 @@ enum Look {
     Earlier,
     Different(String),
     Late(f64),
+    Shadowed(String),
     NoAnswer(String),
 }
 
@@ -168,6 +179,27 @@ async fn over(deadline: f64) {
     }
 }
 
+/// What validators read before an object, whatever is in it.
+fn twin(key: &str) -> String {
+    format!("{key}.gz")
+}
+
+/// Removes what lies beside an object of ours and would be judged instead of it. Says why it is still there, if it is.
+async fn remove_twin(bucket: &Bucket, key: &str) -> Result<Option<String>, BucketError> {
+    let twin = twin(key);
+    if bucket.head(&twin).await?.is_none() {
+        return Ok(None);
+    }
+    tracing::warn!(
+        key = twin,
+        "Validators would read this object instead of the window's file; it is removed. What made it has the write pair."
+    );
+    if let Err(error) = bucket.delete(&twin).await {
+        return Ok(Some(error.to_string()));
+    }
+    Ok(bucket.head(&twin).await?.map(|_| "the bucket says that it is removed, and has it".to_owned()))
+}
+
 /// Whether the bucket holds this file, in time. A bucket that does not say within a quarter of what is left has said no.
 pub async fn holds(bucket: &Bucket, key: &str, sha256: [u8; 32], deadline: f64) -> bool {
     let quarter = (deadline - clock::unix_seconds()) / 4.0;
@@ -175,7 +207,8 @@ pub async fn holds(bucket: &Bucket, key: &str, sha256: [u8; 32], deadline: f64) 
     let asked = tokio::time::timeout(patience, async {
         let head = bucket.head(key).await.ok()??;
         let bytes = bucket.get(key, MAX_FILE_BYTES).await.ok()?;
-        Some(<[u8; 32]>::from(Sha256::digest(&bytes)) == sha256 && written(&head) <= deadline)
+        let same = <[u8; 32]>::from(Sha256::digest(&bytes)) == sha256 && written(&head) <= deadline;
+        Some(same && remove_twin(bucket, key).await.ok()?.is_none())
     });
     asked.await.ok().flatten().unwrap_or(false)
 }
@@ -194,6 +227,7 @@ async fn give_up(bucket: &Bucket, object: &WindowObject<'_>, failed: Option<Buck
         },
         (Look::Earlier, Some(error)) => UploadError::EarlierStays(error),
         (Look::Absent | Look::NoAnswer(_), Some(error)) => UploadError::Bucket(error),
+        (Look::Shadowed(why), _) => UploadError::Shadowed { key: twin(object.key), why },
         (Look::NoAnswer(why), None) => UploadError::NotConfirmed(why),
         (Look::Earlier, None) => different("it is still the earlier one", "it stays"),
         (Look::Absent | Look::Same, None) => different("it is absent", "there is nothing to remove"),
@@ -238,7 +272,10 @@ async fn ask(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Resul
         return Ok(Look::Different("its SHA-256 differs".into()));
     }
     let written = written(&head);
-    Ok(if written > deadline { Look::Late(written - deadline) } else { Look::Same })
+    if written > deadline {
+        return Ok(Look::Late(written - deadline));
+    }
+    Ok(remove_twin(bucket, object.key).await?.map_or(Look::Same, Look::Shadowed))
 }
 
 /// A bucket that keeps no times leaves the time of this look, which is later than the object's.
@@ -253,7 +290,7 @@ fn unix_seconds(time: SystemTime) -> f64 {
 #[cfg(test)]
 mod tests {
     use grail_store::bucket::{BucketSettings, Secret, TransferLimits};
-    use grail_store::local_server::LocalBucketServer;
+    use grail_store::local_server::{KeyPair, LocalBucketServer, LocalBucketSettings};
 
     use super::*;
 
@@ -261,29 +298,45 @@ mod tests {
 
     struct Fixture {
         folder: tempfile::TempDir,
-        _server: LocalBucketServer,
+        server: LocalBucketServer,
         bucket: Bucket,
     }
 
     impl Fixture {
         async fn start() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let address = "127.0.0.1:0".parse().unwrap();
-            let server = LocalBucketServer::start(folder.path(), address, "key", "secret", &["miner"]).await.unwrap();
-            let settings = BucketSettings {
-                endpoint: server.endpoint(),
-                region: "auto".into(),
-                bucket: "miner".into(),
-                access_key_id: "key".into(),
-                secret_access_key: Secret::new("secret"),
-                limits: TransferLimits::default(),
+            let pair = |id: &str| KeyPair { access_key_id: id.into(), secret_access_key: Secret::new("secret") };
+            let settings = LocalBucketSettings {
+                folder: folder.path().into(),
+                address: "127.0.0.1:0".parse().unwrap(),
+                writer: pair("key"),
+                reader: Some(pair("reader")),
+                buckets: vec!["miner".into()],
             };
-            Self { folder, bucket: Bucket::new(&settings).unwrap(), _server: server }
+            let server = LocalBucketServer::start_with(&settings).await.unwrap();
+            Self { folder, bucket: client(&server, "key"), server }
+        }
+
+        /// The same bucket, with a pair that may only read.
+        fn read_only(&self) -> Bucket {
+            client(&self.server, "reader")
         }
 
         fn path(&self) -> std::path::PathBuf {
             self.folder.path().join("miner").join(KEY)
         }
+    }
+
+    fn client(server: &LocalBucketServer, id: &str) -> Bucket {
+        let settings = BucketSettings {
+            endpoint: server.endpoint(),
+            region: "auto".into(),
+            bucket: "miner".into(),
+            access_key_id: id.into(),
+            secret_access_key: Secret::new("secret"),
+            limits: TransferLimits::default(),
+        };
+        Bucket::new(&settings).unwrap()
     }
 
     fn digest(bytes: &[u8]) -> [u8; 32] {
@@ -298,6 +351,28 @@ mod tests {
         let receipt = upload(&fixture.bucket, &object, None, clock::unix_seconds() + 60.0).await.unwrap();
         assert_eq!(receipt.rounds, 1);
         assert_eq!(std::fs::read(fixture.path()).unwrap(), bytes);
+    }
+
+    #[tokio::test]
+    async fn what_validators_would_read_instead_is_removed() {
+        let fixture = Fixture::start().await;
+        let bytes = Bytes::from_static(b"the file");
+        let object = WindowObject { key: KEY, bytes: &bytes, sha256: digest(&bytes), earlier: None };
+        let (deadline, beside) = (clock::unix_seconds() + 600.0, fixture.path().with_extension("parquet.gz"));
+        let lay = || async { fixture.bucket.put(&twin(KEY), "of somebody else", &RetryPolicy::default()).await.unwrap() };
+        lay().await;
+        upload(&fixture.bucket, &object, None, deadline).await.unwrap();
+        assert!(fixture.path().exists() && !beside.exists());
+        // What an earlier run has sent counts only without it.
+        lay().await;
+        assert!(holds(&fixture.bucket, KEY, object.sha256, deadline).await && !beside.exists());
+        // One that cannot be removed: the window is lost, and the file stays for the case that somebody removes it in time.
+        lay().await;
+        let Look::Shadowed(why) = look(&fixture.read_only(), &object, deadline).await else { panic!("it may not be removed") };
+        let error = give_up(&fixture.read_only(), &object, None, Look::Shadowed(why)).await.to_string();
+        assert!(error.contains(&format!("{KEY}.gz")) && error.contains("by hand") && error.contains("denied"), "{error}");
+        assert!(fixture.path().exists() && beside.exists());
+        assert!(!holds(&fixture.read_only(), KEY, object.sha256, deadline).await);
     }
 
     #[tokio::test]

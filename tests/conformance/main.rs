@@ -11,6 +11,7 @@ mod generation;
 mod model;
 mod protocol;
 mod report;
+mod settings;
 mod store;
 
 use report::Report;
@@ -24,5 +25,6 @@ fn main() -> std::process::ExitCode {
     checkpoints::run(&mut report);
     protocol::run(&mut report);
     chain::run(&mut report);
+    settings::run(&mut report);
     report.finish()
 }

@@ -52,18 +52,26 @@ pub async fn probe(spawner: &Spawner, python: &Path, engine: Engine, memory: Opt
     let said = tokio::time::timeout(PATIENCE, said).await.map_err(|_| silent())??;
     let (version, identity) = said.trim().split_once("\nidentity ").unwrap_or((&said, ""));
     if let Some(help) = memory.and_then(|folder| remembered(folder, engine, identity)) {
-        return Ok(Installed::read(engine, version, &help)?);
+        return judged(engine, version, &help);
     }
     let help = async {
         // Without a version there is nothing whose imports are worth waiting for.
         if version.trim().is_empty() { Ok(String::new()) } else { ask(spawner, python, words(engine, &["--help"])).await }
     };
     let help = tokio::time::timeout(PATIENCE, help).await.map_err(|_| silent())??;
-    let installed = Installed::read(engine, version, &help)?;
+    let installed = judged(engine, version, &help)?;
     if let Some(folder) = memory.filter(|_| !identity.is_empty())
         && let Err(error) = remember_aside(spawner, folder, engine, identity, &help).await
     {
         tracing::warn!(%error, folder = %folder.display(), "What the server's help says cannot be remembered; it is asked again at the next start.");
+    }
+    Ok(installed)
+}
+
+fn judged(engine: Engine, version: &str, help: &str) -> Result<Installed, ProbeError> {
+    let installed = Installed::read(engine, version, help)?;
+    if let Some(warning) = installed.warning() {
+        tracing::warn!(warning, "The installed server is no release.");
     }
     Ok(installed)
 }

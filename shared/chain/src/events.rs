@@ -3,6 +3,7 @@
 use scale_info::TypeDef;
 use scale_value::{Composite, Value, ValueDef};
 
+use crate::bounds::{Reader, Unreadable};
 use crate::metadata::{Metadata, MetadataError};
 use crate::storage::{Decoded, StorageError, bytes, count, field, named, number};
 
@@ -60,7 +61,7 @@ pub enum Verdict {
 /// Decodes the value of `System.Events`. A record that cannot be decoded ends the reading, because nothing says how long it is.
 ///
 /// # Errors
-/// When the runtime's metadata describes no list of events.
+/// When the runtime's metadata describes no list of events, or the node's are not to be believed.
 pub fn decode(metadata: &Metadata, mut encoded: &[u8]) -> Result<Events, StorageError> {
     let list = metadata.storage("System", "Events")?.value;
     let TypeDef::Sequence(sequence) = metadata.definition(list)? else {
@@ -68,10 +69,13 @@ pub fn decode(metadata: &Metadata, mut encoded: &[u8]) -> Result<Events, Storage
     };
     let total = count(&mut encoded)
         .ok_or_else(|| StorageError::Value { what: "System.Events".into(), reason: "it has no count".into() })?;
-    let mut events = Vec::new();
+    let (mut events, mut reader) = (Vec::new(), Reader::new(metadata.types()));
     for read in 0..total {
-        let record = scale_value::scale::decode_as_type(&mut encoded, sequence.type_param.id, metadata.types());
-        match record.ok().and_then(event) {
+        let record = match reader.value(sequence.type_param.id, &mut encoded) {
+            Err(Unreadable::Excess(reason)) => return Err(StorageError::Excess { what: "System.Events".into(), reason }),
+            record => record.ok().and_then(event),
+        };
+        match record {
             Some(event) => events.push(event),
             None => return Ok(Events { events, undecoded: total - read }),
         }

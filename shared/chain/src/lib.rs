@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`metadata`] | what a runtime says of itself: pallets, storage, calls, extensions, errors |
 //! | [`storage`] | keys, and values decoded by metadata |
+//! | `bounds` | how deep, how many and how large what a node sends may be |
 //! | [`commitment`] | the registration of `Commitments.CommitmentOf`, read as validators read it |
 //! | [`era`], [`extrinsic`] | a signed extrinsic, byte for byte |
 //! | [`events`] | what a block's events say of one extrinsic |
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod beacon;
+mod bounds;
 pub mod commitment;
 pub mod era;
 pub mod events;

@@ -1,12 +1,15 @@
 //! What a runtime says of itself (chain 2, 7). Versions 14 and 16 are read into one form.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use frame_metadata::v14::{StorageEntryModifier, StorageEntryType};
 use frame_metadata::{RuntimeMetadata, RuntimeMetadataPrefixed, v14, v16};
 use parity_scale_codec::Decode;
 use scale_info::form::PortableForm;
 use scale_info::{PortableRegistry, TypeDef, Variant};
+
+use crate::bounds::{METADATA_BYTES, judge_types};
 
 pub use frame_metadata::v14::StorageHasher;
 
@@ -19,6 +22,9 @@ pub enum MetadataError {
     /// A version that is not read here.
     #[error("the metadata has version {0}; this program reads 14 and 16, a newer one is needed")]
     Version(u32),
+    /// More than any runtime has, or types that hold themselves: nobody could read values of them.
+    #[error("the node's metadata is not to be believed ({0}); use another endpoint")]
+    Excess(String),
     /// The runtime lacks a pallet, item, call, constant or type.
     #[error("the runtime has no {what} {name}; it was changed in an upgrade, and a newer version of this program is needed")]
     Missing {
@@ -50,7 +56,7 @@ pub struct Extension {
 #[derive(Debug, Clone)]
 pub struct StorageItem {
     /// Prefix of the pallet in keys.
-    pub prefix: String,
+    pub prefix: Arc<str>,
     /// Name.
     pub name: String,
     /// One for each argument.
@@ -87,16 +93,21 @@ impl Metadata {
     /// # Errors
     /// When they are something else or of another version than 14 or 16.
     pub fn decode(mut bytes: &[u8]) -> Result<Self, MetadataError> {
+        if bytes.len() > METADATA_BYTES {
+            return Err(MetadataError::Excess(format!("it has {} bytes", bytes.len())));
+        }
         let prefixed =
             RuntimeMetadataPrefixed::decode(&mut bytes).map_err(|error| MetadataError::Undecodable(error.to_string()))?;
         if prefixed.0 != frame_metadata::META_RESERVED {
             return Err(MetadataError::Undecodable("it does not begin with \"meta\"".into()));
         }
-        match prefixed.1 {
-            RuntimeMetadata::V14(metadata) => Ok(Self::from_v14(metadata)),
-            RuntimeMetadata::V16(metadata) => Self::from_v16(metadata),
-            other => Err(MetadataError::Version(other.version())),
-        }
+        let metadata = match prefixed.1 {
+            RuntimeMetadata::V14(metadata) => Self::from_v14(metadata),
+            RuntimeMetadata::V16(metadata) => Self::from_v16(metadata)?,
+            other => return Err(MetadataError::Version(other.version())),
+        };
+        judge_types(&metadata.types)?;
+        Ok(metadata)
     }
 
     fn from_v14(metadata: v14::RuntimeMetadataV14) -> Self {
@@ -107,7 +118,7 @@ impl Metadata {
         };
         let pallet = |one: v14::PalletMetadata<PortableForm>| {
             let entries = one.storage.into_iter().flat_map(|storage| {
-                let prefix = storage.prefix;
+                let prefix: Arc<str> = storage.prefix.into();
                 storage.entries.into_iter().map(move |entry| storage_item(&prefix, entry.name, entry.modifier, entry.ty))
             });
             let pallet = Pallet {
@@ -134,6 +145,10 @@ impl Metadata {
             Some(indices) => indices.iter().map(|index| index.0 as usize).collect(),
             None => (0..listed.len()).collect::<Vec<_>>(),
         };
+        // Each once: a name that is listed a million times would be copied as often.
+        if chosen.iter().collect::<BTreeSet<_>>().len() != chosen.len() {
+            return Err(MetadataError::Excess("a transaction extension is listed twice".into()));
+        }
         let extension = |index: usize| {
             let one =
                 listed.get(index).ok_or_else(|| MetadataError::missing("transaction extension", format!("number {index}")))?;
@@ -141,7 +156,7 @@ impl Metadata {
         };
         let pallet = |one: v16::PalletMetadata<PortableForm>| {
             let entries = one.storage.into_iter().flat_map(|storage| {
-                let prefix = storage.prefix;
+                let prefix: Arc<str> = storage.prefix.into();
                 storage.entries.into_iter().map(move |entry| storage_item(&prefix, entry.name, entry.modifier, entry.ty))
             });
             let pallet = Pallet {
@@ -229,20 +244,28 @@ impl Metadata {
     /// # Errors
     /// When the type is missing.
     pub fn is_empty(&self, ty: u32) -> Result<bool, MetadataError> {
-        let all = |types: &mut dyn Iterator<Item = u32>| {
-            for ty in types {
-                if !self.is_empty(ty)? {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        };
-        match self.definition(ty)? {
-            TypeDef::Composite(composite) => all(&mut composite.fields.iter().map(|field| field.ty.id)),
-            TypeDef::Tuple(tuple) => all(&mut tuple.fields.iter().map(|field| field.id)),
-            TypeDef::Array(array) => Ok(array.len == 0 || self.is_empty(array.type_param.id)?),
-            _ => Ok(false),
+        self.holds_nothing(ty, &mut BTreeSet::new())
+    }
+
+    /// `empty` are types that are known to be: each is looked at once. Types do not hold themselves, so this ends.
+    fn holds_nothing(&self, ty: u32, empty: &mut BTreeSet<u32>) -> Result<bool, MetadataError> {
+        if empty.contains(&ty) {
+            return Ok(true);
         }
+        let held: Vec<u32> = match self.definition(ty)? {
+            TypeDef::Composite(composite) => composite.fields.iter().map(|field| field.ty.id).collect(),
+            TypeDef::Tuple(tuple) => tuple.fields.iter().map(|field| field.id).collect(),
+            TypeDef::Array(array) if array.len == 0 => Vec::new(),
+            TypeDef::Array(array) => vec![array.type_param.id],
+            _ => return Ok(false),
+        };
+        for ty in held {
+            if !self.holds_nothing(ty, empty)? {
+                return Ok(false);
+            }
+        }
+        empty.insert(ty);
+        Ok(true)
     }
 
     /// Variants of an enum.
@@ -269,10 +292,22 @@ impl Metadata {
     }
 }
 
-fn storage_item(prefix: &str, name: String, modifier: StorageEntryModifier, ty: StorageEntryType<PortableForm>) -> StorageItem {
+fn storage_item(
+    prefix: &Arc<str>,
+    name: String,
+    modifier: StorageEntryModifier,
+    ty: StorageEntryType<PortableForm>,
+) -> StorageItem {
     let (hashers, arguments, value) = match ty {
         StorageEntryType::Plain(value) => (Vec::new(), None, value.id),
         StorageEntryType::Map { hashers, key, value } => (hashers, Some(key.id), value.id),
     };
-    StorageItem { prefix: prefix.into(), name, hashers, arguments, value, has_default: modifier == StorageEntryModifier::Default }
+    StorageItem {
+        prefix: prefix.clone(),
+        name,
+        hashers,
+        arguments,
+        value,
+        has_default: modifier == StorageEntryModifier::Default,
+    }
 }

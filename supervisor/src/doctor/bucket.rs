@@ -3,18 +3,60 @@
 
 use std::future::Future;
 
+use grail_protocol::constants::WINDOW_LENGTH;
+use grail_protocol::window::object_key;
 use grail_store::bucket::{Bucket, BucketError, RetryPolicy};
 
 use super::row::Row;
 use super::{PATIENCE, within};
 use crate::buckets::Buckets;
-use crate::chain::BucketCommitment;
+use crate::chain::{BucketCommitment, Chain};
+use crate::mine::settle_on;
+use crate::settings::Settings;
 
 const WRITE: &str = "bucket write";
 const READ: &str = "bucket read";
 const RIGHTS: &str = "read-only pair";
+const BESIDE: &str = "window files";
+/// Blocks after a window's end in which its file may still be judged.
+const JUDGED_FOR: u64 = 2 * WINDOW_LENGTH;
 /// What is written.
 const CONTENT: &[u8] = b"grail-supervisor doctor writes this and removes it.\n";
+
+/// Whether it is known where validators read.
+#[derive(Debug)]
+pub(super) enum Readers {
+    /// It is, and our bucket is there.
+    Known,
+    /// It is, and our bucket is not: what is to be mended.
+    Elsewhere(String),
+    /// Only block 0 would tell, and the chain does not.
+    Unknown,
+}
+
+impl Readers {
+    /// Lets block 0 decide, as a start does.
+    pub(super) async fn learn(settings: &Settings, chain: &dyn Chain, buckets: &mut Buckets) -> Self {
+        let told = within(chain.genesis()).await.ok().and_then(Result::ok);
+        match settle_on(settings, told.flatten(), buckets) {
+            Err(errors) => Self::Elsewhere(errors.to_string()),
+            // Where the account's own address is set, it is the same on every network.
+            Ok(()) if told.is_some() || settings.doubt().is_none() => Self::Known,
+            Ok(()) => Self::Unknown,
+        }
+    }
+
+    /// Why nothing is asked as a validator asks.
+    fn why_not(&self) -> Option<&'static str> {
+        match self {
+            Self::Known => None,
+            Self::Elsewhere(_) => Some("validators do not look where the settings say; mend those first"),
+            Self::Unknown => {
+                Some("the chain does not tell its block 0, and where validators look depends on it (storage.endpoint)")
+            }
+        }
+    }
+}
 
 /// What came of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,8 +147,12 @@ fn readers(published: Option<&BucketCommitment>, configured: &BucketCommitment) 
 }
 
 /// Writes an object, looks at it as everybody does, and removes it.
-pub(super) async fn rows(buckets: &Buckets, published: Option<&BucketCommitment>) -> Vec<Row> {
+pub(super) async fn rows(buckets: &Buckets, published: Option<&BucketCommitment>, asked_by: &Readers) -> Vec<Row> {
     let own = &buckets.own;
+    if let Readers::Elsewhere(why) = asked_by {
+        let not_asked = asked_by.why_not().unwrap_or_default();
+        return vec![Row::failed_as_told(WRITE, why), Row::not_asked(READ, not_asked), Row::not_asked(RIGHTS, not_asked)];
+    }
     let key = format!("grail/doctor-{:016x}", rand::random::<u64>());
     let not_ours = format!("{key}-by-the-read-pair");
     let mut written = vec![("PUT", put(own, &key).await)];
@@ -118,7 +164,9 @@ pub(super) async fn rows(buckets: &Buckets, published: Option<&BucketCommitment>
     let (mut seen, mut tried) = (Vec::new(), Vec::new());
     let readers = readers(published, &buckets.commitment);
     // Every further question to a service that gives no answer would wait as long.
-    let asked = if matches!(written[0].1, Answer::Trouble(_)) { &[] } else { readers.as_slice() };
+    let silent = matches!(written[0].1, Answer::Trouble(_));
+    let why_not = asked_by.why_not().or(silent.then_some("the bucket gives no usable answer"));
+    let asked = if why_not.is_some() { &[] } else { readers.as_slice() };
     for (source, commitment) in asked {
         seen.push(match buckets.published(commitment) {
             Ok(reader) => {
@@ -136,9 +184,9 @@ pub(super) async fn rows(buckets: &Buckets, published: Option<&BucketCommitment>
             Err(_) => Row::not_asked(RIGHTS, "the pair makes no client"),
         });
     }
-    if asked.is_empty() {
-        seen.push(Row::not_asked(READ, "the bucket gives no usable answer"));
-        tried.push(Row::not_asked(RIGHTS, "the bucket gives no usable answer"));
+    if let Some(why) = why_not {
+        seen.push(Row::not_asked(READ, why));
+        tried.push(Row::not_asked(RIGHTS, why));
     }
     // Whatever was or was not written: nothing stays.
     written.push(("DELETE", delete(own, &key).await));
@@ -146,6 +194,36 @@ pub(super) async fn rows(buckets: &Buckets, published: Option<&BucketCommitment>
         let _ = delete(own, &not_ours).await;
     }
     std::iter::once(write_row(&written)).chain(seen).chain(tried).collect()
+}
+
+/// Whether something lies beside our windows' files that validators read instead of them.
+pub(super) async fn beside(buckets: &Buckets, hotkey: Option<&str>, window: Option<u64>, asked_by: &Readers) -> Row {
+    let Some(hotkey) = hotkey else { return Row::not_asked(BESIDE, "there is no hotkey whose files they are") };
+    if let Readers::Elsewhere(_) = asked_by {
+        return Row::not_asked(BESIDE, asked_by.why_not().unwrap_or_default());
+    }
+    let prefix = object_key(hotkey, 0);
+    let prefix = prefix.trim_end_matches("0.parquet");
+    match within(buckets.own.list(prefix)).await {
+        Ok(Ok(keys)) => beside_row(prefix, &keys, window),
+        Ok(Err(error)) => Row::not_asked(BESIDE, format!("they cannot be listed with the write pair: {error}")),
+        Err(late) => Row::not_asked(BESIDE, late),
+    }
+}
+
+fn beside_row(prefix: &str, keys: &[String], window: Option<u64>) -> Row {
+    let of = |key: &str| key.strip_prefix(prefix)?.strip_suffix(".parquet.gz")?.parse::<u64>().ok();
+    let found: Vec<(&String, u64)> = keys.iter().filter_map(|key| Some((key, of(key)?))).collect();
+    if found.is_empty() {
+        return Row::ok(BESIDE, "nothing lies beside them that validators would read instead");
+    }
+    let judged = |of: u64| window.is_none_or(|window| of + JUDGED_FOR >= window);
+    let names: Vec<&str> = found.iter().rev().take(3).map(|(key, _)| key.as_str()).collect();
+    let more = if found.len() > names.len() { format!(" and {} more", found.len() - names.len()) } else { String::new() };
+    let text = format!("validators read {}{more} instead of the file without .gz", names.join(", "));
+    let remedy =
+        "remove it, and look for what made it: it has the write pair; a miner removes what lies beside a file that it uploads";
+    if found.iter().any(|(_, of)| judged(*of)) { Row::failed(BESIDE, text, remedy) } else { Row::warning(BESIDE, text, remedy) }
 }
 
 fn write_row(written: &Answers) -> Row {
@@ -244,6 +322,25 @@ mod tests {
             sources(Some(&commitment("old"))),
             [(Source::Outdated, "old".to_owned()), (Source::Configured, "now".to_owned())]
         );
+    }
+
+    #[test]
+    fn a_twin_of_a_file_that_may_still_be_judged_is_a_fault() {
+        let prefix = "grail/windows/5x-window-";
+        let judged = |names: &[&str], window| {
+            let keys: Vec<String> = names.iter().map(|name| format!("{prefix}{name}")).collect();
+            beside_row(prefix, &keys, window)
+        };
+        let plain = ["30.parquet", "60.parquet", "x.parquet.gz", "60.parquet.gz.old"];
+        assert_eq!(judged(&plain, Some(90)).verdict, Verdict::Ok);
+        for (window, verdict) in
+            [(Some(60), Verdict::Failed), (Some(120), Verdict::Failed), (None, Verdict::Failed), (Some(150), Verdict::Warning)]
+        {
+            let row = judged(&["30.parquet", "60.parquet.gz"], window);
+            assert!(row.verdict == verdict && row.found.contains("60.parquet.gz"), "{window:?}: {row:?}");
+        }
+        let many = ["30.parquet.gz", "60.parquet.gz", "90.parquet.gz", "120.parquet.gz", "150.parquet.gz"];
+        assert!(judged(&many, None).found.contains("and 2 more"));
     }
 
     #[test]

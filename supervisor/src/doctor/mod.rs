@@ -72,7 +72,7 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
 async fn outside(settings: &Settings, running: bool) -> Vec<Row> {
     let (wallet, hotkey) = subnet::wallet(settings);
     let mut rows = vec![wallet];
-    let buckets = Buckets::open(&settings.storage, PATIENCE, false).await;
+    let mut buckets = Buckets::open(&settings.storage, PATIENCE, false).await;
     let chain = match &buckets {
         Ok(buckets) => open_chain(settings, hotkey.as_ref(), buckets).map_err(|error| error.to_string()),
         Err(_) => Err("it is not asked without a bucket".into()),
@@ -90,13 +90,23 @@ async fn outside(settings: &Settings, running: bool) -> Vec<Row> {
         }
     };
     rows.extend(chain_rows);
+    let readers = match (&mut buckets, &chain) {
+        (Ok(buckets), Ok(chain)) => bucket::Readers::learn(settings, chain.as_ref(), buckets).await,
+        _ => bucket::Readers::Known,
+    };
     let configured = buckets.as_ref().ok().map(|buckets| &buckets.commitment);
     rows.extend(subnet::standing_rows(settings.netuid, hotkey.as_ref(), configured, &standing, window.is_some()));
     let standing = standing.ok();
     let (bucket_rows, (checkpoint, found)) = match &buckets {
         Ok(buckets) => {
             let published = hotkey.as_ref().and(standing.as_ref()).and_then(|standing| standing.own_bucket.as_ref());
-            tokio::join!(bucket::rows(buckets, published), checkpoint_of(settings, buckets, standing.as_ref(), window))
+            let address = hotkey.as_ref().map(|_| address.as_str());
+            let ours = async {
+                let mut rows = bucket::rows(buckets, published, &readers).await;
+                rows.push(bucket::beside(buckets, address, window, &readers).await);
+                rows
+            };
+            tokio::join!(ours, checkpoint_of(settings, buckets, standing.as_ref(), window))
         }
         Err(error) => {
             (vec![Row::failed_as_told("bucket write", error)], (Row::not_asked("checkpoint", "there is no bucket client"), None))

@@ -1,25 +1,18 @@
 //! What is needed to join a network: chain, beacon, credentials. Mistakes that cost money are refused before anything reaches
 //! the chain.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use grail_chain::patience::{Backoff, Patience};
 use grail_chain::relays::PUBLIC_RELAYS;
 
+use super::endpoint::{NETWORKS, mistakes, network_of, origin};
 use super::{Chain, KeyPair, Reader, Secret, Storage};
 
-/// Networks by name: address of their nodes, and hash of block 0 (chain 1).
-const NETWORKS: [(&str, &str, &str); 2] = [
-    ("finney", "wss://entrypoint-finney.opentensor.ai:443", "2f0555cc76fc2840a25a6ea3b9637146806f1f44b090c175ffde2a7e5ab36c03"),
-    ("test", "wss://test.finney.opentensor.ai:443", "8f9cf856bf558a14440e75569c9e58594757048d7b3a84b5d25f6bd978263105"),
-];
 /// What R2 shows as a bucket's place, which many take for its region.
 const PLACES: [&str; 8] = ["wnam", "enam", "weur", "eeur", "apac", "oc", "eu", "fedramp"];
-/// Characters of an account id and of a key id at R2, and of a secret.
-const R2_ID: usize = 32;
-const R2_SECRET: usize = 64;
-
 impl Reader<'_> {
     pub(super) fn chain(&mut self, local: bool, state: &Path) -> Chain {
         let block_seconds = self.number("chain.block_seconds", 0.1, 3600.0);
@@ -63,16 +56,22 @@ impl Reader<'_> {
         if relays.is_empty() { PUBLIC_RELAYS.map(str::to_owned).to_vec() } else { relays }
     }
 
-    pub(super) fn storage(&mut self, local: bool) -> Storage {
-        if let Some(folder) = self.path("storage.local_folder") {
-            if !local {
-                self.refuse(
-                    "storage.local_folder",
-                    "cannot be read by validators of a network; set storage.account_id and the keys of a bucket",
-                );
+    /// Where `local` is told, nobody but this host reads the bucket, as far as names tell.
+    pub(super) fn storage(&mut self, local: bool, chain: &Chain) -> Storage {
+        let storage = match self.path("storage.local_folder") {
+            Some(folder) => Storage::Local { folder, address: self.loopback("storage.local_address") },
+            None => self.bucket(),
+        };
+        if !local {
+            let genesis = if let Chain::Network { genesis, .. } = chain { genesis.as_ref() } else { None };
+            for (key, reason) in mistakes(&storage, genesis.and_then(network_of)) {
+                self.refuse(key, &reason);
             }
-            return Storage::Local { folder, address: self.loopback("storage.local_address") };
         }
+        storage
+    }
+
+    fn bucket(&mut self) -> Storage {
         let account_id = self.required("storage.account_id");
         let pair = |reader: &mut Self, kind: &str| KeyPair {
             access_key_id: Secret::new(reader.required(&format!("storage.{kind}_access_key_id"))),
@@ -80,22 +79,37 @@ impl Reader<'_> {
         };
         let (read, write) = (pair(self, "read"), pair(self, "write"));
         self.never_publish_the_write_key(&read, &write);
-        let endpoint = self.optional("storage.endpoint");
+        let endpoint = self.endpoint();
         let bucket = self.required("storage.bucket");
-        if !local {
-            self.lengths(endpoint.is_none());
-            if !bucket.is_empty() && bucket != account_id {
-                let reason = "is not the account id (storage.account_id): the chain holds no bucket names, so validators look for a \
-                              bucket named like the account and would find nothing; make one with that name";
-                self.refuse("storage.bucket", reason);
-            }
-        }
         let region = self.text("storage.region");
         if PLACES.contains(&region.to_ascii_lowercase().as_str()) {
             let reason = "is the place that R2 shows for a bucket, not an S3 region; leave it out or set auto";
             self.refuse("storage.region", reason);
         }
         Storage::Remote { endpoint, region, bucket, account_id, read, write }
+    }
+
+    /// Empty where it is refused.
+    fn endpoint(&mut self) -> Option<String> {
+        let key = "storage.endpoint";
+        let text = self.optional(key)?;
+        let origin = origin(&text).unwrap_or_else(|reason| {
+            self.refuse(key, &reason);
+            // The user that should not be there may have a secret.
+            if let Some(error) = self.errors.last_mut().filter(|_| text.contains('@')) {
+                error.value = Some("(hidden)".into());
+            }
+            String::new()
+        });
+        Some(origin)
+    }
+
+    fn loopback(&mut self, key: &str) -> SocketAddr {
+        let parsed = self.text(key).parse::<SocketAddr>();
+        if !parsed.as_ref().is_ok_and(|address| address.ip().is_loopback()) {
+            self.refuse(key, "is not a loopback address with a port, such as 127.0.0.1:9199");
+        }
+        parsed.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
     fn never_publish_the_write_key(&mut self, read: &KeyPair, write: &KeyPair) {
@@ -105,26 +119,6 @@ impl Reader<'_> {
             self.refuse("storage.read_access_key_id", reason);
         } else if same(&read.secret_access_key, &write.secret_access_key) {
             self.refuse("storage.read_secret_access_key", reason);
-        }
-    }
-
-    /// Longer values would be cut on chain, shorter ones are copied wrongly where the provider is R2.
-    fn lengths(&mut self, r2: bool) {
-        let wanted = [
-            ("storage.account_id", R2_ID),
-            ("storage.read_access_key_id", R2_ID),
-            ("storage.read_secret_access_key", R2_SECRET),
-            ("storage.write_access_key_id", R2_ID),
-            ("storage.write_secret_access_key", R2_SECRET),
-        ];
-        for (key, characters) in wanted {
-            let text = self.text(key);
-            let length = text.chars().count();
-            let fits = if r2 { length == characters } else { length <= characters || key.starts_with("storage.write") };
-            if length > 0 && !(fits && text.bytes().all(|byte| byte.is_ascii_graphic())) {
-                let bound = if r2 { "exactly" } else { "at most" };
-                self.refuse(key, &format!("has {length} characters where {bound} {characters} of plain ASCII are right; copy it again from the storage provider"));
-            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Settings: read once, judged whole, before anything is started. All mistakes are reported at once.
 
+mod endpoint;
 mod explain;
 mod foreign;
 mod joining;
@@ -18,6 +19,7 @@ use grail_engines::Engine;
 use crate::gate::AgreementLimits;
 use crate::schedule::{self, GroupsInFlight};
 
+pub use endpoint::{is_r2_account_id, network_of, r2_address};
 pub use explain::explain;
 pub use grail_store::bucket::Secret;
 pub use source::{Origin, Sources};
@@ -353,13 +355,14 @@ impl Reader<'_> {
     fn settings(&mut self) -> Settings {
         let state = self.path("state.folder").unwrap_or_default();
         let local_chain = self.text("chain.network") == "local";
+        let chain = self.chain(local_chain, &state);
         Settings {
             wallet: self.wallet(local_chain),
-            chain: self.chain(local_chain, &state),
             patience: self.patience(),
             netuid: u16::try_from(self.whole("chain.netuid", 0, u32::from(u16::MAX))).unwrap_or_default(),
             beacon: self.beacon(local_chain),
-            storage: self.storage(local_chain),
+            storage: self.storage(local_chain, &chain),
+            chain,
             cache: self.path("checkpoints.cache").unwrap_or_default(),
             trainer: self.optional("checkpoints.trainer"),
             dataset: self.path("environment.dataset"),
@@ -579,14 +582,6 @@ impl Reader<'_> {
     fn list(&self, key: &str) -> Vec<u32> {
         let items = self.sourced(key).and_then(|sourced| sourced.value.as_array()).cloned().unwrap_or_default();
         items.iter().filter_map(toml::Value::as_integer).filter_map(|number| u32::try_from(number).ok()).collect()
-    }
-
-    fn loopback(&mut self, key: &str) -> SocketAddr {
-        let parsed = self.text(key).parse::<SocketAddr>();
-        if !parsed.as_ref().is_ok_and(|address| address.ip().is_loopback()) {
-            self.refuse(key, "is not a loopback address with a port, such as 127.0.0.1:9199");
-        }
-        parsed.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
     fn refuse(&mut self, key: &str, reason: &str) {

@@ -127,7 +127,7 @@ pub const TABLE: &[Setting] = &[
         &["R2_ENDPOINT_URL"],
         Form::Text,
         "",
-        "S3 endpoint; default https://<account_id>.r2.cloudflarestorage.com.",
+        "S3 endpoint of every account, where the network is not finney or test: there it is https://<account_id>.r2.cloudflarestorage.com.",
     ),
     setting("storage.region", &["R2_REGION"], Form::Text, "'auto'", "S3 region."),
     setting("storage.account_id", &["R2_ACCOUNT_ID"], Form::Text, "", "R2 account id, 32 characters; goes on chain."),

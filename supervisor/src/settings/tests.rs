@@ -253,11 +253,68 @@ fn credentials_that_would_cost_money_are_refused_before_anything_else() {
         assert!(!error.contains("hush") && !error.contains(&short) && !error.contains(&write), "{error}");
     }
     // Another provider's keys are shorter; what is too long for the chain is refused everywhere.
-    let amazon = [("R2_ENDPOINT_URL", "https://s3.example"), ("R2_READ_ACCESS_KEY_ID", "AKIA0000000000000000")];
-    assert!(joining(&amazon).is_ok());
-    let long = "f".repeat(65);
-    let error = joining(&[("R2_ENDPOINT_URL", "https://s3.example"), ("R2_READ_SECRET_ACCESS_KEY", &long)]).unwrap_err();
+    let other = [("BT_CHAIN_ENDPOINT", "ws://10.0.0.1:9944"), ("R2_ENDPOINT_URL", "https://s3.example")];
+    let with = |name: &str, value: &str| joining(&[&other[..], &[(name, value)]].concat());
+    assert!(with("R2_READ_ACCESS_KEY_ID", "AKIA0000000000000000").is_ok());
+    let error = with("R2_READ_SECRET_ACCESS_KEY", &"f".repeat(65)).unwrap_err();
     assert!(error.contains("has 65 characters where at most 64"), "{error}");
+}
+
+/// A network whose block 0 is `genesis`, behind a node of the operator's.
+fn behind_a_node(genesis: &str, changes: &[(&str, &str)]) -> Result<Option<&'static str>, String> {
+    let genesis = <[u8; 32]>::try_from(hex::decode(genesis).unwrap()).unwrap();
+    let loaded = joining(&[&[("BT_CHAIN_ENDPOINT", "ws://10.0.0.1:9944")], changes].concat())?;
+    loaded.settings.judged_on(&genesis).map_err(|errors| errors.to_string())
+}
+
+#[test]
+fn block_0_decides_where_validators_look() {
+    let (finney, other) = (endpoint::NETWORKS[0].2, "45".repeat(32));
+    let account = "a".repeat(32);
+    let own = r2_address(&account);
+    let eu = format!("https://{account}.eu.r2.cloudflarestorage.com");
+    let another = r2_address(&"f".repeat(32));
+    let wrong = [
+        (eu.as_str(), "is kept in a jurisdiction"),
+        (another.as_str(), "another account's"),
+        ("https://s3.example", "is not where validators of finney look"),
+        (&own.replace("https", "http"), "is not where validators of finney look"),
+    ];
+    for (address, part) in wrong {
+        // By its name, or by what a node of the operator's tells, whatever the settings call the network.
+        let named = joining(&[("R2_ENDPOINT_URL", address)]).unwrap_err();
+        assert!(named.contains("1 mistake(s)") && named.contains(part) && named.contains(&own), "{named}");
+        for network in ["finney", "local", "custom"] {
+            let changes = [("R2_ENDPOINT_URL", address), ("BT_NETWORK", network)];
+            let told = behind_a_node(finney, &changes).unwrap_err();
+            assert!(told.contains(part), "{told}");
+            assert_eq!(behind_a_node(&other, &changes), Ok(None));
+            let doubt =
+                joining(&[&changes[..], &[("BT_CHAIN_ENDPOINT", "ws://10.0.0.1:9944")]].concat()).unwrap().settings.doubt();
+            assert!(doubt.is_some_and(|doubt| doubt.contains(address)));
+        }
+    }
+    for right in ["", &own, &format!(" {}:443/ ", own.to_uppercase())] {
+        assert!(joining(&[("R2_ENDPOINT_URL", right)]).is_ok_and(|loaded| loaded.settings.doubt().is_none()), "{right}");
+        assert_eq!(behind_a_node(finney, &[("R2_ENDPOINT_URL", right)]), Ok(Some("finney")), "{right}");
+    }
+    // What nobody could read there is refused whatever the network is called.
+    let settings = load_text(LOCAL, &[("BT_CHAIN_ENDPOINT", "ws://10.0.0.1:9944")]).unwrap().settings;
+    assert!(settings.doubt().is_some_and(|doubt| doubt.contains("storage.local_folder")));
+    let genesis = <[u8; 32]>::try_from(hex::decode(finney).unwrap()).unwrap();
+    let error = settings.judged_on(&genesis).unwrap_err().to_string();
+    assert!(error.contains("storage.local_folder cannot be read by validators"), "{error}");
+    assert!(error.contains("wallet.development is a key that everybody knows"), "{error}");
+    let error = behind_a_node(finney, &[("BT_NETWORK", "local"), ("R2_BUCKET_ID", "grail")]).unwrap_err();
+    assert!(error.contains("look for a bucket named like the account"), "{error}");
+    for (changes, part) in [
+        ([("R2_ENDPOINT_URL", "https://key:hush@s3.example")], "holds a user"),
+        ([("R2_ENDPOINT_URL", "https://s3.example/bucket")], "has a path"),
+        ([("R2_ACCOUNT_ID", "evil.example/0000000000000000000")], "no account id of R2"),
+    ] {
+        let error = joining(&changes).unwrap_err();
+        assert!(error.contains(part) && !error.contains("hush"), "{error}");
+    }
 }
 
 #[test]

@@ -7,10 +7,12 @@
 mod report;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
+use flate2::read::GzDecoder;
 use grail_environments::Prompt;
 use grail_link::message::{ExamineTerms, ProofSequence};
 use grail_process::{Spawner, clock};
@@ -36,7 +38,7 @@ use crate::children::{ChildPrograms, Programs, ProofPool, Proved, WorkerNumerics
 use crate::exit::Failure;
 use crate::gpu::Gpus;
 use crate::groups::Terms;
-use crate::mine::{open_chain, plan};
+use crate::mine::{open_chain, plan, settle};
 use crate::reader::{ReadError, Readers};
 use crate::settings::Settings;
 use crate::status::Board;
@@ -119,8 +121,9 @@ impl Validator {
         let programs = Programs::find(settings.programs.as_deref(), &[ChildPrograms::ProofWorker])?;
         let dataset = check_dataset(settings.dataset.as_deref())?;
         let attempt = Duration::from_secs_f64(settings.upload_timeout);
-        let buckets = Buckets::open(&settings.storage, attempt, false).await?;
+        let mut buckets = Buckets::open(&settings.storage, attempt, false).await?;
         let chain = open_chain(settings, Some(&hotkey), &buckets)?;
+        settle(settings, chain.as_ref(), &mut buckets).await?;
         let standing = chain.standing(hotkey.address()).await?;
         let uid = standing.uid.ok_or_else(|| {
             Failure::Data(format!("the hotkey {} is not in the metagraph, so no validator looks at it", hotkey.address()))
@@ -206,9 +209,16 @@ impl Validator {
     async fn fetch(&self, window: u64) -> Result<Fetched, Failure> {
         let unavailable = |error: &dyn std::fmt::Display| Failure::Unavailable(error.to_string());
         let key = object_key(self.hotkey.address(), window);
-        let Some(head) = self.bucket.head(&key).await.map_err(|error| unavailable(&error))? else {
-            return Ok(Fetched::None(format!("there is no object {key}")));
+        // What lies beside the file under this name is judged instead of it.
+        let twin = format!("{key}.gz");
+        let twin_head = self.bucket.head(&twin).await.map_err(|error| unavailable(&error))?;
+        let packed = twin_head.is_some();
+        let key = if packed { twin } else { key };
+        let head = match twin_head {
+            Some(head) => Some(head),
+            None => self.bucket.head(&key).await.map_err(|error| unavailable(&error))?,
         };
+        let Some(head) = head else { return Ok(Fetched::None(format!("there is no object {key}"))) };
         if !(MIN_FILE_BYTES..=MAX_FILE_BYTES).contains(&head.size) {
             return Ok(Fetched::None(format!("its {} bytes are outside {MIN_FILE_BYTES} to {MAX_FILE_BYTES}", head.size)));
         }
@@ -217,7 +227,17 @@ impl Validator {
         if let Some(late) = written.map(|written| written - deadline).filter(|late| *late > 0.0) {
             return Ok(Fetched::None(format!("it was uploaded {late:.1} s after the deadline, so validators ignore it")));
         }
-        let bytes = self.bucket.get(&key, MAX_FILE_BYTES).await.map_err(|error| unavailable(&error))?;
+        let mut bytes = self.bucket.get(&key, MAX_FILE_BYTES).await.map_err(|error| unavailable(&error))?;
+        if packed {
+            let mut plain = Vec::new();
+            let unpacked = GzDecoder::new(&bytes[..]).take(MAX_FILE_BYTES + 1).read_to_end(&mut plain);
+            if unpacked.is_err() || plain.len() as u64 > MAX_FILE_BYTES {
+                return Ok(Fetched::None(format!(
+                    "validators read {key} instead of the file, and it cannot be unpacked; remove it"
+                )));
+            }
+            bytes = plain.into();
+        }
         Ok(match read_window(bytes) {
             Ok(file) => Fetched::File(file),
             Err(WindowFileError::Corrupt(why)) => Fetched::Corrupt(why),

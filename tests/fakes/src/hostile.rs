@@ -3,11 +3,17 @@
 //! accepts survives being written and read again.
 
 use std::fmt::Debug;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use axum::body::Bytes;
+use grail_chain::commitment::Registration;
+use grail_chain::era::Era;
+use grail_chain::extrinsic::{Terms, contributions, set_commitment};
+use grail_chain::metadata::Metadata;
+use grail_chain::{events, storage};
 use grail_environments::ThinkingMode;
 use grail_link::message::{FromLauncher, FromReader, FromWorker, ToLauncher, ToReader, ToWorker};
 use grail_link::{PROTOCOL_VERSION, decode_frame, encode_frame};
@@ -19,6 +25,7 @@ use grail_supervisor::reader::{Bounds, ReadError, Readers};
 use grail_supervisor::spool::GroupRecord;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use scale_value::Value;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -28,7 +35,7 @@ use twox_hash::XxHash3_64;
 pub type Decoder = fn(&[u8]);
 
 /// Every decoder under its name, which is also the name of its fuzz target and of its corpus in `fuzz/corpus`.
-pub const DECODERS: [(&str, Decoder); 11] = [
+pub const DECODERS: [(&str, Decoder); 13] = [
     ("frame_to_worker", frame::<ToWorker>),
     ("frame_from_worker", frame::<FromWorker>),
     ("frame_to_launcher", frame::<ToLauncher>),
@@ -40,6 +47,8 @@ pub const DECODERS: [(&str, Decoder); 11] = [
     ("window_parquet", window_parquet),
     ("spool_record", spool_record),
     ("journal_line", journal_line),
+    ("chain_metadata", chain_metadata),
+    ("chain_value", chain_value),
 ];
 
 /// Feeds bytes to the decoder of that name.
@@ -187,6 +196,62 @@ fn journal_line(bytes: &[u8]) {
     for line in [bytes, &summed] {
         let Ok(entry) = decode(line) else { continue };
         assert_eq!(decode(encode(&entry).as_bytes()).expect("what was written can be read"), entry);
+    }
+}
+
+/// As a runtime's metadata, by which then everything is read and made that a miner reads and makes.
+fn chain_metadata(bytes: &[u8]) {
+    let Ok(metadata) = Metadata::decode(bytes) else { return };
+    let values = [[0; 256], [4; 256], [0xff; 256], std::array::from_fn(|place| place as u8)];
+    for value in &values {
+        for (pallet, item) in CHAIN_ITEMS {
+            let _ = storage::value(&metadata, pallet, item, value);
+        }
+        let _ = Registration::decode(&metadata, value);
+        if let Ok(events) = events::decode(&metadata, value) {
+            let _ = events.verdict(&metadata, 0);
+        }
+    }
+    let arguments = [Value::u128(81), Value::from_bytes([1; 32])];
+    for (pallet, item) in CHAIN_ITEMS {
+        for arguments in [&arguments[..], &arguments[..1], &[]] {
+            let _ = storage::key(&metadata, pallet, item, arguments);
+        }
+    }
+    for extension in metadata.extensions().iter().take(16) {
+        let _ = (metadata.is_empty(extension.extra), metadata.is_empty(extension.additional));
+    }
+    let (genesis, era) = ([1; 32], Era::mortal(64, 40));
+    let terms = Terms { spec_version: 218, transaction_version: 1, genesis, era, birth_hash: [2; 32], nonce: 300, tip: 0 };
+    let _ = contributions(&metadata, &terms);
+    let _ = set_commitment(&metadata, 81, &[b'x'; 128]);
+}
+
+/// What a miner reads of the chain.
+const CHAIN_ITEMS: [(&str, &str); 7] = [
+    ("System", "Events"),
+    ("Timestamp", "Now"),
+    ("SubtensorModule", "Uids"),
+    ("SubtensorModule", "Keys"),
+    ("Commitments", "CommitmentOf"),
+    ("SubtensorModule", "NetworksAdded"),
+    ("System", "Account"),
+];
+
+/// As a value of the real runtime's: the first byte says of which item.
+fn chain_value(bytes: &[u8]) {
+    static REAL: LazyLock<Metadata> = LazyLock::new(|| {
+        let packed = include_bytes!("../../vectors/chain/metadata_218_v14.scale.gz");
+        let mut plain = Vec::new();
+        flate2::read::GzDecoder::new(packed.as_slice()).read_to_end(&mut plain).expect("the vector is gzipped");
+        Metadata::decode(&plain).expect("the vector is metadata")
+    });
+    let Some((item, value)) = bytes.split_first() else { return };
+    let (pallet, item) = CHAIN_ITEMS[usize::from(*item) % CHAIN_ITEMS.len()];
+    let _ = storage::value(&REAL, pallet, item, value);
+    let _ = Registration::decode(&REAL, value);
+    if let Ok(events) = events::decode(&REAL, value) {
+        let _ = events.verdict(&REAL, 0);
     }
 }
 

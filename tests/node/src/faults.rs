@@ -24,6 +24,10 @@ pub struct Faults {
     pub tells_dropped: bool,
     /// Another block 0 is told.
     pub genesis: Option<[u8; 32]>,
+    /// Metadata that is told instead of the runtime's.
+    pub metadata: Option<Vec<u8>>,
+    /// The value that every key has.
+    pub value: Option<Vec<u8>>,
     /// The next answer is not JSON.
     pub garbage: bool,
     /// Requests by method; filled by the node.

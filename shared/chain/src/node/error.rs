@@ -76,10 +76,24 @@ pub enum NodeError {
 }
 
 impl NodeError {
-    /// Whether the same question may be answered later.
+    /// Whether the same question may be answered later, by another node if not by this one.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Down(_) | Self::Lost { .. } | Self::Late { .. } | Self::Stale { .. })
+        self.is_a_lie() || matches!(self, Self::Down(_) | Self::Lost { .. } | Self::Late { .. } | Self::Stale { .. })
+    }
+
+    /// Whether the answer is one that no honest node gives, or none that goes with the runtime it told: it is left for the next.
+    #[must_use]
+    pub fn is_a_lie(&self) -> bool {
+        match self {
+            Self::Answer { .. } => true,
+            Self::Metadata(error) => matches!(error, MetadataError::Undecodable(_) | MetadataError::Excess(_)),
+            Self::Storage(error) => match error {
+                StorageError::Excess { .. } | StorageError::Value { .. } => true,
+                StorageError::Metadata(_) | StorageError::Arguments { .. } => false,
+            },
+            _ => false,
+        }
     }
 
     pub(crate) fn answer(method: &'static str, reason: impl Into<String>) -> Self {

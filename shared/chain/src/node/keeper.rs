@@ -74,7 +74,12 @@ pub(crate) async fn keep(endpoints: Endpoints, patience: Arc<Patience>, told: To
                 let live = Arc::new(live);
                 tracing::info!(endpoint, spec_version = live.runtime.borrow().spec_version, "Connected to a node of the chain.");
                 keeper.told.link.send_replace(Link::Up(live.clone()));
-                NodeError::Down(format!("{endpoint}: {}", keeper.follow(&live).await))
+                let why = NodeError::Down(format!("{endpoint}: {}", keeper.follow(&live).await));
+                if live.session.was_left() {
+                    // Its metadata is believed no more than the rest.
+                    keeper.runtime = None;
+                }
+                why
             }
             Err(error) => error,
         };
@@ -90,8 +95,8 @@ struct Keeper {
     endpoints: Endpoints,
     patience: Arc<Patience>,
     told: Told,
-    /// Survives the connection, because metadata is large and changes seldom.
-    runtime: Option<Arc<Runtime>>,
+    /// Survives the connection, because metadata is large and changes seldom; but what one node has told is another's no proof.
+    runtime: Option<(String, Arc<Runtime>)>,
     highest: u64,
     stale: bool,
     /// Seconds by which the wall clock was set, as last judged.
@@ -116,17 +121,19 @@ impl Keeper {
             }
         }
         let found = versions_at(&session, None).await?;
-        let runtime = self.runtime_of(&session, found).await?;
+        let runtime = self.runtime_of(endpoint, &session, found).await?;
         Ok(Live { session, endpoint: endpoint.into(), genesis, runtime: watch::Sender::new(runtime) })
     }
 
-    async fn runtime_of(&mut self, session: &Session, found: Versions) -> Result<Arc<Runtime>, NodeError> {
-        let same = |held: &&Arc<Runtime>| (held.spec_version, held.transaction_version) == (found.spec, found.transaction);
-        if let Some(held) = self.runtime.as_ref().filter(same) {
+    async fn runtime_of(&mut self, endpoint: &str, session: &Session, found: Versions) -> Result<Arc<Runtime>, NodeError> {
+        let same = |(of, held): &&(String, Arc<Runtime>)| {
+            of == endpoint && (held.spec_version, held.transaction_version) == (found.spec, found.transaction)
+        };
+        if let Some((_, held)) = self.runtime.as_ref().filter(same) {
             return Ok(held.clone());
         }
         let runtime = fetch(session, found, None).await?;
-        self.runtime = Some(runtime.clone());
+        self.runtime = Some((endpoint.to_owned(), runtime.clone()));
         Ok(runtime)
     }
 
@@ -184,11 +191,11 @@ impl Keeper {
     async fn upgraded(&mut self, live: &Live, found: Result<Versions, NodeError>) -> Result<(), NodeError> {
         let found = match found {
             Ok(found) => found,
-            Err(error) if error.is_passing() => return Ok(()),
+            Err(error) if error.is_passing() && !error.is_a_lie() => return Ok(()),
             Err(error) => return Err(error),
         };
         let before = live.runtime.borrow().spec_version;
-        let runtime = self.runtime_of(&live.session, found).await?;
+        let runtime = self.runtime_of(&live.endpoint, &live.session, found).await?;
         if before != runtime.spec_version {
             tracing::info!(
                 before,
@@ -215,7 +222,11 @@ impl Keeper {
         let Ok(head) = live.session.request("chain_getBlockHash", json!([])).await else { return };
         let Some(hash) = head.as_str() else { return };
         let runtime = live.runtime.borrow().clone();
-        let Ok(Some(time)) = read_timestamp(&live.session, &runtime.metadata, hash).await else { return };
+        let time = match read_timestamp(&live.session, &runtime.metadata, hash).await {
+            Ok(Some(time)) => time,
+            Err(error) if error.is_a_lie() => return live.session.leave(error.to_string()),
+            Ok(None) | Err(_) => return,
+        };
         self.judge_step(time);
         let age = clock::unix_seconds() - time;
         let stale = age.abs() > self.patience.stale.as_secs_f64();

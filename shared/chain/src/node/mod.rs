@@ -23,7 +23,7 @@ use session::Session;
 use crate::commitment::Registration;
 use crate::metadata::Metadata;
 use crate::patience::Patience;
-use crate::storage::{self, Decoded};
+use crate::storage::{self, Decoded, StorageError};
 
 /// Hash of a block.
 pub type BlockHash = [u8; 32];
@@ -111,9 +111,12 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn block_hash(&self, number: u64) -> Result<Option<BlockHash>, NodeError> {
-        let method = "chain_getBlockHash";
-        let answer = self.read(method, json!([number])).await?;
-        if answer.is_null() { Ok(None) } else { hash_of(method, &answer).map(Some) }
+        self.honest(async {
+            let method = "chain_getBlockHash";
+            let answer = self.read(method, json!([number])).await?;
+            if answer.is_null() { Ok(None) } else { hash_of(method, &answer).map(Some) }
+        })
+        .await
     }
 
     /// Hash and number of the newest finalised block.
@@ -121,10 +124,13 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn finalized(&self) -> Result<(BlockHash, u64), NodeError> {
-        let method = "chain_getFinalizedHead";
-        let hash = hash_of(method, &self.read(method, json!([])).await?)?;
-        let header = self.header(&hash).await?.ok_or_else(|| NodeError::answer(method, "the block is not there"))?;
-        Ok((hash, header.number))
+        self.honest(async {
+            let method = "chain_getFinalizedHead";
+            let hash = hash_of(method, &self.read(method, json!([])).await?)?;
+            let header = self.header(&hash).await?.ok_or_else(|| NodeError::answer(method, "the block is not there"))?;
+            Ok((hash, header.number))
+        })
+        .await
     }
 
     /// The header of a block; `None` for an unknown one.
@@ -132,13 +138,16 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn header(&self, hash: &BlockHash) -> Result<Option<Header>, NodeError> {
-        let method = "chain_getHeader";
-        let answer = self.read(method, json!([text(hash)])).await?;
-        if answer.is_null() {
-            return Ok(None);
-        }
-        let number = header_number(&answer).ok_or_else(|| NodeError::answer(method, "it has no number"))?;
-        Ok(Some(Header { number, parent: hash_of(method, &answer["parentHash"])? }))
+        self.honest(async {
+            let method = "chain_getHeader";
+            let answer = self.read(method, json!([text(hash)])).await?;
+            if answer.is_null() {
+                return Ok(None);
+            }
+            let number = header_number(&answer).ok_or_else(|| NodeError::answer(method, "it has no number"))?;
+            Ok(Some(Header { number, parent: hash_of(method, &answer["parentHash"])? }))
+        })
+        .await
     }
 
     /// Time of a block in Unix seconds: the block's own. Nodes forget it after about 256 blocks.
@@ -146,8 +155,11 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn timestamp(&self, hash: &BlockHash) -> Result<Option<f64>, NodeError> {
-        let value = self.storage(("Timestamp", "Now"), &[], hash).await?;
-        Ok(value.as_ref().and_then(storage::number::<u64>).map(|milliseconds| milliseconds as f64 / 1000.0))
+        self.honest(async {
+            let value = self.storage(("Timestamp", "Now"), &[], hash).await?;
+            Ok(value.as_ref().and_then(storage::number::<u64>).map(|milliseconds| milliseconds as f64 / 1000.0))
+        })
+        .await
     }
 
     /// One storage value at a block. Absent is absent: no default is filled in.
@@ -160,10 +172,13 @@ impl Node {
         arguments: &[Scale],
         at: &BlockHash,
     ) -> Result<Option<Decoded>, NodeError> {
-        let (_, _, runtime) = self.identity().await?;
-        let key = storage::key(&runtime.metadata, pallet, item, arguments)?;
-        let Some(bytes) = self.storage_bytes(&key, at).await? else { return Ok(None) };
-        Ok(Some(storage::value(&runtime.metadata, pallet, item, &bytes)?))
+        self.honest(async {
+            let (_, _, runtime) = self.identity().await?;
+            let key = storage::key(&runtime.metadata, pallet, item, arguments)?;
+            let Some(bytes) = self.storage_bytes(&key, at).await? else { return Ok(None) };
+            Ok(Some(storage::value(&runtime.metadata, pallet, item, &bytes)?))
+        })
+        .await
     }
 
     /// The bytes of one storage value at a block.
@@ -171,9 +186,12 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn storage_bytes(&self, key: &[u8], at: &BlockHash) -> Result<Option<Vec<u8>>, NodeError> {
-        let method = "state_getStorage";
-        let answer = self.read(method, json!([format!("0x{}", hex::encode(key)), text(at)])).await?;
-        if answer.is_null() { Ok(None) } else { bytes_of(method, &answer).map(Some) }
+        self.honest(async {
+            let method = "state_getStorage";
+            let answer = self.read(method, json!([format!("0x{}", hex::encode(key)), text(at)])).await?;
+            if answer.is_null() { Ok(None) } else { bytes_of(method, &answer).map(Some) }
+        })
+        .await
     }
 
     /// What a hotkey has published on a subnet, at a block. `None` is absent, which is not the same as unreadable: a value that
@@ -182,9 +200,12 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn registration(&self, netuid: u16, account: &[u8; 32], at: &BlockHash) -> Result<Option<Registration>, NodeError> {
-        let (_, _, runtime) = self.identity().await?;
-        let key = commitment_key(&runtime.metadata, netuid, account)?;
-        Ok(self.storage_bytes(&key, at).await?.map(|bytes| readable(&runtime.metadata, &bytes)))
+        self.honest(async {
+            let (_, _, runtime) = self.identity().await?;
+            let key = commitment_key(&runtime.metadata, netuid, account)?;
+            Ok(self.storage_bytes(&key, at).await?.map(|bytes| readable(&runtime.metadata, &bytes)).transpose()?)
+        })
+        .await
     }
 
     /// Everything a miner must know of its subnet, in two requests at one finalised block.
@@ -192,35 +213,39 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn subnet(&self, netuid: u16, hotkey: &[u8; 32]) -> Result<Subnet, NodeError> {
-        let (_, _, runtime) = self.identity().await?;
-        let metadata = &runtime.metadata;
-        let (at, _) = self.finalized().await?;
-        let (subnet, zero) = (Scale::u128(netuid.into()), Scale::u128(grail_protocol::constants::TRAINER_UID.into()));
-        let own = commitment_key(metadata, netuid, hotkey)?;
-        let key = |item: &str, arguments: &[Scale]| storage::key(metadata, "SubtensorModule", item, arguments);
-        let keys = [
-            key("NetworksAdded", std::slice::from_ref(&subnet))?,
-            key("Uids", &[subnet.clone(), Scale::from_bytes(hotkey)])?,
-            key("Keys", &[subnet, zero])?,
-            own,
-        ];
-        let [exists, uid, trainer, own] = self.storage_set(&keys, &at).await?;
-        let decoded = |item: &str, bytes: Option<Vec<u8>>| {
-            bytes.map(|bytes| storage::value(metadata, "SubtensorModule", item, &bytes)).transpose()
-        };
-        let trainer = decoded("Keys", trainer)?.as_ref().and_then(storage::bytes).and_then(|key| <[u8; 32]>::try_from(key).ok());
-        let trainer = trainer.filter(|key| *key != [0; 32]);
-        let trainer_registration = match &trainer {
-            Some(trainer) => self.registration(netuid, trainer, &at).await?,
-            None => None,
-        };
-        Ok(Subnet {
-            exists: decoded("NetworksAdded", exists)?.and_then(|value| value.as_bool()).unwrap_or(false),
-            uid: decoded("Uids", uid)?.as_ref().and_then(storage::number),
-            trainer,
-            trainer_registration,
-            own_registration: own.map(|bytes| readable(metadata, &bytes)),
+        self.honest(async {
+            let (_, _, runtime) = self.identity().await?;
+            let metadata = &runtime.metadata;
+            let (at, _) = self.finalized().await?;
+            let (subnet, zero) = (Scale::u128(netuid.into()), Scale::u128(grail_protocol::constants::TRAINER_UID.into()));
+            let own = commitment_key(metadata, netuid, hotkey)?;
+            let key = |item: &str, arguments: &[Scale]| storage::key(metadata, "SubtensorModule", item, arguments);
+            let keys = [
+                key("NetworksAdded", std::slice::from_ref(&subnet))?,
+                key("Uids", &[subnet.clone(), Scale::from_bytes(hotkey)])?,
+                key("Keys", &[subnet, zero])?,
+                own,
+            ];
+            let [exists, uid, trainer, own] = self.storage_set(&keys, &at).await?;
+            let decoded = |item: &str, bytes: Option<Vec<u8>>| {
+                bytes.map(|bytes| storage::value(metadata, "SubtensorModule", item, &bytes)).transpose()
+            };
+            let trainer =
+                decoded("Keys", trainer)?.as_ref().and_then(storage::bytes).and_then(|key| <[u8; 32]>::try_from(key).ok());
+            let trainer = trainer.filter(|key| *key != [0; 32]);
+            let trainer_registration = match &trainer {
+                Some(trainer) => self.registration(netuid, trainer, &at).await?,
+                None => None,
+            };
+            Ok(Subnet {
+                exists: decoded("NetworksAdded", exists)?.and_then(|value| value.as_bool()).unwrap_or(false),
+                uid: decoded("Uids", uid)?.as_ref().and_then(storage::number),
+                trainer,
+                trainer_registration,
+                own_registration: own.map(|bytes| readable(metadata, &bytes)).transpose()?,
+            })
         })
+        .await
     }
 
     /// Values of several keys at one block, in order of the keys.
@@ -244,10 +269,13 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn next_nonce(&self, address: &str) -> Result<u32, NodeError> {
-        let method = "system_accountNextIndex";
-        let answer = self.read(method, json!([address])).await?;
-        let nonce = answer.as_u64().and_then(|nonce| u32::try_from(nonce).ok());
-        nonce.ok_or_else(|| NodeError::answer(method, "it is not a nonce"))
+        self.honest(async {
+            let method = "system_accountNextIndex";
+            let answer = self.read(method, json!([address])).await?;
+            let nonce = answer.as_u64().and_then(|nonce| u32::try_from(nonce).ok());
+            nonce.ok_or_else(|| NodeError::answer(method, "it is not a nonce"))
+        })
+        .await
     }
 
     /// Submits an extrinsic, once; what becomes of it is told until the connection ends.
@@ -264,10 +292,14 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn extrinsics(&self, hash: &BlockHash) -> Result<Vec<Vec<u8>>, NodeError> {
-        let method = "chain_getBlock";
-        let answer = self.read(method, json!([text(hash)])).await?;
-        let listed = answer["block"]["extrinsics"].as_array().ok_or_else(|| NodeError::answer(method, "it has no extrinsics"))?;
-        listed.iter().map(|one| bytes_of(method, one)).collect()
+        self.honest(async {
+            let method = "chain_getBlock";
+            let answer = self.read(method, json!([text(hash)])).await?;
+            let listed =
+                answer["block"]["extrinsics"].as_array().ok_or_else(|| NodeError::answer(method, "it has no extrinsics"))?;
+            listed.iter().map(|one| bytes_of(method, one)).collect()
+        })
+        .await
     }
 
     /// The runtime that a block was executed with: that of its parent's state.
@@ -275,14 +307,17 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn runtime_of(&self, parent: &BlockHash) -> Result<Arc<Runtime>, NodeError> {
-        let live = self.live().await?;
-        let parent = text(parent);
-        let versions = runtime::versions_at(&live.session, Some(&parent)).await?;
-        let held = live.runtime.borrow().clone();
-        if held.spec_version == versions.spec {
-            return Ok(held);
-        }
-        runtime::fetch(&live.session, versions, Some(&parent)).await
+        self.honest(async {
+            let live = self.live().await?;
+            let parent = text(parent);
+            let versions = runtime::versions_at(&live.session, Some(&parent)).await?;
+            let held = live.runtime.borrow().clone();
+            if held.spec_version == versions.spec {
+                return Ok(held);
+            }
+            runtime::fetch(&live.session, versions, Some(&parent)).await
+        })
+        .await
     }
 
     /// The runtime of now, asked for anew: what is signed must name the version that judges it.
@@ -290,15 +325,33 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn fresh_runtime(&self) -> Result<Arc<Runtime>, NodeError> {
-        let live = self.live().await?;
-        let versions = runtime::versions_at(&live.session, None).await?;
-        let held = live.runtime.borrow().clone();
-        if (held.spec_version, held.transaction_version) == (versions.spec, versions.transaction) {
-            return Ok(held);
+        self.honest(async {
+            let live = self.live().await?;
+            let versions = runtime::versions_at(&live.session, None).await?;
+            let held = live.runtime.borrow().clone();
+            if (held.spec_version, held.transaction_version) == (versions.spec, versions.transaction) {
+                return Ok(held);
+            }
+            let runtime = runtime::fetch(&live.session, versions, None).await?;
+            live.runtime.send_replace(runtime.clone());
+            Ok(runtime)
+        })
+        .await
+    }
+
+    /// A node whose answer no honest one gives is left for the next: the connection ends, and whoever asked may ask again.
+    async fn honest<T>(&self, answer: impl Future<Output = Result<T, NodeError>>) -> Result<T, NodeError> {
+        let asked = match &*self.link.borrow() {
+            Link::Up(live) => Some(live.clone()),
+            Link::Opening | Link::Down(_) => None,
+        };
+        let answer = answer.await;
+        if let (Err(error), Some(live)) = (&answer, asked)
+            && error.is_a_lie()
+        {
+            live.session.leave(error.to_string());
         }
-        let runtime = runtime::fetch(&live.session, versions, None).await?;
-        live.runtime.send_replace(runtime.clone());
-        Ok(runtime)
+        answer
     }
 
     /// A read: tried again where the connection was the trouble.
@@ -342,8 +395,12 @@ fn commitment_key(metadata: &Metadata, netuid: u16, account: &[u8; 32]) -> Resul
     Ok(storage::key(metadata, "Commitments", "CommitmentOf", &arguments)?)
 }
 
-fn readable(metadata: &Metadata, bytes: &[u8]) -> Registration {
-    Registration::decode(metadata, bytes).unwrap_or(Registration { deposit: 0, block: 0, text: None })
+/// Something that the metadata cannot decode has no text; something that no chain holds is the node's doing.
+fn readable(metadata: &Metadata, bytes: &[u8]) -> Result<Registration, StorageError> {
+    match Registration::decode(metadata, bytes) {
+        Err(error @ StorageError::Excess { .. }) => Err(error),
+        decoded => Ok(decoded.unwrap_or(Registration { deposit: 0, block: 0, text: None })),
+    }
 }
 
 async fn read_timestamp(session: &Session, metadata: &Metadata, hash: &str) -> Result<Option<f64>, NodeError> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::{SinkExt, StreamExt};
 use grail_process::clock;
@@ -18,6 +19,10 @@ use crate::tls::client_config;
 
 /// Notifications of one subscription that may wait; one that is not read loses its session.
 const NOTIFICATIONS: usize = 256;
+/// Most bytes of one notification: a header or a status has a few hundred, and they wait.
+const NOTIFICATION_BYTES: usize = 128 << 10;
+/// Most values of one message: each takes more memory than the two bytes that it may have in the text.
+const VALUES: usize = 200_000;
 /// Characters of a node's words that are kept.
 const WORDS: usize = 300;
 
@@ -29,6 +34,7 @@ pub(crate) struct Session {
     commands: mpsc::Sender<Command>,
     ended: watch::Receiver<Option<String>>,
     patience: Arc<Patience>,
+    left: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -40,6 +46,8 @@ enum Command {
     },
     /// A request was given up by who asked.
     GivenUp,
+    /// Nothing that this node says is believed any more.
+    Leave(String),
 }
 
 #[derive(Debug)]
@@ -92,7 +100,7 @@ impl Session {
             let reason = owner.run(receiver).await;
             ending.send_replace(Some(reason));
         });
-        Ok(Self { commands, ended, patience })
+        Ok(Self { commands, ended, patience, left: Arc::default() })
     }
 
     /// Sends a request and waits for its result.
@@ -129,6 +137,18 @@ impl Session {
                 Err(NodeError::Late { method, seconds: limit.as_secs() })
             }
         }
+    }
+
+    /// Ends the session.
+    pub fn leave(&self, why: String) {
+        self.left.store(true, Ordering::Relaxed);
+        // Where so much waits to be sent that this does not fit, the next answer says it again.
+        let _ = self.commands.try_send(Command::Leave(why));
+    }
+
+    /// Whether it was ended because of what the node said.
+    pub fn was_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
     }
 
     /// Why the session ended, if it has.
@@ -210,6 +230,7 @@ impl Owner {
                 }
                 Ok(())
             }
+            Command::Leave(why) => Err(why),
         }
     }
 
@@ -224,8 +245,12 @@ impl Owner {
             None => Err("the node closed it".into()),
             Some(Err(error)) => Err(error.to_string()),
             Some(Ok(Message::Text(text))) => {
+                let separators = text.bytes().filter(|byte| *byte == b',').count();
+                if separators > VALUES {
+                    return Err(format!("the node sent a message of more than {VALUES} values"));
+                }
                 let message = serde_json::from_str(&text).map_err(|error| format!("the node sent what is not JSON: {error}"))?;
-                self.json(message)
+                self.json(message, text.len())
             }
             Some(Ok(Message::Close(_))) => Err("the node closed it".into()),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
@@ -233,8 +258,11 @@ impl Owner {
         }
     }
 
-    fn json(&mut self, mut message: Value) -> Result<(), String> {
+    fn json(&mut self, mut message: Value, bytes: usize) -> Result<(), String> {
         if message.get("method").is_some() {
+            if bytes > NOTIFICATION_BYTES {
+                return Err(format!("the node sent a notification of {bytes} bytes"));
+            }
             return self.notification(&mut message["params"]);
         }
         let id = message["id"].as_u64().ok_or("the node sent what is neither answer nor notification")?;

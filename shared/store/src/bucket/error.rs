@@ -9,6 +9,11 @@ use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use grail_process::clock;
 
+use super::bounded::{ANSWER_BYTES, was_too_long};
+
+/// Characters of a service's words that are kept.
+const WORDS: usize = 300;
+
 /// One request, named in every error it causes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -146,9 +151,12 @@ impl BucketError {
             }
             _ => return Self::Other { request, status: 0, detail: brief(error) },
         };
+        // Whatever a service says, it is shown and kept on record.
+        let cut = |text: &str| text.chars().take(WORDS).collect::<String>();
         let detail = match error.message() {
-            Some(message) => format!("{code} {message}, status {status}"),
-            None => format!("{code} status {status}"),
+            Some(message) => format!("{} {}, status {status}", cut(code), cut(message)),
+            None if was_too_long(error) => format!("its answer has more than {ANSWER_BYTES} bytes, status {status}"),
+            None => format!("{} status {status}", cut(code)),
         };
         match (status, code) {
             (_, "RequestTimeTooSkewed") => Self::Clock { request, skew_seconds: error.raw_response().and_then(skew_seconds) },
@@ -185,5 +193,5 @@ fn brief(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
     texts.dedup();
-    texts.join(": ").chars().take(300).collect()
+    texts.join(": ").chars().take(WORDS).collect()
 }

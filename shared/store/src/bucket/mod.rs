@@ -1,6 +1,7 @@
 //! One bucket of an S3 service: path-style addressing, SigV4, no checksum headers beyond the required ones, so that every
 //! S3 look-alike accepts the requests (grail-miner 2).
 
+mod bounded;
 mod download;
 mod error;
 mod growing;
@@ -32,6 +33,9 @@ pub use retry::RetryPolicy;
 
 /// Keys that one listing may return; a bucket with more is not this network's.
 const MAX_LISTED_KEYS: usize = 200_000;
+/// Pages of one listing, and bytes of all its keys. A page has a thousand keys at most, and need not have any.
+const MAX_PAGES: usize = 1000;
+const MAX_KEY_BYTES: usize = 64 << 20;
 /// Prefix of the small object that [`Bucket::probe_write`] writes and removes.
 const PROBE_PREFIX: &str = "grail/preflight-";
 
@@ -155,6 +159,7 @@ impl Bucket {
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .timeout_config(timeouts)
+            .interceptor(bounded::SmallAnswers)
             // Repetition is decided in one place, by a `RetryPolicy`.
             .retry_config(RetryConfig::disabled())
             .build();
@@ -230,12 +235,12 @@ impl Bucket {
     /// Every key that starts with `prefix`, over all pages, in the service's (lexicographic) order.
     ///
     /// # Errors
-    /// Any class; a listing of more than 200,000 keys is refused.
+    /// Any class; a listing of more than 200,000 keys, 64 MiB of them or 1,000 pages is refused.
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>, BucketError> {
         let request = self.request("ListObjectsV2", prefix);
-        let mut keys = Vec::new();
+        let (mut keys, mut bytes) = (Vec::new(), 0);
         let mut continuation = None;
-        loop {
+        for _ in 0..MAX_PAGES {
             let page = retry::retry(&self.reads, &request, || async {
                 let listing = self.client.list_objects_v2().bucket(&self.name).prefix(prefix);
                 let sent = listing.set_continuation_token(continuation.clone()).send();
@@ -243,16 +248,20 @@ impl Bucket {
             })
             .await?;
             keys.extend(page.contents().iter().filter_map(|object| object.key().map(str::to_owned)));
+            bytes += page.contents().iter().filter_map(|object| object.key()).map(str::len).sum::<usize>();
             let next = page.next_continuation_token().map(str::to_owned);
-            if keys.len() > MAX_LISTED_KEYS {
-                let detail = format!("more than {MAX_LISTED_KEYS} keys");
-                return Err(BucketError::Other { request: Box::new(request), status: 0, detail });
+            if keys.len() > MAX_LISTED_KEYS || bytes > MAX_KEY_BYTES {
+                return Err(endless(
+                    request,
+                    format!("it has more than {MAX_LISTED_KEYS} keys, or {MAX_KEY_BYTES} bytes of them"),
+                ));
             }
             if next.is_none() || next == continuation || !page.is_truncated().unwrap_or(false) {
                 return Ok(keys);
             }
             continuation = next;
         }
+        Err(endless(request, format!("it has more than {MAX_PAGES} pages")))
     }
 
     /// Removes an object; removing what is not there succeeds.
@@ -327,6 +336,11 @@ impl Bucket {
     async fn sent<T>(&self, request: &Request, answer: impl Future<Output = T>) -> Result<T, BucketError> {
         within(self.limits.send, request, answer).await
     }
+}
+
+/// A listing that is no bucket's of this network.
+fn endless(request: Request, detail: String) -> BucketError {
+    BucketError::Other { request: Box::new(request), status: 0, detail }
 }
 
 async fn within<T>(limit: Duration, request: &Request, answer: impl Future<Output = T>) -> Result<T, BucketError> {

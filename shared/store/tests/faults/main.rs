@@ -169,3 +169,94 @@ async fn bytes_that_change_on_the_way_are_not_blamed_on_the_checkpoint() {
     let fetched = fetcher.fetch(30).await.unwrap();
     assert!(verify_dir(&fetched.dir).unwrap().is_some());
 }
+
+/// How a service that never comes to an end answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Endless {
+    /// Any status, with a body that goes on for ever.
+    Body(u16),
+    /// Pages without keys, each with another one behind it.
+    Pages,
+    /// Headers that go on for ever.
+    Headers,
+}
+
+/// Serves one connection after another; counts what was taken of it.
+async fn endless(listener: tokio::net::TcpListener, how: Endless, taken: std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+    use std::sync::atomic::Ordering::Relaxed;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut pages = 0_u32;
+    while let Ok((mut socket, _)) = listener.accept().await {
+        let mut request = vec![0; 16 << 10];
+        let mut have = 0;
+        while !request[..have].windows(4).any(|end| end == b"\r\n\r\n") {
+            match socket.read(&mut request[have..]).await {
+                Ok(more) if more > 0 => have += more,
+                _ => break,
+            }
+        }
+        let piece = vec![b' '; 64 << 10];
+        let (begin, piece) = match how {
+            Endless::Body(status) => (format!("HTTP/1.1 {status} X\r\ncontent-type: application/xml\r\n\r\n"), piece),
+            Endless::Headers => ("HTTP/1.1 200 OK\r\n".into(), format!("x-amz-meta-x: {}\r\n", "x".repeat(8000)).into_bytes()),
+            Endless::Pages => {
+                pages += 1;
+                let page = format!(
+                    "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>{pages}</NextContinuationToken></ListBucketResult>"
+                );
+                (format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{page}", page.len()), Vec::new())
+            }
+        };
+        if socket.write_all(begin.as_bytes()).await.is_err() {
+            continue;
+        }
+        while !piece.is_empty() && socket.write_all(&piece).await.is_ok() {
+            taken.fetch_add(piece.len(), Relaxed);
+        }
+        taken.fetch_add(1, Relaxed);
+    }
+}
+
+/// Only an object's own bytes may be many, and who reads them says how many.
+#[tokio::test]
+async fn answers_that_never_end_are_broken_off() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    for how in [Endless::Body(200), Endless::Body(404), Endless::Body(500), Endless::Headers, Endless::Pages] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (endpoint, taken) = (format!("http://{}", listener.local_addr().unwrap()), Arc::new(AtomicUsize::new(0)));
+        let serving = tokio::spawn(endless(listener, how, taken.clone()));
+        let limits = TransferLimits { reply: Duration::from_secs(60), ..TransferLimits::default() };
+        let settings = BucketSettings {
+            endpoint,
+            region: "auto".into(),
+            bucket: "miner".into(),
+            access_key_id: "key".into(),
+            secret_access_key: Secret::new("secret"),
+            limits,
+        };
+        let bucket = Bucket::new(&settings).unwrap();
+        let once = RetryPolicy::once(Duration::from_secs(120));
+        // What the bound allows, and what lies in the buffers of both sockets.
+        let most = |requests: usize, what: &str| {
+            let taken = taken.swap(0, Ordering::Relaxed);
+            assert!(taken < requests * (48 << 20), "{how:?}: {taken} bytes of {what}");
+        };
+        let asked = async {
+            let listed = bucket.list("grail/").await.unwrap_err();
+            most(3, "LIST");
+            if how == Endless::Pages {
+                return assert!(listed.to_string().contains("pages"), "{listed}");
+            }
+            let written = bucket.put("key", "value", &once).await;
+            most(1, &format!("PUT {written:?}"));
+            let got = bucket.get("key", 1000).await.unwrap_err();
+            most(3, &format!("GET {got}"));
+            let text = format!("{listed} {got}");
+            assert!(how != Endless::Body(500) || text.contains("its answer has more than"), "{how:?}: {text}");
+        };
+        // Without bounds nothing of this ever ends.
+        tokio::time::timeout(Duration::from_secs(300), asked).await.unwrap_or_else(|_| panic!("{how:?} is read for ever"));
+        serving.abort();
+    }
+}
