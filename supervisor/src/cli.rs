@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::exit::Failure;
 use crate::settings::{self, Loaded, Settings, Sources};
 use crate::view::View;
-use crate::{doctor, explain, incident, layout, log, mine, publish, simulate, validate};
+use crate::{doctor, explain, incident, layout, log, mine, publish, secrets, simulate, validate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -216,7 +216,9 @@ fn load(common: &Common, environment: &BTreeMap<String, String>, no_drand: bool)
         dot_env: common.env_file.clone(),
         overrides,
     };
-    Ok(settings::load(&sources)?)
+    let loaded = settings::load(&sources)?;
+    secrets::know(secrets::of_host(&loaded, environment));
+    Ok(loaded)
 }
 
 async fn run(settings: &Settings, arguments: &RunArguments) -> Result<ExitCode, Failure> {
@@ -248,12 +250,12 @@ fn show_status(settings: &Settings) -> Result<ExitCode, Failure> {
 
 /// A closed pipe (`| head`) is no reason to panic.
 fn print(text: &str) {
-    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), &secrets::clean(text.as_bytes()));
 }
 
 /// For commands that tell their failure with an exit code of their own.
 pub fn report(failure: &Failure) {
-    eprintln!("grail-supervisor: {failure}");
+    eprintln!("{}", secrets::clean_text(&format!("grail-supervisor: {failure}")));
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::secrets::Clean;
+
 /// The log in the state folder.
 pub const FILE: &str = "supervisor.log";
 /// The one before it.
@@ -30,8 +32,8 @@ fn start(default: &str, stderr: bool, file: Option<LogFile>) {
     let filter = filter(std::env::var(EnvFilter::DEFAULT_ENV).ok().as_deref().unwrap_or(default), default);
     // A line that cannot be written, on a full disk for example, would be reported on standard error, and panic there.
     let lines = || tracing_subscriber::fmt::layer().log_internal_errors(false);
-    let stderr = stderr.then(|| lines().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).boxed());
-    let file = file.map(|file| lines().with_writer(Mutex::new(file)).with_ansi(false).boxed());
+    let stderr = stderr.then(|| lines().with_writer(|| Clean(io::stderr())).with_ansi(io::stderr().is_terminal()).boxed());
+    let file = file.map(|file| lines().with_writer(Mutex::new(Clean(file))).with_ansi(false).boxed());
     let places: Vec<_> = stderr.into_iter().chain(file).collect();
     tracing_subscriber::registry().with(places).with(filter).init();
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::children::{ChildEvent, ChildState, Death};
 use crate::gpu::GpuReading;
 use crate::journal::Journal;
+use crate::secrets;
 
 /// How many finished windows are remembered.
 const HISTORY: usize = 24;
@@ -251,6 +252,6 @@ pub async fn keep_file(board: Board, path: std::path::PathBuf) {
 /// When the folder cannot be written.
 pub fn write_file(status: &Status, path: &Path) -> std::io::Result<()> {
     let beside = path.with_extension("json.new");
-    std::fs::write(&beside, serde_json::to_vec_pretty(status)?)?;
+    std::fs::write(&beside, secrets::clean(&serde_json::to_vec_pretty(status)?))?;
     std::fs::rename(beside, path)
 }

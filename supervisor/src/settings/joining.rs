@@ -7,7 +7,7 @@ use std::time::Duration;
 use grail_chain::patience::{Backoff, Patience};
 use grail_chain::relays::PUBLIC_RELAYS;
 
-use super::{Chain, KeyPair, Reader, Secret, Storage};
+use super::{Address, Chain, KeyPair, Reader, Secret, Storage};
 
 /// Networks by name: address of their nodes, and hash of block 0 (chain 1).
 const NETWORKS: [(&str, &str, &str); 2] = [
@@ -38,7 +38,7 @@ impl Reader<'_> {
         }
         let network = NETWORKS.iter().find(|(known, ..)| *known == name);
         let genesis = network.and_then(|(.., genesis)| hex::decode(genesis).ok()?.try_into().ok());
-        let endpoints = network.map(|(_, address, _)| (*address).to_owned()).into_iter().collect();
+        let endpoints = network.map(|(_, address, _)| (*address).into()).into_iter().collect();
         Chain::Network { name, endpoints, genesis, block_seconds }
     }
 
@@ -55,12 +55,12 @@ impl Reader<'_> {
     }
 
     /// The local chain has no beacon: it works without any network.
-    pub(super) fn beacon(&mut self, local: bool) -> Vec<String> {
+    pub(super) fn beacon(&mut self, local: bool) -> Vec<Address> {
         let relays = self.addresses("beacon.relays", &["http://", "https://"]);
         if !self.flag("beacon.drand") || (local && relays.is_empty()) {
             return Vec::new();
         }
-        if relays.is_empty() { PUBLIC_RELAYS.map(str::to_owned).to_vec() } else { relays }
+        if relays.is_empty() { PUBLIC_RELAYS.map(Address::from).to_vec() } else { relays }
     }
 
     pub(super) fn storage(&mut self, local: bool) -> Storage {
@@ -123,19 +123,20 @@ impl Reader<'_> {
             let fits = if r2 { length == characters } else { length <= characters || key.starts_with("storage.write") };
             if length > 0 && !(fits && text.bytes().all(|byte| byte.is_ascii_graphic())) {
                 let bound = if r2 { "exactly" } else { "at most" };
-                self.refuse(key, &format!("has {length} characters where {bound} {characters} of plain ASCII are right; copy it again from the storage provider"));
+                // Whatever was copied to the wrong place, it may be a secret.
+                self.refuse_unseen(key, &format!("has {length} characters where {bound} {characters} of plain ASCII are right; copy it again from the storage provider"));
             }
         }
     }
 
     /// Addresses separated by commas.
-    pub(super) fn addresses(&mut self, key: &str, schemes: &[&str]) -> Vec<String> {
+    pub(super) fn addresses(&mut self, key: &str, schemes: &[&str]) -> Vec<Address> {
         let text = self.text(key);
-        let found: Vec<String> = text.split(',').map(str::trim).filter(|one| !one.is_empty()).map(str::to_owned).collect();
-        let plain = |one: &String| schemes.iter().any(|scheme| one.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+        let found: Vec<&str> = text.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
+        let plain = |one: &&str| schemes.iter().any(|scheme| one.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
         if !found.iter().all(plain) {
             self.refuse(key, &format!("is no address that begins with {}", schemes.join(" or ")));
         }
-        found
+        found.into_iter().map(Address::from).collect()
     }
 }
