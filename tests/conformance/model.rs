@@ -116,11 +116,14 @@ fn compare_batch(model: &Model, first: usize, rows: &[Expected], proofs: &[Proof
 /// Judges values, one for each position, and whether the judgement tells anything: the same values one position on must fail it.
 fn telling<T: Clone>(values: &[T], judge: impl Fn(&[T]) -> Case) -> Case {
     judge(values)?;
+    if values.len() < 2 {
+        return Ok(());
+    }
     let mut turned = values.to_vec();
     turned.rotate_left(1);
     match judge(&turned) {
-        Ok(()) if values.len() > 1 => Err("the check passes the values of other positions too: it cannot fail".into()),
-        _ => Ok(()),
+        Ok(()) => Err("the check passes the values of other positions too: it cannot fail".into()),
+        Err(_) => Ok(()),
     }
 }
 

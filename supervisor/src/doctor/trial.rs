@@ -82,7 +82,7 @@ pub(super) fn job() -> ProofJob {
     let sequence = |length: u32| ProofSequence {
         tokens: (0..length).map(|at| token(at, length)).collect(),
         prompt_length: PROMPT,
-        coefficients: std::array::from_fn(|index| index as i8 * 15 - 113),
+        coefficients: std::array::from_fn(|index| (index as i32 * 15 - 113) as i8),
     };
     ProofJob { id: 1, revision: revision(), sequences: LENGTHS.map(sequence).to_vec(), examine: None }
 }

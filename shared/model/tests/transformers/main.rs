@@ -22,6 +22,7 @@ type Outcome<T = ()> = Result<T, String>;
 struct Case {
     name: String,
     precisions: Vec<String>,
+    attentions: Vec<String>,
     batches: std::collections::BTreeMap<String, Vec<Vec<u32>>>,
 }
 
@@ -81,13 +82,11 @@ fn transformers(python: &Path, folder: &Path) -> Outcome<Vec<Case>> {
 /// Prints a line per type and batch; returns how many differ.
 fn compare(folder: &Path, case: &Case) -> usize {
     let mut failed = 0;
-    let attentions = [Attention::Sdpa, Attention::Eager];
-    for (precision, attention) in case.precisions.iter().flat_map(|precision| attentions.map(|attention| (precision, attention)))
-    {
-        let kind = attention.name();
+    let asked = case.precisions.iter().flat_map(|precision| case.attentions.iter().map(move |kind| (precision, kind)));
+    for (precision, kind) in asked {
         let expected = folder.join(&case.name).join(format!("outputs-{precision}-{kind}.safetensors"));
         let loaded = load(&folder.join(&case.name), precision)
-            .and_then(|model| Ok((model.with_attention(attention), Expected::read(&expected)?)));
+            .and_then(|model| Ok((model.with_attention(kind.parse::<Attention>()?), Expected::read(&expected)?)));
         for (batch, sequences) in &case.batches {
             let outcome = loaded.as_ref().map_err(String::clone).and_then(|(model, expected)| {
                 let chunks = expected.chunks(batch, sequences)?;
