@@ -7,15 +7,17 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
-use grail_fakes::{LyingBucket, MINER_BUCKET, READ_PAIR, WRITE_PAIR};
+use grail_fakes::{LyingBucket, MINER_BUCKET, READ_PAIR, Script, WRITE_PAIR, WorkerCue, WorkerLie};
 use grail_node::{BlockClock, Setup, TestNode};
 use grail_protocol::keys::Hotkey;
 use grail_protocol::window::object_key;
 use grail_supervisor::buckets::Buckets;
 use grail_supervisor::chain::BucketCommitment;
 use grail_supervisor::settings::Secret;
-use grail_tests::{Host, free_port, now, workspace};
+use grail_tests::{Cast, Finished, Host, free_port, now, workspace};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Nobody listens there: a relay that fails at once.
@@ -158,16 +160,19 @@ fn a_host_in_order_passes_and_each_fault_has_its_row() {
     rows.has("checkpoint", "ok", "(FULL) for gsm8k");
     rows.has("checkpoint", "ok", "its template and tokenizer make a prompt");
     rows.has("proof worker", "ok", "libtorch 2.11");
+    rows.has("proof worker", "ok", "in f32, sdpa attention, packed-shared, tuning 0; it proved a small sequence");
     rows.has("variables", "ok", "BT_CLOSE_TIMEOUT");
 
     // The chain still holds the write pair: everybody could write.
     site.publish_pair(WRITE_PAIR);
-    let rows = site.examine(&[]);
+    let rows = site.examine(&["proof.dtype=f16", "proof.force_eager_attention=true"]);
+    rows.has("proof worker", "ok", "in f16, eager attention, packed-shared, tuning 0; it proved a small sequence");
     rows.has("publication", "warning", "another read pair");
     rows.has("read-only pair", "failed", "may PUT and DELETE");
     rows.has("bucket read", "ok", "not on chain yet");
     site.publish_pair((READ_PAIR.0, "mistyped"));
-    let rows = site.examine(&[]);
+    let rows = site.examine(&["proof.dtype=bf16", "proof.mode=exact", "proof.precision_tuning=2"]);
+    rows.has("proof worker", "ok", "in bf16, eager attention, exact, tuning 2; it proved a small sequence");
     rows.has("bucket read", "warning", "may not HEAD");
     rows.has("read-only pair", "ok", "denied");
     // Configured wrong as well, it is a fault.
@@ -229,11 +234,16 @@ fn a_host_that_cannot_work_is_told_why() {
     rows.has("GPUs", "failed", "out of range");
     rows.has("proof worker", "failed", "grail-proof-worker");
     rows.has("server", "failed", "generation.sglang_python");
+    // A worker that says hello like any other, and dies of its first proof.
+    let cue = WorkerCue { slot: None, life: None, job: 1, count: 1, lie: WorkerLie::Die };
+    let site = Site { host: site.host.cast(Cast::Fakes, &Script { worker: vec![cue], ..Script::default() }), ..site };
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("storage.local_address={}", taken.local_addr().unwrap());
     let python = stand_in(site.host.path(), "echo usage: --port");
-    let sglang = ["generation.backend=sglang", &format!("generation.sglang_python={python}")];
+    let sglang = ["generation.backend=sglang", "generation.device=cpu", &format!("generation.sglang_python={python}")];
     let rows = site.examine(&[&["storage.local_folder=buckets", &address][..], &sglang].concat());
+    rows.has("proof worker", "failed", "and cannot prove: it ");
+    rows.has("proof worker", "failed", "the script ends this life in the middle of a job");
     rows.has("ports", "failed", &taken.local_addr().unwrap().to_string());
     rows.has("checkpoint", "warning", "no checkpoint was ready");
     rows.has("server", "ok", "SGLang 0.5.23");
@@ -264,4 +274,88 @@ fn stand_in(folder: &Path, start: &str) -> String {
     std::fs::write(&path, text).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     path.display().to_string()
+}
+
+/// In every place where a secret can stand: each command's output, the log at its most talkative, status, journal and incident.
+#[test]
+fn no_output_of_any_command_shows_a_secret() {
+    const CANARY: &str = "c4n4ry";
+    let site = Site::start();
+    // The node and the bucket answer under whatever path.
+    let endpoint = format!("{}/v1/{CANARY}-chain-0001?key={CANARY}-chain-0002", site.node.endpoint());
+    let nobody = format!("http://user:{CANARY}-user-0003@127.0.0.1:{}/{CANARY}-path-0004", free_port());
+    let Site { host, node: _node, _bucket, _runtime } = site;
+    let settings = host.path().join("host.toml");
+    let text = std::fs::read_to_string(&settings).unwrap() + &format!("[beacon]\nrelays = '{nobody}'\n");
+    let text =
+        text.replace("[generation]\n", &format!("[generation]\nextra_arguments = '--api-key {CANARY}-word-0005 --x {nobody}'\n"));
+    std::fs::write(&settings, &text).unwrap();
+    let host = host
+        .cast(Cast::Fakes, &Script { completion_seconds: 0.2, job_seconds: 0.1, ..Script::default() })
+        .variable("BT_CHAIN_ENDPOINT", &endpoint)
+        .variable("HF_TOKEN", &format!("{CANARY}-variable-0006"))
+        .variable("RUST_LOG", "debug,hyper=trace,hyper_util=trace,reqwest=trace,grail_chain=trace,s3s=info");
+    let (local, sglang) = ("chain.endpoint=", ["--set", "generation.backend=sglang", "--set", "generation.device=cpu"]);
+    let ended = |finished: Finished, code: i32| {
+        assert_eq!(finished.code, code, "{}\n{}", finished.stdout, finished.stderr);
+        finished.stdout + &finished.stderr
+    };
+    ended(host.run(&["check"]), 0);
+    let explained = ended(host.run(&["config", "explain"]), 0);
+    assert!(
+        explained.contains("ws://127.0.0.1") && explained.contains("/…") && explained.contains("--api-key (hidden)"),
+        "{explained}"
+    );
+    let planned = ended(host.run(&[&["plan"], &sglang[..]].concat()), 0);
+    assert!(planned.contains("--api-key (hidden) --x http://127.0.0.1:"), "{planned}");
+    for form in [&["doctor"][..], &["doctor", "--json"]] {
+        let told = host.run(form).stdout;
+        assert!(told.contains("http://127.0.0.1:") && told.contains("it proved a small sequence"), "{told}");
+    }
+    let mut miner = host.start(&["run"]);
+    host.await_status("a finished group", &mut miner, 120, |status| status["window"]["spooled"].as_u64() >= Some(1));
+    miner.signal(Signal::SIGTERM);
+    let mined = ended(miner.finish(Duration::from_secs(120)), 0);
+    assert!(mined.contains("Connected to a node of the chain") && mined.contains("no drand relay"), "{mined}");
+    ended(host.run(&["status"]), 0);
+    ended(host.run(&["explain"]), 0);
+    ended(host.run(&["simulate", "--windows", "1"]), 0);
+    host.run(&["validate", "--test-mode", "--last", "1"]);
+    host.publish("checkpoint-b", &["--set", local]);
+    ended(host.run(&["incident", "--output", "incident.tar.gz"]), 0);
+    let packed = std::fs::File::open(host.path().join("incident.tar.gz")).unwrap();
+    tar::Archive::new(flate2::read::GzDecoder::new(packed)).unpack(host.path().join("incident")).unwrap();
+    // And everything that is refused, with servers that run elsewhere, a chain and a bucket that do not answer.
+    let elsewhere = text.replace("max_model_length", &format!("servers = '{nobody}'\nmax_model_length"));
+    std::fs::write(&settings, elsewhere.replace("relays = ", "relays = 7 # ")).unwrap();
+    ended(host.run(&[&["run"], &sglang[..]].concat()), 64);
+    std::fs::write(&settings, elsewhere).unwrap();
+    ended(host.run(&[&["plan"], &sglang[..]].concat()), 0);
+    ended(host.run(&["run"]), 64);
+    let unreachable = host.variable("BT_CHAIN_ENDPOINT", &nobody.replace("http", "ws")).variable("R2_ENDPOINT_URL", &nobody);
+    let told = unreachable.run(&[&["doctor"], &sglang[..]].concat()).stdout;
+    assert!(told.contains("ws://127.0.0.1:") && told.contains("no node answers"), "{told}");
+    let told = shown(unreachable.path());
+    assert!(told.len() > 30 && told.iter().any(|(name, _)| name.ends_with("journal.jsonl")), "{told:?}");
+    for (name, bytes) in &told {
+        let text = String::from_utf8_lossy(bytes);
+        for secret in [CANARY, READ_PAIR.1, WRITE_PAIR.1] {
+            let line = text.lines().find(|line| line.contains(secret));
+            assert!(line.is_none(), "{name} shows {secret}: {}", line.unwrap_or_default());
+        }
+    }
+}
+
+/// Every file below a folder that somebody may be shown, the settings and the buckets themselves apart.
+fn shown(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    // The local chain's file stands for the chain, on which the read pair is published.
+    let own = ["host.toml", "buckets", "cache", "programs", "incident.tar.gz", "chain.json"];
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let entries = entries.filter(|entry| own.iter().all(|own| entry.file_name() != *own));
+    let read = |entry: std::fs::DirEntry| match entry.file_type().unwrap() {
+        kind if kind.is_dir() => shown(&entry.path()),
+        kind if kind.is_file() => vec![(entry.path().display().to_string(), std::fs::read(entry.path()).unwrap())],
+        _ => Vec::new(),
+    };
+    entries.flat_map(read).collect()
 }

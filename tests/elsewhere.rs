@@ -148,8 +148,13 @@ fn revision(window: u64) -> Revision {
 impl Rig {
     async fn start(engine: Engine, state: State) -> Self {
         let stub = Stub::start(engine, state).await;
-        let server =
-            Elsewhere { name: NAME.into(), url: stub.url.clone(), engine, cache: "/cache".into(), seen_as: Some("/mnt".into()) };
+        let server = Elsewhere {
+            name: NAME.into(),
+            url: stub.url.clone().into(),
+            engine,
+            cache: "/cache".into(),
+            seen_as: Some("/mnt".into()),
+        };
         let (board, http) = (Board::default(), reqwest::Client::new());
         let generator = Generator::start(Vec::new(), vec![server], &http, &Spawner::start().unwrap(), &board);
         Self { stub, generator, board }

@@ -5,10 +5,9 @@
     reason = "tests start programs, measure time and may panic; the rules are for the product"
 )]
 
-use std::io::Write;
 use std::time::Duration;
 
-use grail_tests::{Host, assert_all_gone, one_at_a_time, programs, tree, workspace};
+use grail_tests::{Host, assert_all_gone, one_at_a_time, programs, skipped, tree, workspace};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -230,13 +229,7 @@ fn real_problems_are_mined_and_accepted() {
     let default = workspace().join("../shared/data/gsm8k/test.jsonl");
     let dataset = std::env::var_os("GRAIL_REAL_DATASET").map_or(default, Into::into);
     if !dataset.exists() {
-        // Not println: the test harness swallows what a passing test prints.
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: the real GSM8K test set is not at {} (set GRAIL_REAL_DATASET)",
-            dataset.display()
-        );
-        return;
+        return skipped("real GSM8K", &format!("the test set is not at {} (set GRAIL_REAL_DATASET)", dataset.display()));
     }
     let _turn = one_at_a_time();
     let host = Host::new(1.0, LEAD);

@@ -79,7 +79,7 @@ fn the_trainers_bucket_is_waited_for_and_never_replaced_by_our_own() {
         setup.clock = Some(BlockClock { genesis: grail_tests::now() - 8.0, seconds: 0.2 });
         setup.members = vec![key("//Trainer"), key("//Alice")];
         let node = TestNode::start(setup).await;
-        let endpoints = Endpoints { addresses: vec![node.endpoint()], genesis: None };
+        let endpoints = Endpoints { addresses: vec![node.endpoint().into()], genesis: None };
         let chain: Arc<dyn Chain> = Arc::new(NetworkChain::connect(endpoints, 81, 0.2, Patience::default()));
         let hotkey = Arc::new(Hotkey::from_uri("//Alice").unwrap());
         let bucket = |account: &str| BucketCommitment { account_id: account.into(), ..Buckets::local_trainer() };

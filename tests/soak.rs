@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         println!("A soak of {windows} windows of 12 s with random faults; GRAIL_SOAK_SEED={seed} repeats its choices.");
         return soak(seed, windows);
     }
-    println!("SKIPPED: the soak takes five minutes and is part of `make test-faults`.");
+    println!("SKIPPED soak: it takes five minutes and is part of `make test-faults`.");
     ExitCode::SUCCESS
 }
 

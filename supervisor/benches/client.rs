@@ -65,7 +65,7 @@ fn cpu() -> Result<Duration, nix::Error> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let revision = Revision { window: 30, weights_hash: "ab".into() };
-    let serving = Serving { revision: revision.clone(), url: stub(&revision)?, context_length: 4096 };
+    let serving = Serving { revision: revision.clone(), url: stub(&revision)?.into(), context_length: 4096 };
     let (_server, serving) = tokio::sync::watch::channel(Some(serving));
     let replicas = Replicas::new(vec![Replica { serving, traffic: Traffic::default() }]);
     let prompt: Vec<u32> = (0..PROMPT).map(|id| id * 101 % 151_936).collect();

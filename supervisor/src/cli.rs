@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::exit::Failure;
 use crate::settings::{self, Loaded, Settings, Sources};
 use crate::view::View;
-use crate::{doctor, explain, incident, layout, log, mine, publish, reader, simulate, validate};
+use crate::{doctor, explain, incident, layout, log, mine, publish, reader, secrets, simulate, validate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -234,7 +234,9 @@ fn load(common: &Common, environment: &BTreeMap<String, String>, no_drand: bool)
         dot_env: common.env_file.clone(),
         overrides,
     };
-    Ok(settings::load(&sources)?)
+    let loaded = settings::load(&sources)?;
+    secrets::know(secrets::of_host(&loaded, environment));
+    Ok(loaded)
 }
 
 async fn run(settings: &Settings, arguments: &RunArguments) -> Result<ExitCode, Failure> {
@@ -267,12 +269,12 @@ fn show_status(settings: &Settings) -> Result<ExitCode, Failure> {
 
 /// A closed pipe (`| head`) is no reason to panic.
 fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().write_all(&secrets::clean(text.as_bytes()));
 }
 
 /// For commands that tell their failure with an exit code of their own.
 pub fn report(failure: &Failure) {
-    log::last_word(format!("grail-supervisor: {failure}"), LAST_WORD);
+    log::last_word(secrets::clean_text(&format!("grail-supervisor: {failure}")).into_owned(), LAST_WORD);
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use grail_engines::{Engine, Reply, describe};
 use grail_link::message::Revision;
 use grail_protocol::generation_params::GenerationParams;
+use grail_secrets::Address;
 use reqwest::header::CONTENT_TYPE;
 use tokio::sync::Semaphore;
 
@@ -42,7 +43,7 @@ pub enum CompletionError {
     #[error("the generation server at {url} gave no completion in {ATTEMPTS} attempts: {reason}")]
     Failed {
         /// The server.
-        url: String,
+        url: Address,
         /// The last attempt's failure.
         reason: String,
     },
@@ -107,7 +108,7 @@ impl Completions {
         params: &GenerationParams,
         wanted: &Revision,
     ) -> Result<Completion, CompletionError> {
-        let (mut url, mut reason) = (String::new(), "the launcher has ended for good".to_owned());
+        let (mut url, mut reason) = (Address::default(), "the launcher has ended for good".to_owned());
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 tokio::time::sleep(Duration::from_secs(1 << (attempt - 1))).await;
@@ -130,7 +131,7 @@ impl Completions {
 
     async fn attempt(&self, serving: &Serving, prompt: &[u32], params: &GenerationParams) -> Result<Reply, String> {
         let body = self.engine.request(prompt, params);
-        let request = self.http.post(format!("{}{}", serving.url, self.engine.path()));
+        let request = self.http.post(format!("{}{}", serving.url.reveal(), self.engine.path()));
         let sent = request.header(CONTENT_TYPE, "application/json").body(body).send().await;
         let mut response = sent.map_err(|error| describe(&error))?;
         let status = response.status();

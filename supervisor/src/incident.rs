@@ -10,8 +10,8 @@
 //!    log.txt        the end of supervisor.log; log-1.txt of the one before
 //! ```
 //!
-//! Every text passes a filter that knows the values of all secret settings and of every variable whose name speaks of a key,
-//! token, secret or password; afterwards the packed bytes are searched for each of them once more.
+//! Every text passes a filter that knows what is secret in the settings, also within addresses and command lines, and every variable
+//! whose name speaks of a key, token, secret or password; afterwards the packed bytes are searched for each of them once more.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,12 +22,12 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use grail_process::clock;
-use memchr::memmem;
+use grail_secrets::HIDDEN;
 
 use crate::exit::Failure;
 use crate::explain::story;
 use crate::settings::{Loaded, explain};
-use crate::{journal, log};
+use crate::{journal, log, secrets};
 
 /// Most of the log, from its end.
 const LOG_BYTES: u64 = 4 * 1024 * 1024;
@@ -35,11 +35,6 @@ const LOG_BYTES: u64 = 4 * 1024 * 1024;
 const FILE_BYTES: u64 = 40 * 1024 * 1024;
 /// Windows whose stories are told.
 const STORIES: usize = 12;
-/// Shorter values are no secrets, and hiding them would garble the text.
-const SHORTEST_SECRET: usize = 4;
-const HIDDEN: &str = "(hidden)";
-/// What the names of variables with secrets contain.
-const SECRET_WORDS: [&str; 6] = ["KEY", "SECRET", "TOKEN", "PASSWORD", "MNEMONIC", "SEED"];
 
 /// Packs the file and says in one line where it is.
 ///
@@ -47,9 +42,10 @@ const SECRET_WORDS: [&str; 6] = ["KEY", "SECRET", "TOKEN", "PASSWORD", "MNEMONIC
 /// When it cannot be written, or would hold a secret after all.
 pub fn pack(loaded: &Loaded, environment: &BTreeMap<String, String>, output: Option<PathBuf>) -> Result<String, Failure> {
     let path = output.unwrap_or_else(|| format!("grail-incident-{}.tar.gz", clock::since_epoch().as_secs()).into());
-    let filter = Filter::new(loaded.secrets(), environment);
+    let filter = secrets::of_host(loaded, environment);
     let parts = gather(loaded);
-    let parts: Vec<(String, Vec<u8>)> = parts.into_iter().map(|(name, bytes)| (name, filter.clean(bytes))).collect();
+    let parts: Vec<(String, Vec<u8>)> =
+        parts.into_iter().map(|(name, bytes)| (name, filter.clean(&bytes).into_owned())).collect();
     if let Some((name, _)) = parts.iter().find(|(_, bytes)| filter.finds_any(bytes)) {
         return Err(Failure::Internal(format!("{name} would hold a secret even after filtering; nothing was written")));
     }
@@ -121,47 +117,6 @@ fn archive(parts: &[(String, Vec<u8>)]) -> io::Result<Vec<u8>> {
         archive.append_data(&mut header, name, bytes.as_slice())?;
     }
     archive.into_inner()?.finish()
-}
-
-/// Knows the secrets and takes them out of texts.
-struct Filter {
-    /// Longest first, so that a secret that is part of another does not leave the rest of it.
-    secrets: Vec<Vec<u8>>,
-}
-
-impl Filter {
-    fn new(mut secrets: Vec<String>, environment: &BTreeMap<String, String>) -> Self {
-        let secret = |name: &str| SECRET_WORDS.iter().any(|word| name.to_uppercase().contains(word));
-        secrets.extend(environment.iter().filter(|(name, _)| secret(name)).map(|(_, value)| value.trim().to_owned()));
-        // In JSON a secret may stand with its quotes and backslashes escaped.
-        let escaped = |secret: &String| serde_json::to_string(secret).ok().map(|text| text.trim_matches('"').to_owned());
-        let all: Vec<String> = secrets.iter().filter_map(escaped).chain(secrets.iter().cloned()).collect();
-        let mut secrets: Vec<Vec<u8>> =
-            all.into_iter().filter(|secret| secret.len() >= SHORTEST_SECRET).map(String::into_bytes).collect();
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        secrets.dedup();
-        Self { secrets }
-    }
-
-    fn clean(&self, bytes: Vec<u8>) -> Vec<u8> {
-        self.secrets.iter().fold(bytes, |bytes, secret| replace(&bytes, secret))
-    }
-
-    fn finds_any(&self, bytes: &[u8]) -> bool {
-        self.secrets.iter().any(|secret| memmem::find(bytes, secret).is_some())
-    }
-}
-
-fn replace(bytes: &[u8], secret: &[u8]) -> Vec<u8> {
-    let mut cleaned = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    while let Some(place) = memmem::find(rest, secret) {
-        cleaned.extend_from_slice(&rest[..place]);
-        cleaned.extend_from_slice(HIDDEN.as_bytes());
-        rest = &rest[place + secret.len()..];
-    }
-    cleaned.extend_from_slice(rest);
-    cleaned
 }
 
 #[cfg(test)]
@@ -242,11 +197,5 @@ mod tests {
         for name in ["status.json", "log.txt", "story.txt"] {
             assert!(readme.contains(&format!("missing: {name}")), "{readme}");
         }
-    }
-
-    #[test]
-    fn a_secret_within_another_leaves_nothing_behind() {
-        let filter = Filter::new(vec!["abcd".into(), "abcdefgh".into(), "xy".into()], &BTreeMap::new());
-        assert_eq!(filter.clean(b"1 abcdefgh 2 abcd 3 xy".to_vec()), b"1 (hidden) 2 (hidden) 3 xy");
     }
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::exit::Failure;
 use crate::plan::{Plan, ProofSlot};
-use crate::settings::{ConfigError, ConfigErrors, Generation, ProofSlots, Settings, Storage};
+use crate::settings::{Address, ConfigError, ConfigErrors, Generation, ProofSlots, Settings, Storage};
 use crate::state::StateFolder;
 
 /// Memory of a GPU that neither weights nor cache get: the CUDA context, NCCL, activations.
@@ -130,7 +130,7 @@ fn replica_line(settings: &Settings, plan: &Plan, replica: usize) -> String {
     format!("generation{number}: {} on {}", settings.generation.backend, gpus(&plan.generation[replica]))
 }
 
-fn elsewhere_line(settings: &Settings, url: &str) -> String {
+fn elsewhere_line(settings: &Settings, url: &Address) -> String {
     format!(
         "generation: {} at {url}, which somebody else runs; it is probed and updated, not started",
         settings.generation.backend
@@ -211,7 +211,7 @@ fn server(text: &mut String, generation: &Generation) -> Result<(), Failure> {
         disable_cuda_graph: generation.disable_cuda_graph,
         tokenizer: generation.tokenizer.clone(),
         weight_version: "<revision>".into(),
-        extra: generation.extra.clone(),
+        extra: generation.extra.shown(),
     };
     let measured = Installed::measured(engine);
     let command = measured.command(&options).map_err(|error| Failure::internal("make the command line", error))?.join(" ");

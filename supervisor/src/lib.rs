@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`cli`] | arguments, commands, exit codes |
 //! | [`settings`] | one typed configuration from file, environment and `.env` |
+//! | [`secrets`] | what is taken out of everything that is written |
 //! | [`plan`], [`layout`] | which process gets which GPU, command line and address |
 //! | [`chain`] | blocks, hashes, registration, published buckets |
 //! | [`buckets`], [`upload`] | object storage |
@@ -48,6 +49,7 @@ pub mod plan;
 pub mod publish;
 pub mod reader;
 pub mod schedule;
+pub mod secrets;
 pub mod server_load;
 pub mod settings;
 pub mod shutdown;

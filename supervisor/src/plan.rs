@@ -124,7 +124,7 @@ pub(crate) mod tests {
             disable_cuda_graph: false,
             link_folder: None,
             tokenizer: None,
-            extra: Vec::new(),
+            extra: Default::default(),
             max_model_length: 1,
             max_concurrent: 1,
             groups_in_flight: crate::schedule::GroupsInFlight::Auto,

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use grail_secrets::Address;
+
 use crate::schedule::ServerLoad;
 
 /// A server that is slower than this says nothing.
@@ -16,8 +18,9 @@ const NAMES: [[&str; 3]; 2] = [
 ];
 
 /// Asks the server at `url`; `None` where it does not tell.
-pub async fn ask(http: &reqwest::Client, url: &str) -> Option<ServerLoad> {
-    let mut answer = http.get(format!("{url}/metrics")).timeout(PATIENCE).send().await.ok()?.error_for_status().ok()?;
+pub async fn ask(http: &reqwest::Client, url: &Address) -> Option<ServerLoad> {
+    let mut answer =
+        http.get(format!("{}/metrics", url.reveal())).timeout(PATIENCE).send().await.ok()?.error_for_status().ok()?;
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await.ok()? {
         body.extend_from_slice(&chunk);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::children::{ChildEvent, ChildState, Death};
 use crate::gpu::GpuReading;
 use crate::journal::{Journal, LinesLost};
-use crate::log;
+use crate::{log, secrets};
 
 /// How many finished windows are remembered.
 const HISTORY: usize = 24;
@@ -299,6 +299,6 @@ impl StatusFile {
 /// When the folder cannot be written.
 pub fn write_file(status: &Status, path: &Path) -> std::io::Result<()> {
     let beside = path.with_extension("json.new");
-    std::fs::write(&beside, serde_json::to_vec_pretty(status)?)?;
+    std::fs::write(&beside, secrets::clean(&serde_json::to_vec_pretty(status)?))?;
     std::fs::rename(beside, path)
 }

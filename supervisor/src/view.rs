@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::secrets::clean_text;
 use crate::status::{Board, ChildStatus, FinishedWindow, WindowStatus};
 
 /// How progress is shown.
@@ -79,7 +80,7 @@ async fn plain(board: Board, end: CancellationToken) {
 
 /// A reader that went away must not end the miner.
 fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(std::io::stdout(), "{}", clean_text(line));
 }
 
 async fn live(board: Board, end: CancellationToken) {
@@ -105,10 +106,10 @@ async fn live(board: Board, end: CancellationToken) {
         for (name, child) in &status.children {
             let bar =
                 children.entry(name.clone()).or_insert_with(|| bars.add(ProgressBar::new_spinner().with_style(text.clone())));
-            bar.set_message(child_line(name, child));
+            bar.set_message(clean_text(&child_line(name, child)).into_owned());
         }
         for done in status.finished.iter().skip(finished) {
-            let _ = bars.println(finished_line(done));
+            let _ = bars.println(clean_text(&finished_line(done)));
             longest = 1.0;
         }
         finished = status.finished.len();

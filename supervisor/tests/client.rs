@@ -52,7 +52,7 @@ async fn serve(answers: Vec<String>) -> (Serving, Arc<AtomicUsize>) {
             });
         }
     });
-    (Serving { revision: revision(), url, context_length: 64 }, count)
+    (Serving { revision: revision(), url: url.into(), context_length: 64 }, count)
 }
 
 async fn ask(answers: Vec<String>) -> (Result<Completion, CompletionError>, usize) {

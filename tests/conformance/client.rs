@@ -157,7 +157,8 @@ async fn play(case: &Value, normal: &Value) -> Case {
     })
     .await;
     let client = Completions::new(Engine::Sglang, count("max_concurrent") as u32).map_err(|error| error.to_string())?;
-    let serving = Serving { revision: revision(), url: recorder.url.clone(), context_length: count("max_model_len") as u32 };
+    let serving =
+        Serving { revision: revision(), url: recorder.url.clone().into(), context_length: count("max_model_len") as u32 };
     let (_kept, serving) = watch::channel(Some(serving));
     let replicas = Replicas::new(vec![Replica { serving, traffic: Traffic::default() }]);
     let (client, replicas, params, wanted) = (&client, &replicas, &params, &revision());
@@ -243,7 +244,7 @@ fn updated(engine: Engine, model: &str, conduct: Conduct) -> (Vec<Seen>, Result<
             }
         })
         .await;
-        let calls = Calls::to(reqwest::Client::new(), engine, recorder.url.clone());
+        let calls = Calls::to(reqwest::Client::new(), engine, recorder.url.clone().into());
         let outcome = calls.update(Path::new(model), "old", "new", |_| {}).await;
         let seen = recorder.record().seen.clone();
         (seen, outcome)

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
             continue;
         }
         if server.python().is_none() {
-            println!("SKIPPED: {0} is not installed in .venv-{0} (python3 scripts/setup.py --{0})", server.name());
+            println!("SKIPPED {0}: it is not installed in .venv-{0} (python3 scripts/setup.py --{0})", server.name());
             continue;
         }
         let name = |what: &str| format!("{what}-{}", server.name());

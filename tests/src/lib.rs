@@ -22,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use grail_fakes::{LyingBucket, MINER_BUCKET, READ_PAIR, Script, WRITE_PAIR};
 use grail_process::proc::{self, ProcessFacts};
 use grail_process::{Identity, Standing};
+use grail_supervisor::settings::{Form, TABLE};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -75,6 +76,12 @@ pub fn programs() -> &'static Path {
 pub fn one_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says that something is not tested here, and why, past the harness, which keeps what a test that passes prints. `make test` lists
+/// it again at its end; CI fails on what `tests/expected-skips.txt` does not have.
+pub fn skipped(what: &str, why: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("SKIPPED {what}: {why}\n").as_bytes());
 }
 
 /// The wall clock in Unix seconds.
@@ -224,10 +231,12 @@ impl Host {
         let mut command = Command::new(&self.program);
         // Overrides stand together behind the verb: of a repeated flag the parser keeps only those on one side of it.
         let (verb, rest) = arguments.split_first().expect("a command has a verb");
-        command.arg("--config").arg(self.path().join("host.toml")).arg(verb).args(&self.settings).args(rest);
+        let words = self.settings.iter().cloned().chain(rest.iter().map(|word| (*word).to_owned())).collect();
+        let (words, secrets) = secrets_apart(words);
+        command.arg("--config").arg(self.path().join("host.toml")).arg(verb).args(words);
         command.current_dir(self.path());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.path());
-        command.envs(self.extra.iter().cloned()).stdin(Stdio::null());
+        command.envs(self.extra.iter().cloned()).envs(secrets).stdin(Stdio::null());
         command
     }
 
@@ -310,6 +319,27 @@ impl Host {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// Secrets have no place on a command line, and are refused there: `--set` of a secret that has a variable becomes that variable.
+fn secrets_apart(words: Vec<String>) -> (Vec<String>, Vec<(&'static str, String)>) {
+    let secret = |word: &str| {
+        let (key, value) = word.split_once('=')?;
+        let setting = TABLE.iter().find(|setting| setting.key == key && setting.form == Form::Secret && !value.is_empty())?;
+        Some((*setting.variables.first()?, value.to_owned()))
+    };
+    let (mut kept, mut variables) = (Vec::new(), Vec::new());
+    let mut words = words.into_iter().peekable();
+    while let Some(word) = words.next() {
+        match words.peek().and_then(|next| secret(next)).filter(|_| word == "--set") {
+            Some(variable) => {
+                variables.push(variable);
+                words.next();
+            }
+            None => kept.push(word),
+        }
+    }
+    (kept, variables)
 }
 
 /// A started command. Dropping it kills it.
@@ -430,4 +460,40 @@ fn described(process: &Identity) -> String {
     let line = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
     let line = String::from_utf8_lossy(&line).replace('\0', " ");
     format!("{line:?}: {:?}, started {}", proc::facts(process.pid), process.started)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `scripts/skips.py` says of a log, as in CI and elsewhere.
+    fn judged(log: &str, ci: &str) -> (Option<i32>, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, known) = (folder.path().join("log"), folder.path().join("known"));
+        std::fs::write(&path, log).unwrap();
+        std::fs::write(&known, "# why\nSKIPPED known: *\n* skipped: of [no] matter\n").unwrap();
+        let script = workspace().join("scripts/skips.py");
+        let said = Command::new("python3").arg(script).args([&path, &known]).env("CI", ci).output().unwrap();
+        (said.status.code(), String::from_utf8(said.stdout).unwrap() + &String::from_utf8(said.stderr).unwrap())
+    }
+
+    #[test]
+    fn every_skip_is_listed_and_an_unexpected_one_fails_in_ci() {
+        let fine = "test a ... ok\nSKIPPED known: no such thing\ntest b ... SKIPPED known: neither\n    12 skipped: of [no] matter\n\
+                    window 30 skipped\n5 passed, 0 failed, 0 skipped\n";
+        let (code, said) = judged(fine, "true");
+        assert_eq!(code, Some(0), "{said}");
+        for line in ["3 skipped, 0 of them", "  SKIPPED known: no such thing", "  SKIPPED known: neither", "12 skipped: of [no]"]
+        {
+            assert!(said.contains(line), "{line:?} is missing in\n{said}");
+        }
+        for skip in
+            ["SKIPPED new: why", "grail/file.json      SKIPPED: not in this folder", "test c ... ignored", "1 skipped: else"]
+        {
+            let log = format!("{fine}{skip}\n");
+            let ((in_ci, said), (elsewhere, _)) = (judged(&log, "true"), judged(&log, ""));
+            assert!(in_ci == Some(1) && said.contains("NOT EXPECTED"), "{skip}: {in_ci:?}\n{said}");
+            assert_eq!(elsewhere, Some(0));
+        }
+    }
 }

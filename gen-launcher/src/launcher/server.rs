@@ -10,6 +10,7 @@ use futures::stream::FuturesUnordered;
 use grail_engines::{Calls, CommandError, Engine, Installed, PORTS, ServerOptions, UpdateError, VLLM_NAME};
 use grail_model::{LoadError, ModelConfig};
 use grail_process::{Child, Launch, SpawnError, Spawner, Watched, clock, environment, ports, proc};
+use grail_secrets::Words;
 use tokio::task::JoinSet;
 
 use super::installed::{ProbeError, probe, variables, words};
@@ -126,7 +127,7 @@ impl Server {
                 };
                 let options = options(arguments, link.as_deref().unwrap_or(directory), weight_version, port);
                 let command = known.command(&options)?;
-                tracing::info!(version = %known.version(), command = command.join(" "), "A generation server is started.");
+                tracing::info!(version = %known.version(), command = %Words::new(&command), "A generation server is started.");
                 *installed = Some(known);
                 let command: Vec<&str> = command.iter().map(String::as_str).collect();
                 Launch {
@@ -138,7 +139,7 @@ impl Server {
             }
         };
         let client = reqwest::Client::builder().no_proxy().build().map_err(StartError::Client)?;
-        let calls = Calls::to(client, engine, format!("http://127.0.0.1:{port}"));
+        let calls = Calls::to(client, engine, format!("http://127.0.0.1:{port}").into());
         let mut child = spawner.spawn(launch).await?;
         if let Some(error) = child.take_unrecorded() {
             tracing::warn!(%error, "The server could not be written down; a later supervisor would not find it.");
@@ -218,7 +219,7 @@ impl Server {
 
     /// Where it answers.
     pub fn url(&self) -> &str {
-        self.calls.url()
+        self.calls.url().reveal()
     }
 
     /// Longest prompt plus completion.

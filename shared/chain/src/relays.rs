@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use grail_secrets::Address;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -37,13 +38,13 @@ pub enum RelayError {
 /// No relay gave a round.
 #[derive(Debug, thiserror::Error)]
 #[error("no drand relay gave a round that verifies:{}", .0.iter().map(|(relay, error)| format!("\n  {relay}: {error}")).collect::<String>())]
-pub struct NoBeacon(pub Vec<(String, RelayError)>);
+pub struct NoBeacon(pub Vec<(Address, RelayError)>);
 
 /// The relays, and the client that asks them.
 #[derive(Debug, Clone)]
 pub struct Relays {
     client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
-    addresses: Vec<String>,
+    addresses: Vec<Address>,
 }
 
 impl Relays {
@@ -51,11 +52,11 @@ impl Relays {
     ///
     /// # Errors
     /// When TLS cannot be set up.
-    pub fn new(addresses: Vec<String>) -> Result<Self, TlsError> {
+    pub fn new(addresses: Vec<impl Into<Address>>) -> Result<Self, TlsError> {
         let tls = client_config()?.as_ref().clone();
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        Ok(Self { client, addresses })
+        Ok(Self { client, addresses: addresses.into_iter().map(Into::into).collect() })
     }
 
     /// The round of now (`unix_seconds`) and its randomness, 64 hex digits, verified.
@@ -73,7 +74,7 @@ impl Relays {
         Err(NoBeacon(errors))
     }
 
-    async fn ask(&self, address: &str, unix_seconds: &impl Fn() -> f64) -> Result<(u64, String), RelayError> {
+    async fn ask(&self, address: &Address, unix_seconds: &impl Fn() -> f64) -> Result<(u64, String), RelayError> {
         let late = |_| RelayError::Http(format!("no answer within {} s", RELAY_LIMIT.as_secs()));
         let body = tokio::time::timeout(RELAY_LIMIT, self.get(address)).await.map_err(late)??;
         let round: Round = serde_json::from_slice(&body).map_err(|error| RelayError::Form(error.to_string()))?;
@@ -81,9 +82,9 @@ impl Relays {
         Ok((round.round, randomness))
     }
 
-    async fn get(&self, address: &str) -> Result<Bytes, RelayError> {
-        let http = |error: &dyn std::fmt::Display| RelayError::Http(error.to_string());
-        let url = format!("{}/{CHAIN_HASH}/public/latest", address.trim_end_matches('/'));
+    async fn get(&self, address: &Address) -> Result<Bytes, RelayError> {
+        let http = |error: &dyn std::fmt::Display| RelayError::Http(address.clean(&error.to_string()));
+        let url = format!("{}/{CHAIN_HASH}/public/latest", address.reveal().trim_end_matches('/'));
         let url = url.parse().map_err(|error| http(&error))?;
         let response = self.client.get(url).await.map_err(|error| http(&with_source(&error)))?;
         if !response.status().is_success() {

@@ -12,6 +12,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use grail_secrets::Address;
 use serde_json::{Value, json};
 
 use crate::{Engine, warm_up};
@@ -56,17 +57,17 @@ enum CallError {
 pub struct Calls {
     client: reqwest::Client,
     engine: Engine,
-    url: String,
+    url: Address,
 }
 
 impl Calls {
     /// To the server of `engine` at `url` (without a slash at its end). Every call has a limit of its own, whatever the client's.
-    pub fn to(client: reqwest::Client, engine: Engine, url: String) -> Self {
+    pub fn to(client: reqwest::Client, engine: Engine, url: Address) -> Self {
         Self { client, engine, url }
     }
 
     /// Where the server is.
-    pub fn url(&self) -> &str {
+    pub fn url(&self) -> &Address {
         &self.url
     }
 
@@ -182,11 +183,11 @@ impl Calls {
     }
 
     async fn ask(&self, path: &str) -> Result<Value, CallError> {
-        judged(path, self.client.get(format!("{}{path}", self.url)).timeout(CALL_LIMIT)).await
+        judged(path, self.client.get(format!("{}{path}", self.url.reveal())).timeout(CALL_LIMIT)).await
     }
 
     async fn order(&self, path: &str, body: Option<Value>, limit: Duration) -> Result<Value, CallError> {
-        let call = self.client.post(format!("{}{path}", self.url)).timeout(limit);
+        let call = self.client.post(format!("{}{path}", self.url.reveal())).timeout(limit);
         judged(path, if let Some(body) = &body { call.json(body) } else { call }).await
     }
 }
@@ -214,9 +215,10 @@ async fn judged(path: &str, call: reqwest::RequestBuilder) -> Result<Value, Call
     Err(CallError::Said(format!("{path} answered {status}: {shown}")))
 }
 
-/// An error with its causes: reqwest's own text names the URL but hides them.
+/// An error with its causes: reqwest's own text hides them, and names the URL, of which only what may be shown is kept.
 pub fn describe(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
+    let text = error.to_string();
+    let mut text = error.url().map_or(text.clone(), |url| text.replace(url.as_str(), &Address::from(url.as_str()).to_string()));
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         text.push_str(": ");

@@ -224,7 +224,12 @@ impl Network {
 
     /// A mask as numbers to be added to the scores: 0 where it holds, else the type's lowest number, as transformers has it.
     fn added(&self, mask: &Tensor) -> Result<Tensor, TchError> {
-        let lowest = if self.kind() == Kind::BFloat16 { half::bf16::MIN.to_f64() } else { f64::from(f32::MIN) };
+        // A number that the type does not hold is an error, not an infinity.
+        let lowest = match self.kind() {
+            Kind::BFloat16 => half::bf16::MIN.to_f64(),
+            Kind::Half => half::f16::MIN.to_f64(),
+            _ => f64::from(f32::MIN),
+        };
         Tensor::f_zeros(mask.size(), (self.kind(), self.device()))?.f_masked_fill_(&mask.f_logical_not()?, lowest)
     }
 

@@ -21,6 +21,7 @@ use std::time::Duration;
 use grail_engines::{Calls, Engine, UpdateError};
 use grail_link::message::{ReloadCommand, Revision};
 use grail_process::clock;
+use grail_secrets::Address;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +43,7 @@ pub struct Elsewhere {
     /// How logs and status call it.
     pub name: String,
     /// Its address, without a slash at the end.
-    pub url: String,
+    pub url: Address,
     /// How it is spoken to.
     pub engine: Engine,
     /// Where checkpoints are here …

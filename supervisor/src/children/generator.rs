@@ -9,6 +9,7 @@ use grail_engines::Calls;
 use grail_link::message::{FromLauncher, ReloadCommand, Revision, ToLauncher};
 use grail_link::{Connection, Outbox};
 use grail_process::{Spawner, clock};
+use grail_secrets::Address;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -32,8 +33,8 @@ use crate::status::Board;
 pub struct Serving {
     /// The weights.
     pub revision: Revision,
-    /// `http://127.0.0.1:port`.
-    pub url: String,
+    /// `http://127.0.0.1:port`, or where the operator says.
+    pub url: Address,
     /// Longest prompt plus completion, in tokens.
     pub context_length: u32,
 }
@@ -300,7 +301,7 @@ impl Slot {
             FromLauncher::Serving { revision: held, url, context_length } if held == revision => {
                 let seconds = began.elapsed().as_secs_f64();
                 life.board.event(ChildEvent::Holds { child, revision: revision.to_string(), seconds });
-                self.report(Some(Serving { revision: held, url, context_length }), life);
+                self.report(Some(Serving { revision: held, url: url.into(), context_length }), life);
                 launcher.refused = false;
             }
             FromLauncher::ReloadRefused { reason, .. } => {

@@ -36,6 +36,7 @@ pub use generator::{Generator, LauncherSettings, Serving};
 pub use life_cycle::{Action, ChildState, Event, LifeCycle, LifePolicy, Overdue, RestartPolicy};
 pub use progress::{Progress, ProgressPolicy};
 pub use proof_pool::{ProofError, ProofMode, ProofPool, Proved, ProvedBatch, WorkerNumerics, WorkerSettings};
+pub(crate) use proof_slot::started_with;
 pub use replicas::{Home, Replica, Replicas};
 pub use session::{ChildPrograms, Programs};
 pub use traffic::{Flow, InFlight, Traffic};

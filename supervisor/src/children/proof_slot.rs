@@ -1,5 +1,6 @@
 //! One proof slot: what its worker is started with, asked for and believed.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use super::keep::Kept;
 use super::life::Life;
 use super::life_cycle::{Event, LifePolicy, RestartPolicy};
 use super::progress::ProgressPolicy;
-use super::proof_pool::{Answer, ProofError, Proved, ProvedBatch, Shared, Target};
+use super::proof_pool::{Answer, ProofError, Proved, ProvedBatch, Shared, Target, WorkerNumerics};
 use super::session::{self, ChildPrograms, Incoming, Opening};
 use crate::plan::ProofSlot;
 
@@ -44,6 +45,34 @@ pub(super) fn policy(place: usize) -> LifePolicy {
     }
 }
 
+/// What the worker of a slot is started with: arguments beside its socket, and variables.
+pub(crate) fn started_with(
+    slot: &ProofSlot,
+    dtype: &str,
+    threads: u32,
+    numerics: WorkerNumerics,
+) -> (Vec<OsString>, Vec<(OsString, OsString)>) {
+    let mut arguments: Vec<OsString> = vec!["--slot".into(), slot.slot.to_string().into()];
+    arguments.extend(["--dtype".into(), dtype.into()]);
+    arguments.extend(["--threads".into(), threads.to_string().into()]);
+    arguments.extend(["--mode".into(), numerics.mode.name().into()]);
+    arguments.extend(["--precision-tuning".into(), numerics.precision_tuning.to_string().into()]);
+    if numerics.force_eager_attention {
+        arguments.extend(["--attention".into(), "eager".into()]);
+    }
+    // An empty list hides every GPU, so that a CPU slot can never open one.
+    let mut environment: Vec<(OsString, OsString)> = vec![
+        ("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()),
+        ("CUDA_VISIBLE_DEVICES".into(), slot.gpu.clone().unwrap_or_default().into()),
+        ("OMP_WAIT_POLICY".into(), "passive".into()),
+    ];
+    if numerics.precision_tuning == 2 {
+        // cuBLAS reads it when it starts; without it products differ from run to run.
+        environment.push(("CUBLAS_WORKSPACE_CONFIG".into(), ":4096:8".into()));
+    }
+    (arguments, environment)
+}
+
 /// One slot's task. It alone changes the state of its worker.
 pub(super) struct Slot {
     shared: Arc<Shared>,
@@ -62,25 +91,7 @@ impl Kept for Slot {
 
     fn opening(&self) -> Opening<'_> {
         let settings = &self.shared.settings;
-        let mut arguments = vec!["--slot".into(), self.slot.slot.to_string().into()];
-        arguments.extend(["--dtype".into(), settings.dtype.clone().into()]);
-        arguments.extend(["--threads".into(), settings.threads.to_string().into()]);
-        let numerics = settings.numerics;
-        arguments.extend(["--mode".into(), numerics.mode.name().into()]);
-        arguments.extend(["--precision-tuning".into(), numerics.precision_tuning.to_string().into()]);
-        if numerics.force_eager_attention {
-            arguments.extend(["--attention".into(), "eager".into()]);
-        }
-        // An empty list hides every GPU, so that a CPU slot can never open one.
-        let mut environment = vec![
-            ("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()),
-            ("CUDA_VISIBLE_DEVICES".into(), self.slot.gpu.clone().unwrap_or_default().into()),
-            ("OMP_WAIT_POLICY".into(), "passive".into()),
-        ];
-        if numerics.precision_tuning == 2 {
-            // cuBLAS reads it when it starts; without it products differ from run to run.
-            environment.push(("CUBLAS_WORKSPACE_CONFIG".into(), ":4096:8".into()));
-        }
+        let (arguments, environment) = started_with(&self.slot, &settings.dtype, settings.threads, settings.numerics);
         Opening {
             spawner: &self.shared.spawner,
             program: settings.programs.path(ChildPrograms::ProofWorker),

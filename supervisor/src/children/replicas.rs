@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::stream::{FuturesUnordered, StreamExt};
 use grail_link::message::Revision;
 use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
+use grail_secrets::Address;
 use tokio::sync::watch;
 
 use super::generator::Serving;
@@ -104,9 +105,9 @@ impl Home {
     }
 
     /// A request to the server at `url` failed: the group leaves it, if it is still there and another one serves.
-    pub fn leave(&self, url: &str, revision: &Revision) {
+    pub fn leave(&self, url: &Address, revision: &Revision) {
         let at = self.state().at;
-        let there = |place: &usize| self.replicas.all[*place].serving.borrow().as_ref().is_none_or(|serving| serving.url == url);
+        let there = |place: &usize| self.replicas.all[*place].serving.borrow().as_ref().is_none_or(|serving| serving.url == *url);
         if let Some(place) = at.filter(there) {
             self.choose(revision, Some(place));
         }
@@ -168,7 +169,8 @@ mod tests {
     }
 
     fn two() -> (Vec<watch::Sender<Option<Serving>>>, Replicas) {
-        let serving = |port: u32| Serving { revision: revision(), url: format!("http://127.0.0.1:{port}"), context_length: 64 };
+        let serving =
+            |port: u32| Serving { revision: revision(), url: format!("http://127.0.0.1:{port}").into(), context_length: 64 };
         let channels = (1..=2).map(|port| watch::channel(Some(serving(port))));
         let (senders, receivers): (Vec<_>, Vec<_>) = channels.unzip();
         let replica = |serving| Replica { serving, traffic: Traffic::default() };
@@ -176,7 +178,7 @@ mod tests {
     }
 
     async fn port(home: &Home) -> char {
-        home.server(&revision()).await.unwrap().0.url.chars().last().unwrap()
+        home.server(&revision()).await.unwrap().0.url.reveal().chars().last().unwrap()
     }
 
     #[tokio::test]
@@ -204,8 +206,8 @@ mod tests {
         tokio::pin!(waiting);
         assert!(futures::poll!(&mut waiting).is_pending());
         senders[0].send_replace(was);
-        assert!(waiting.await.unwrap().0.url.ends_with('1'));
-        home.leave("http://127.0.0.1:1", &revision());
+        assert!(waiting.await.unwrap().0.url.reveal().ends_with('1'));
+        home.leave(&"http://127.0.0.1:1".into(), &revision());
         assert_eq!(*replicas.promised(), [16, 0], "there is nowhere else to go");
         drop(senders);
         assert!(replicas.awaited(&Revision { window: 60, ..revision() }).await.is_none(), "nobody will ever serve it");

@@ -7,7 +7,7 @@ use grail_engines::{Engine, Installed};
 use grail_link::message::WorkerHello;
 use grail_process::{Launch, Said, Spawner, environment};
 
-use super::greeting::hello_of_worker;
+use super::greeting::{Unfit, trial_of_worker};
 use super::row::Row;
 use crate::children::{ChildPrograms, Programs};
 use crate::gpu::{Card, Driver, Nvml, SensorError};
@@ -25,8 +25,8 @@ const CAPABILITY: (i32, i32) = (8, 0);
 const CARD_BYTES: u64 = 23 * GIB;
 /// A child waits for its GPU while more is in use.
 const IDLE_BYTES: u64 = 2 * GIB;
-/// A worker says hello as soon as libtorch and CUDA are up.
-const HELLO_PATIENCE: Duration = Duration::from_secs(60);
+/// A worker says hello as soon as libtorch and CUDA are up; its first proof waits for kernels to be loaded.
+const TRIAL_PATIENCE: Duration = Duration::from_secs(120);
 /// Importing a server's packages takes long on a cold disk.
 const IMPORT_PATIENCE: Duration = Duration::from_secs(180);
 /// Most of a program's output that is read, in bytes.
@@ -97,7 +97,8 @@ fn gpus_row(driver: Option<Driver>, cards: &[(String, Result<Card, SensorError>)
     }
 }
 
-/// Starts the first proof worker of the layout, to hear what libtorch it has and on what it computes.
+/// Starts the first proof worker of the layout as a run starts it, to hear what libtorch it has and on what it computes, and to see
+/// it prove a small sequence in the type, mode and attention of the settings.
 pub(super) async fn worker(settings: &Settings, layout: &Result<Plan, String>) -> Row {
     let needed = [ChildPrograms::ProofWorker, ChildPrograms::GenLauncher];
     let programs = match Programs::find(settings.programs.as_deref(), &needed) {
@@ -107,18 +108,19 @@ pub(super) async fn worker(settings: &Settings, layout: &Result<Plan, String>) -
     let Some(slot) = layout.as_ref().ok().and_then(|plan| plan.proof.first()) else {
         return Row::not_asked(WORKER, "there is no layout to start it in");
     };
-    let asked = hello_of_worker(&programs, slot, &settings.proof);
-    let hello = match tokio::time::timeout(HELLO_PATIENCE, asked).await {
+    let asked = trial_of_worker(&programs, slot, &settings.proof);
+    let trial = match tokio::time::timeout(TRIAL_PATIENCE, asked).await {
         Ok(answer) => answer,
-        Err(_) => Err(format!("it said nothing within {} s", HELLO_PATIENCE.as_secs())),
+        Err(_) => Err(Unfit::Start(format!("it has not proved a small sequence within {} s", TRIAL_PATIENCE.as_secs()))),
     };
-    worker_row(slot.gpu.as_deref(), &hello)
+    worker_row(slot.gpu.as_deref(), &trial)
 }
 
-fn worker_row(gpu: Option<&str>, hello: &Result<WorkerHello, String>) -> Row {
-    let hello = match hello {
-        Ok(hello) => hello,
-        Err(why) => {
+fn worker_row(gpu: Option<&str>, trial: &Result<WorkerHello, Unfit>) -> Row {
+    let (hello, unfit) = match trial {
+        Ok(hello) => (hello, None),
+        Err(Unfit::Compute(hello, why)) => (hello, Some(why)),
+        Err(Unfit::Start(why)) => {
             return Row::failed(
                 WORKER,
                 format!("grail-proof-worker does not start: {why}"),
@@ -128,7 +130,8 @@ fn worker_row(gpu: Option<&str>, hello: &Result<WorkerHello, String>) -> Row {
     };
     let on =
         hello.driver.as_ref().map_or(hello.device_name.clone(), |driver| format!("{} with CUDA {driver}", hello.device_name));
-    let found = format!("libtorch {} computes on {on}, in {}", hello.libtorch, hello.dtype);
+    let how = format!("in {}, {} attention, {}, tuning {}", hello.dtype, hello.attention, hello.mode, hello.precision_tuning);
+    let found = format!("libtorch {} computes on {on}, {how}", hello.libtorch);
     match gpu {
         Some(gpu) if hello.device == "cpu" => Row::failed(
             WORKER,
@@ -136,7 +139,15 @@ fn worker_row(gpu: Option<&str>, hello: &Result<WorkerHello, String>) -> Row {
             "put a full libtorch 2.11 on LD_LIBRARY_PATH (the one set up here has no CUDA half), built for no newer CUDA than the \
              driver's (row GPUs): its usual build is for CUDA 13.0, driver 580 or newer",
         ),
-        _ => Row::ok(WORKER, found),
+        _ => match unfit {
+            None => Row::ok(WORKER, format!("{found}; it proved a small sequence")),
+            Some(why) => Row::failed(
+                WORKER,
+                format!("{found}, and cannot prove: {why}"),
+                "take what validators compute with: leave proof.dtype, proof.mode, proof.precision_tuning and \
+                 proof.force_eager_attention out",
+            ),
+        },
     }
 }
 
@@ -270,7 +281,9 @@ mod tests {
         assert_eq!(worker_row(None, &Ok(hello("cpu"))).verdict, Verdict::Ok);
         let row = worker_row(Some("1"), &Ok(hello("cpu")));
         assert!(row.verdict == Verdict::Failed && row.remedy.is_some_and(|remedy| remedy.contains("LD_LIBRARY_PATH")));
-        assert_eq!(worker_row(None, &Err("no libtorch".into())).verdict, Verdict::Failed);
+        assert_eq!(worker_row(None, &Err(Unfit::Start("no libtorch".into()))).verdict, Verdict::Failed);
+        let row = worker_row(None, &Err(Unfit::Compute(hello("cpu"), "it ended".into())));
+        assert!(row.verdict == Verdict::Failed && row.found.contains("cannot prove: it ended"), "{row:?}");
     }
 
     #[test]

@@ -1,40 +1,80 @@
-//! A proof worker that is started only to hear what it is.
+//! A proof worker that is started as a run starts it, to hear what it is and to see it prove something small.
 
 use std::ffi::OsString;
+use std::path::Path;
 
-use grail_link::Listener;
 use grail_link::message::{FromWorker, ToWorker, WorkerHello};
-use grail_process::{Launch, Spawner, environment};
+use grail_link::{Connection, Listener};
+use grail_process::{Child, Launch, Spawner, environment};
 use tokio::io::AsyncReadExt;
+use tokio::task::JoinHandle;
 
-use crate::children::{ChildPrograms, Programs};
+use super::trial;
+use crate::children::{ChildPrograms, Programs, started_with};
 use crate::plan::ProofSlot;
 use crate::settings::Proof;
 
 /// Bytes of its log that are kept for what went wrong.
 const LOG_BYTES: u64 = 64 << 10;
 
-/// Starts the worker of `slot`, waits for its hello, and ends it; without a time limit. Cancelled, it ends the worker.
+/// Why a worker is of no use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// It does not start.
+    Start(String),
+    /// It starts, and cannot compute as it is told to.
+    Compute(WorkerHello, String),
+}
+
+/// Starts the worker of `slot` with its real arguments, waits for its hello, has a small sequence proved, and ends it; without a
+/// time limit. Cancelled, it ends the worker.
 ///
 /// # Errors
-/// Why it does not start, with its own last line.
-pub(super) async fn hello_of_worker(programs: &Programs, slot: &ProofSlot, proof: &Proof) -> Result<WorkerHello, String> {
+/// Why it does not start or compute, with its own last line.
+pub(super) async fn trial_of_worker(programs: &Programs, slot: &ProofSlot, proof: &Proof) -> Result<WorkerHello, Unfit> {
+    let begun = begin(programs, slot, proof).await.map_err(Unfit::Start)?;
+    let Begun { folder, listener, mut child, log, .. } = begun;
+    let mut hello = None;
+    let tried = tokio::select! {
+        tried = attempt(&listener, child.pid(), folder.path(), &mut hello) => tried,
+        status = child.exited() => Err(format!("it ended ({status})")),
+    };
+    child.kill().await;
+    let told = log.await.unwrap_or_default();
+    let says_why = |line: &&str| !line.trim().is_empty() && !line.starts_with("note: ");
+    let with_last_line = |why: String| match told.lines().filter(says_why).next_back() {
+        Some(line) => format!("{why}: {}", line.trim()),
+        None => why,
+    };
+    match (hello, tried) {
+        (Some(hello), Ok(())) => Ok(hello),
+        (Some(hello), Err(why)) => Err(Unfit::Compute(hello, with_last_line(why))),
+        (None, tried) => Err(Unfit::Start(with_last_line(tried.err().unwrap_or_default()))),
+    }
+}
+
+struct Begun {
+    folder: tempfile::TempDir,
+    listener: Listener,
+    child: Child,
+    log: JoinHandle<String>,
+    /// Children live for as long as their spawner.
+    _spawner: Spawner,
+}
+
+async fn begin(programs: &Programs, slot: &ProofSlot, proof: &Proof) -> Result<Begun, String> {
     let folder = tempfile::Builder::new().prefix("grail-doctor-").tempdir().map_err(|error| error.to_string())?;
     let spawner = Spawner::start().map_err(|error| error.to_string())?;
     let listener = Listener::bind(&folder.path().join("run").join("proof.sock")).map_err(|error| error.to_string())?;
+    trial::write(folder.path()).map_err(|error| error.to_string())?;
     let mut arguments: Vec<OsString> = vec!["--socket".into(), listener.path().into()];
-    arguments.extend(["--slot", &slot.slot.to_string(), "--dtype", &proof.dtype].map(Into::into));
-    arguments.extend(["--threads", &proof.threads.to_string()].map(Into::into));
-    // An empty list hides every GPU.
-    let gpus = [
-        ("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()),
-        ("CUDA_VISIBLE_DEVICES".into(), slot.gpu.clone().unwrap_or_default().into()),
-    ];
+    let (more, variables) = started_with(slot, &proof.dtype, proof.threads, proof.numerics);
+    arguments.extend(more);
     let launch = Launch {
         name: "proof-worker".into(),
         program: programs.path(ChildPrograms::ProofWorker),
         arguments,
-        environment: environment::for_child(std::env::vars_os(), gpus),
+        environment: environment::for_child(std::env::vars_os(), variables),
     };
     let mut child = spawner.spawn(launch).await.map_err(|error| error.to_string())?;
     let output = child.take_output();
@@ -45,23 +85,30 @@ pub(super) async fn hello_of_worker(programs: &Programs, slot: &ProofSlot, proof
         }
         String::from_utf8_lossy(&bytes).into_owned()
     });
-    let greeted = tokio::select! {
-        greeted = greeting(&listener, child.pid()) => greeted,
-        status = child.exited() => Err(format!("it ended at once ({status})")),
-    };
-    child.kill().await;
-    let told = log.await.unwrap_or_default();
-    greeted.map_err(|why| match told.lines().rfind(|line| !line.trim().is_empty()) {
-        Some(line) => format!("{why}: {}", line.trim()),
-        None => why,
-    })
+    Ok(Begun { folder, listener, child, log, _spawner: spawner })
 }
 
-async fn greeting(listener: &Listener, pid: u32) -> Result<WorkerHello, String> {
-    let mut link = listener.accept::<FromWorker, ToWorker>(pid).await.map_err(|error| error.to_string())?.inbox;
-    match link.receive().await.map_err(|error| error.to_string())? {
-        Some(FromWorker::Hello(hello)) => Ok(hello),
-        Some(_) => Err("its first message is no hello: it is of another version".into()),
-        None => Err("it closed the connection without a hello".into()),
+/// Hello, the small model, a proof. What is known of the worker is kept whatever comes of it.
+async fn attempt(listener: &Listener, pid: u32, folder: &Path, hello: &mut Option<WorkerHello>) -> Result<(), String> {
+    let Connection { mut inbox, mut outbox } =
+        listener.accept::<FromWorker, ToWorker>(pid).await.map_err(|error| error.to_string())?;
+    let mut receive = async || match inbox.receive().await {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err("it closed the connection".to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    match receive().await? {
+        FromWorker::Hello(found) => *hello = Some(found),
+        _ => return Err("its first message is no hello: it is of another version".into()),
     }
+    outbox.send(&ToWorker::Reload(trial::load(folder))).await.map_err(|error| error.to_string())?;
+    match receive().await? {
+        FromWorker::Reloaded(_) => {}
+        FromWorker::ReloadRefused { reason, .. } => return Err(format!("it cannot load a small model: {reason}")),
+        _ => return Err("it answers a load with something else".into()),
+    }
+    outbox.send(&ToWorker::Prove(trial::job())).await.map_err(|error| error.to_string())?;
+    let mut proved = 0;
+    while !trial::judge(&receive().await?, &mut proved)? {}
+    Ok(())
 }

@@ -16,6 +16,7 @@ mod greeting;
 mod host;
 mod row;
 mod subnet;
+mod trial;
 
 use std::future::Future;
 use std::time::Duration;

@@ -7,7 +7,7 @@ use grail_protocol::keys::{Hotkey, KeyScheme};
 use super::row::Row;
 use super::within;
 use crate::chain::{BucketCommitment, Chain, ChainError, Standing};
-use crate::settings::{self, Settings};
+use crate::settings::{self, Address, Settings};
 use crate::wallet;
 
 /// Seconds between clock and newest block that are told, and that are too many.
@@ -110,7 +110,7 @@ fn publication(published: Option<&BucketCommitment>, configured: &BucketCommitme
     }
 }
 
-pub(super) async fn beacon(relays: &[String]) -> Row {
+pub(super) async fn beacon(relays: &[Address]) -> Row {
     let remedy = "windows are mined with the block hash alone; let the relays' hosts through, or set beacon.relays";
     if relays.is_empty() {
         return Row::ok("drand", "not used");

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::line::{Entry, MAX_LINE, decode, encode};
 use super::read::files;
 use super::{Message, Record};
+use crate::secrets;
 
 /// A file this long is put aside.
 pub(super) const FILE_BYTES: u64 = 16 * 1024 * 1024;
@@ -87,7 +88,8 @@ impl Writer {
             self.file = Some((file, length));
         }
         let Some((file, length)) = &mut self.file else { return Ok(()) };
-        let entry = Entry { seq: self.next, time: record.time, kind: record.kind.into(), data: record.data };
+        let entry =
+            Entry { seq: self.next, time: record.time, kind: record.kind.into(), data: secrets::clean_value(record.data) };
         let mut line = encode(&entry);
         line.push('\n');
         file.write_all(line.as_bytes())?;

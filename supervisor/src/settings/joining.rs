@@ -9,7 +9,7 @@ use grail_chain::patience::{Backoff, Patience};
 use grail_chain::relays::PUBLIC_RELAYS;
 
 use super::endpoint::{NETWORKS, mistakes, network_of, origin};
-use super::{Chain, KeyPair, Reader, Secret, Storage};
+use super::{Address, Chain, KeyPair, Reader, Secret, Storage};
 
 /// What R2 shows as a bucket's place, which many take for its region.
 const PLACES: [&str; 8] = ["wnam", "enam", "weur", "eeur", "apac", "oc", "eu", "fedramp"];
@@ -31,7 +31,7 @@ impl Reader<'_> {
         }
         let network = NETWORKS.iter().find(|(known, ..)| *known == name);
         let genesis = network.and_then(|(.., genesis)| hex::decode(genesis).ok()?.try_into().ok());
-        let endpoints = network.map(|(_, address, _)| (*address).to_owned()).into_iter().collect();
+        let endpoints = network.map(|(_, address, _)| (*address).into()).into_iter().collect();
         Chain::Network { name, endpoints, genesis, block_seconds }
     }
 
@@ -48,12 +48,12 @@ impl Reader<'_> {
     }
 
     /// The local chain has no beacon: it works without any network.
-    pub(super) fn beacon(&mut self, local: bool) -> Vec<String> {
+    pub(super) fn beacon(&mut self, local: bool) -> Vec<Address> {
         let relays = self.addresses("beacon.relays", &["http://", "https://"]);
         if !self.flag("beacon.drand") || (local && relays.is_empty()) {
             return Vec::new();
         }
-        if relays.is_empty() { PUBLIC_RELAYS.map(str::to_owned).to_vec() } else { relays }
+        if relays.is_empty() { PUBLIC_RELAYS.map(Address::from).to_vec() } else { relays }
     }
 
     /// Where `local` is told, nobody but this host reads the bucket, as far as names tell.
@@ -65,7 +65,12 @@ impl Reader<'_> {
         if !local {
             let genesis = if let Chain::Network { genesis, .. } = chain { genesis.as_ref() } else { None };
             for (key, reason) in mistakes(&storage, genesis.and_then(network_of)) {
-                self.refuse(key, &reason);
+                // Whatever was copied to the wrong place, it may be a secret.
+                if matches!(key, "storage.local_folder" | "storage.bucket" | "storage.endpoint") {
+                    self.refuse(key, &reason);
+                } else {
+                    self.refuse_unseen(key, &reason);
+                }
             }
         }
         storage
@@ -123,13 +128,13 @@ impl Reader<'_> {
     }
 
     /// Addresses separated by commas.
-    pub(super) fn addresses(&mut self, key: &str, schemes: &[&str]) -> Vec<String> {
+    pub(super) fn addresses(&mut self, key: &str, schemes: &[&str]) -> Vec<Address> {
         let text = self.text(key);
-        let found: Vec<String> = text.split(',').map(str::trim).filter(|one| !one.is_empty()).map(str::to_owned).collect();
-        let plain = |one: &String| schemes.iter().any(|scheme| one.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+        let found: Vec<&str> = text.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
+        let plain = |one: &&str| schemes.iter().any(|scheme| one.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
         if !found.iter().all(plain) {
             self.refuse(key, &format!("is no address that begins with {}", schemes.join(" or ")));
         }
-        found
+        found.into_iter().map(Address::from).collect()
     }
 }

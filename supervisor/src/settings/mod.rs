@@ -21,7 +21,8 @@ use crate::schedule::{self, GroupsInFlight};
 
 pub use endpoint::{is_r2_account_id, network_of, r2_address};
 pub use explain::explain;
-pub use grail_store::bucket::Secret;
+use grail_secrets::Words;
+pub use grail_secrets::{Address, Secret};
 pub use source::{Origin, Sources};
 pub use table::{Form, Setting, TABLE};
 
@@ -88,7 +89,7 @@ pub struct Settings {
     /// Subnet.
     pub netuid: u16,
     /// Relays of drand, asked in order; none = the block hash alone makes the randomness.
-    pub beacon: Vec<String>,
+    pub beacon: Vec<Address>,
     /// Which bucket.
     pub storage: Storage,
     /// Folder of cached checkpoints.
@@ -149,7 +150,7 @@ pub enum Chain {
         /// `finney` or `test`, or `custom` for an endpoint of the operator's.
         name: String,
         /// Nodes, taken in turn.
-        endpoints: Vec<String>,
+        endpoints: Vec<Address>,
         /// Hash of the network's block 0, where the network is a known one.
         genesis: Option<[u8; 32]>,
         /// Nominal seconds of one block.
@@ -205,7 +206,7 @@ pub struct Generation {
     /// Servers, each on as many GPUs.
     pub replicas: u32,
     /// Servers that run elsewhere; where there are any, none is started.
-    pub servers: Vec<String>,
+    pub servers: Vec<Address>,
     /// Where those see the folder of cached checkpoints.
     pub servers_cache: Option<PathBuf>,
     /// Longest prompt plus completion.
@@ -229,7 +230,7 @@ pub struct Generation {
     /// Tokenizer, for vLLM.
     pub tokenizer: Option<String>,
     /// Further words of the server's command line.
-    pub extra: Vec<String>,
+    pub extra: Words,
     /// Seconds until the server must answer.
     pub server_timeout: f64,
     /// Threads of the embedded engine.
@@ -262,7 +263,7 @@ impl Generation {
         pair("--context-length", self.max_model_length.to_string().into());
         self.link_folder.iter().for_each(|folder| pair("--link-folder", folder.into()));
         self.tokenizer.iter().for_each(|tokenizer| pair("--tokenizer", tokenizer.into()));
-        self.extra.iter().for_each(|word| pair("--extra", word.into()));
+        self.extra.reveal().iter().for_each(|word| pair("--extra", word.into()));
         if self.disable_cuda_graph {
             words.push("--disable-cuda-graph".into());
         }
@@ -320,11 +321,10 @@ impl Loaded {
         self.unused.iter().map(|name| (name.as_str(), foreign::reason(name)))
     }
 
-    /// Every secret value that is set, for keeping them out of what leaves this host.
+    /// Everything secret that is set, also within addresses and command lines, for keeping it out of what leaves this process.
     pub fn secrets(&self) -> Vec<String> {
-        let secret = |setting: &&Setting| setting.form == Form::Secret;
-        let values = TABLE.iter().filter(secret).filter_map(|setting| self.values.get(setting.key)?.value.as_str());
-        values.map(str::to_owned).filter(|value| !value.is_empty()).collect()
+        let values = TABLE.iter().filter_map(|setting| Some((setting.form, self.values.get(setting.key)?.value.as_str()?)));
+        values.flat_map(|(form, text)| source::secrets(form, text)).collect()
     }
 }
 
@@ -420,7 +420,7 @@ impl Reader<'_> {
             disable_cuda_graph: self.flag("generation.disable_cuda_graph"),
             link_folder: self.path("generation.link_folder"),
             tokenizer: self.optional("generation.tokenizer"),
-            extra: self.text("generation.extra_arguments").split_whitespace().map(str::to_owned).collect(),
+            extra: Words::new(self.text("generation.extra_arguments").split_whitespace()),
             backend,
             gpu: self.whole("generation.gpu", 0, 1023),
             tensor_parallel: self.whole("generation.tensor_parallel", 1, 64),
@@ -443,7 +443,7 @@ impl Reader<'_> {
     }
 
     /// Addresses of servers that run elsewhere.
-    fn servers(&mut self, backend: &str) -> Vec<String> {
+    fn servers(&mut self, backend: &str) -> Vec<Address> {
         let key = "generation.servers";
         let servers = self.addresses(key, &["http://", "https://"]);
         if !servers.is_empty() && backend == "embedded" {
@@ -458,7 +458,7 @@ impl Reader<'_> {
         if self.optional("generation.servers_cache").is_some_and(|path| !path.starts_with('/')) {
             self.refuse("generation.servers_cache", "is no absolute path; it is a folder on the servers' machines");
         }
-        servers.into_iter().map(|url| url.trim_end_matches('/').to_owned()).collect()
+        servers.iter().map(|url| url.reveal().trim_end_matches('/').into()).collect()
     }
 
     /// A path, or a bare name that is looked for on the path.
@@ -582,6 +582,12 @@ impl Reader<'_> {
     fn list(&self, key: &str) -> Vec<u32> {
         let items = self.sourced(key).and_then(|sourced| sourced.value.as_array()).cloned().unwrap_or_default();
         items.iter().filter_map(toml::Value::as_integer).filter_map(|number| u32::try_from(number).ok()).collect()
+    }
+
+    /// As [`Reader::refuse`], for a value that may be a secret although the setting is none.
+    fn refuse_unseen(&mut self, key: &str, reason: &str) {
+        self.refuse(key, reason);
+        self.errors.iter_mut().rev().take(1).for_each(|error| error.value = None);
     }
 
     fn refuse(&mut self, key: &str, reason: &str) {

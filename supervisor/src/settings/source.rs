@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use grail_secrets::{Address, HIDDEN, Words, shown_addresses};
 use toml::Value;
 
 use super::table::{Form, Setting, TABLE, find};
@@ -79,6 +80,10 @@ pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> (Values, BTr
         unused.extend(foreign::names(&variables));
     }
     for (key, text) in &sources.overrides {
+        if let Some(setting) = find(key).filter(|setting| !secrets(setting.form, text).is_empty()) {
+            errors.push(in_argv(setting));
+            continue;
+        }
         match find(key).map(|setting| from_text(setting, text)) {
             Some(Ok(value)) => insert_known(&mut values, key, value, &Origin::CommandLine, errors),
             Some(Err(reason)) => errors.push(ConfigError::value(key, shown(key, text), &Origin::CommandLine, reason)),
@@ -86,6 +91,16 @@ pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> (Values, BTr
         }
     }
     (values, unused)
+}
+
+/// What stands on a command line is read by everybody on the host (`ps`), and kept by shells.
+fn in_argv(setting: &Setting) -> ConfigError {
+    let place = match setting.variables {
+        [] => "write it in the TOML file (--config)".to_owned(),
+        variables => format!("write it in the TOML file (--config), or set {}", variables.join(" or ")),
+    };
+    let reason = format!("is secret and must not stand on a command line, where every user of this host can read it; {place}");
+    ConfigError { key: setting.key.into(), value: None, origin: Some(Origin::CommandLine), reason }
 }
 
 fn defaults() -> Values {
@@ -108,10 +123,24 @@ fn file_values(path: &Path, errors: &mut Vec<ConfigError>) -> Vec<(String, Value
     match text.parse::<toml::Table>() {
         Ok(table) => flatten(String::new(), table),
         Err(error) => {
-            errors.push(fail(format!("is not TOML: {error}")));
+            errors.push(fail(not_toml(&text, &error)));
             Vec::new()
         }
     }
+}
+
+/// Where a file is no TOML: the parser's own text repeats the line, which may hold a secret.
+fn not_toml(text: &str, error: &toml::de::Error) -> String {
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return "is not TOML".into() };
+    let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+    let column = before.chars().rev().take_while(|letter| *letter != '\n').count() + 1;
+    // The parser's words are told where they hold no word of the value.
+    let whole = text.lines().nth(line - 1).unwrap_or_default();
+    let value = whole.split_once('=').map_or(whole, |(_, value)| value);
+    let mut words = value.split(|letter: char| !letter.is_alphanumeric()).filter(|word| word.len() >= 3);
+    let message = error.message().lines().next().unwrap_or_default();
+    let message = if words.any(|word| message.contains(word)) { String::new() } else { format!(": {message}") };
+    format!("is not TOML: line {line}, column {column}{message} (the line is not repeated here, it may hold a secret)")
 }
 
 fn flatten(prefix: String, table: toml::Table) -> Vec<(String, Value)> {
@@ -204,7 +233,7 @@ fn dot_env_variables(path: &Path, errors: &mut Vec<ConfigError>) -> BTreeMap<Str
 fn from_text(setting: &Setting, text: &str) -> Result<Value, String> {
     let whole = |text: &str| text.trim().parse::<u32>().map(|number| Value::Integer(number.into())).ok();
     let value = match setting.form {
-        Form::Text | Form::Path | Form::Secret | Form::Addresses => Some(Value::String(text.into())),
+        Form::Text | Form::Path | Form::Secret | Form::Addresses | Form::Words => Some(Value::String(text.into())),
         Form::Whole => whole(text),
         Form::WholeOrAuto if text.trim() == "auto" => Some(Value::String("auto".into())),
         Form::WholeOrAuto => whole(text),
@@ -225,7 +254,7 @@ fn from_text(setting: &Setting, text: &str) -> Result<Value, String> {
 fn with_form(form: Form, value: Value) -> Result<Value, (Value, &'static str)> {
     let is_whole = |value: &Value| value.as_integer().is_some_and(|number| u32::try_from(number).is_ok());
     match (form, value) {
-        (Form::Text | Form::Path | Form::Secret | Form::Addresses, value @ Value::String(_)) => Ok(value),
+        (Form::Text | Form::Path | Form::Secret | Form::Addresses | Form::Words, value @ Value::String(_)) => Ok(value),
         (Form::Addresses, Value::Array(items)) if items.iter().all(Value::is_str) => {
             Ok(Value::String(items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")))
         }
@@ -241,7 +270,7 @@ fn with_form(form: Form, value: Value) -> Result<Value, (Value, &'static str)> {
 
 fn wanted(form: Form) -> &'static str {
     match form {
-        Form::Text | Form::Secret => "text",
+        Form::Text | Form::Secret | Form::Words => "text",
         Form::Path => "a path (text)",
         Form::WholeOrAuto => "a whole number or auto",
         Form::Whole => "a whole number of 0 or more",
@@ -252,7 +281,25 @@ fn wanted(form: Form) -> &'static str {
     }
 }
 
-/// The text of a value as it may be shown: never a secret.
+/// The text of a value as it may be shown, plain or as TOML writes it: never a secret, nor what is secret in it.
 pub fn shown(key: &str, text: &str) -> String {
-    if find(key).is_some_and(|setting| setting.form == Form::Secret) { "(hidden)".into() } else { text.into() }
+    match find(key).map(|setting| setting.form) {
+        Some(Form::Secret) => HIDDEN.into(),
+        Some(Form::Addresses) => shown_addresses(text),
+        Some(Form::Words) => match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
+            Some(text) => format!("\"{}\"", Words::new(text.split_whitespace())),
+            None => Words::new(text.split_whitespace()).to_string(),
+        },
+        _ => text.into(),
+    }
+}
+
+/// What of a value must not be shown.
+pub fn secrets(form: Form, text: &str) -> Vec<String> {
+    match form {
+        Form::Secret => Some(text.trim().to_owned()).filter(|text| !text.is_empty()).into_iter().collect(),
+        Form::Addresses => text.split(',').flat_map(|one| Address::from(one.trim()).secrets()).collect(),
+        Form::Words => Words::new(text.split_whitespace()).secrets(),
+        _ => Vec::new(),
+    }
 }

@@ -16,8 +16,10 @@ pub enum Form {
     Number,
     /// true or false; in a variable 1, true or yes, and 0, false or no.
     Flag,
-    /// A list of addresses, or one text with commas between them.
+    /// A list of addresses, or one text with commas between them; users, paths and queries are not shown.
     Addresses,
+    /// Words of a command line, separated by blanks; values that are or may be secrets are not shown.
+    Words,
     /// A list of whole numbers, or `1,2,3` in a variable.
     WholeList,
     /// Text that never reaches a log, an error or a child.
@@ -78,7 +80,7 @@ pub const TABLE: &[Setting] = &[
     setting(
         "chain.endpoint",
         &["BT_CHAIN_ENDPOINT"],
-        Form::Text,
+        Form::Addresses,
         "",
         "WebSocket addresses of nodes instead of the network's own, separated by commas, taken in turn.",
     ),
@@ -121,11 +123,11 @@ pub const TABLE: &[Setting] = &[
         "true",
         "Mix drand's randomness into a window's; without it, or when no relay answers, the block hash alone counts.",
     ),
-    setting("beacon.relays", &[], Form::Text, "", "Relays of drand, separated by commas; default the three public ones."),
+    setting("beacon.relays", &[], Form::Addresses, "", "Relays of drand, separated by commas; default the three public ones."),
     setting(
         "storage.endpoint",
         &["R2_ENDPOINT_URL"],
-        Form::Text,
+        Form::Addresses,
         "",
         "S3 endpoint of every account, where the network is not finney or test: there it is https://<account_id>.r2.cloudflarestorage.com.",
     ),
@@ -317,7 +319,7 @@ pub const TABLE: &[Setting] = &[
     setting(
         "generation.extra_arguments",
         &[],
-        Form::Text,
+        Form::Words,
         "",
         "Further words for the command line of SGLang or vLLM, separated by blanks.",
     ),

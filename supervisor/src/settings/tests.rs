@@ -192,7 +192,7 @@ fn networks_are_known_by_name_and_endpoints_win() {
         let Chain::Network { endpoints, genesis: Some(hash), .. } = chain(&[("BT_NETWORK", name)]).unwrap() else {
             panic!("{name} is a network with a known block 0");
         };
-        assert!(endpoints[0].contains(host) && hex::encode(hash).starts_with(genesis));
+        assert!(endpoints[0].reveal().contains(host) && hex::encode(hash).starts_with(genesis));
     }
     let own = "ws://10.0.0.1:9944, wss://node.example:443";
     for network in ["finney", "local", "custom"] {
@@ -201,7 +201,7 @@ fn networks_are_known_by_name_and_endpoints_win() {
         else {
             panic!("{network}: the endpoint wins, and its network is learnt from it");
         };
-        assert_eq!(endpoints, ["ws://10.0.0.1:9944", "wss://node.example:443"]);
+        assert_eq!(endpoints, ["ws://10.0.0.1:9944", "wss://node.example:443"].map(Address::from));
     }
     assert!(chain(&[("BT_NETWORK", "custom")]).unwrap_err().contains("needs the address of a node"));
     assert!(chain(&[("BT_CHAIN_ENDPOINT", "https://node.example")]).unwrap_err().contains("ws:// or wss://"));
@@ -232,7 +232,7 @@ fn a_beacon_is_asked_on_networks_unless_told_otherwise() {
     assert!(load_text("[beacon]\ndrand = false\n", &[]).is_err_and(|error| !error.contains("beacon")));
     assert!(load_text(LOCAL, &[]).unwrap().settings.beacon.is_empty(), "the local chain needs no network");
     let relays = load_text(&format!("{LOCAL}[beacon]\nrelays = 'http://127.0.0.1:1'\n"), &[]).unwrap().settings.beacon;
-    assert_eq!(relays, ["http://127.0.0.1:1"]);
+    assert_eq!(relays, [Address::from("http://127.0.0.1:1")]);
 }
 
 #[test]
@@ -385,7 +385,7 @@ fn every_variable_of_the_pipeline_has_its_meaning_or_is_refused_with_the_reason(
 #[test]
 fn servers_elsewhere_are_a_list_or_one_text_and_are_judged() {
     let with = |lines: &str| load_text(&format!("{LOCAL}[generation]\n{lines}"), &[]);
-    let two = ["http://10.0.0.2:30000".to_owned(), "http://10.0.0.3:30000".to_owned()];
+    let two = ["http://10.0.0.2:30000", "http://10.0.0.3:30000"].map(Address::from);
     for lines in [
         "servers = ['http://10.0.0.2:30000/', 'http://10.0.0.3:30000']",
         "servers = 'http://10.0.0.2:30000, http://10.0.0.3:30000'\nservers_cache = '/mnt/grail'",
@@ -401,5 +401,94 @@ fn servers_elsewhere_are_a_list_or_one_text_and_are_judged() {
     ] {
         let error = with(lines).unwrap_err();
         assert!(error.contains(reason), "{lines}: {error}");
+    }
+}
+
+const CANARY: &str = "c4n4ry-0123456789";
+
+#[test]
+fn addresses_and_command_lines_hide_what_is_secret_in_them() {
+    let text = format!(
+        "[chain]\nnetwork = 'custom'\nendpoint = ['wss://node.example:443/v1/{CANARY}', 'wss://other.example?key={CANARY}']\n\
+         [beacon]\nrelays = 'https://user:{CANARY}@relay.example'\n[storage]\nendpoint = 'https://s3.example'\n\
+         [generation]\nservers = 'http://10.0.0.2:30000/{CANARY}'\nextra_arguments = '--api-key {CANARY} --mem 0.8'\n"
+    );
+    let keys = [("read", "a"), ("read", "b"), ("write", "c"), ("write", "d")];
+    let keys = keys.iter().enumerate().map(|(at, (kind, letter))| {
+        format!("{kind}_{}access_key{} = '{letter}-{CANARY}'\n", ["", "secret_"][at % 2], ["_id", ""][at % 2])
+    });
+    let text =
+        text.replace("[storage]\n", &format!("[storage]\naccount_id = 'acct'\nbucket = 'acct'\n{}", keys.collect::<String>()));
+    // Whatever else is judged, here it is about what is shown.
+    let shown = match load_text(&text, &[]) {
+        Ok(loaded) => {
+            assert!(loaded.secrets().iter().any(|secret| secret == CANARY), "{:?}", loaded.secrets());
+            let Chain::Network { endpoints, .. } = &loaded.settings.chain else { panic!("a network") };
+            assert_eq!(endpoints[0].reveal(), format!("wss://node.example:443/v1/{CANARY}"), "who connects has the whole");
+            assert_eq!(loaded.settings.generation.extra.reveal()[1], CANARY);
+            format!("{}\n{:?}", explain(&loaded), loaded.settings)
+        }
+        Err(mistakes) => mistakes,
+    };
+    assert!(!shown.contains("c4n4ry"), "{shown}");
+    for text in [
+        format!("[chain]\nendpoint = 'node.example/{CANARY}'\n[storage]\nregion = 'weur'\n"),
+        format!("[chain]\nendpoint = 'user:{CANARY}@node.example'\n"),
+        format!("[chain]\nendpoint = [1, 'wss://node.example/{CANARY}']\n"),
+        format!("[generation]\nservers = 'ftp://{CANARY}@host'\nextra_arguments = ['--api-key', '{CANARY}']\n"),
+        format!("[beacon]\nrelays = 'wss://{CANARY}@host/{CANARY}'\n"),
+        format!("[storage]\naccount_id = '{CANARY}'\nbucket = 'grail'\n"),
+        format!("[storage]\nendpoint = 'https://user:{CANARY}@s3.example/{CANARY}'\n"),
+    ] {
+        let mistakes = load_text(&text, &[]).unwrap_err();
+        assert!(!mistakes.contains("c4n4ry"), "{text}: {mistakes}");
+    }
+}
+
+#[test]
+fn a_line_that_is_no_toml_is_named_and_not_repeated() {
+    for (line, place) in [
+        (format!("write_secret_access_key = {CANARY}"), "line 2"),
+        (format!("write_secret_access_key = '{CANARY}"), "line 2"),
+        (format!("write_secret_access_key '{CANARY}'"), "line 2"),
+        (format!("write_secret_access_key = \"{CANARY}\\q\""), "line 2"),
+        (format!("a = 1\nwrite_secret_access_key = '{CANARY}' '{CANARY}'"), "line 3"),
+        (format!("write_secret_access_key = 'x'\nwrite_secret_access_key = '{CANARY}'"), "line 3"),
+        (format!("{CANARY}"), "line"),
+        (format!("[{CANARY}"), "line 2"),
+        (format!("x = [\n'{CANARY}'\n"), "line"),
+        (format!("x = {{ y = '{CANARY}'"), "line 2"),
+    ] {
+        let error = load_text(&format!("[storage]\n{line}\n"), &[]).unwrap_err();
+        assert!(error.contains("host.toml is not TOML: ") && error.contains(place), "{line}: {error}");
+        assert!(!error.contains("c4n4ry"), "{line}: {error}");
+    }
+}
+
+#[test]
+fn secrets_are_refused_on_the_command_line_and_their_place_is_named() {
+    let (_folder, path) = file(LOCAL);
+    let set = |key: &str, value: &str| {
+        let sources = Sources { file: Some(path.clone()), overrides: vec![(key.into(), value.into())], ..Sources::default() };
+        load(&sources).map(|_| ()).map_err(|errors| errors.to_string())
+    };
+    for (key, value, place) in [
+        ("storage.write_secret_access_key", CANARY.to_owned(), "R2_WRITE_SECRET_ACCESS_KEY"),
+        ("storage.read_access_key_id", CANARY.to_owned(), "R2_READ_ACCESS_KEY_ID"),
+        ("wallet.development", format!("//{CANARY}"), "TOML file"),
+        ("chain.endpoint", format!("wss://node.example/{CANARY}"), "BT_CHAIN_ENDPOINT"),
+        ("storage.endpoint", format!("https://user:{CANARY}@s3.example"), "R2_ENDPOINT_URL"),
+        ("generation.extra_arguments", format!("--api-key {CANARY}"), "TOML file"),
+    ] {
+        let error = set(key, &value).unwrap_err();
+        assert!(error.contains(key) && error.contains(place) && error.contains("command line"), "{key}: {error}");
+        assert!(!error.contains("c4n4ry"), "{error}");
+    }
+    for (key, value) in [
+        ("storage.write_secret_access_key", ""),
+        ("chain.endpoint", "ws://127.0.0.1:9944/"),
+        ("generation.extra_arguments", "--mem-fraction-static 0.8"),
+    ] {
+        set(key, value).unwrap();
     }
 }

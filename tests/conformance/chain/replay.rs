@@ -120,7 +120,7 @@ impl Stage {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let endpoint = format!("ws://{}", listener.local_addr().expect("an address"));
             tokio::spawn(serve(listener, tape.clone()));
-            Node::connect(Endpoints { addresses: vec![endpoint], genesis: None }, patience)
+            Node::connect(Endpoints { addresses: vec![endpoint.into()], genesis: None }, patience)
         });
         Self { runtime, tape, node, metadata: metadata_218(path) }
     }

@@ -1,5 +1,7 @@
 //! Why a node gave no answer.
 
+use grail_secrets::Address;
+
 use crate::metadata::MetadataError;
 use crate::storage::StorageError;
 use crate::tls::TlsError;
@@ -50,7 +52,7 @@ pub enum NodeError {
     )]
     OtherNetwork {
         /// The node.
-        endpoint: String,
+        endpoint: Address,
         /// Its block 0.
         found: String,
         /// The network's block 0.

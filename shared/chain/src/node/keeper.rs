@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use grail_process::clock::{self, Verdict};
+use grail_secrets::Address;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
@@ -50,7 +51,7 @@ pub(crate) enum Link {
 #[derive(Debug)]
 pub(crate) struct Live {
     pub session: Session,
-    pub endpoint: String,
+    pub endpoint: Address,
     pub genesis: [u8; 32],
     pub runtime: watch::Sender<Arc<Runtime>>,
 }
@@ -72,7 +73,7 @@ pub(crate) async fn keep(endpoints: Endpoints, patience: Arc<Patience>, told: To
         let why = match keeper.open(&endpoint).await {
             Ok(live) => {
                 let live = Arc::new(live);
-                tracing::info!(endpoint, spec_version = live.runtime.borrow().spec_version, "Connected to a node of the chain.");
+                tracing::info!(%endpoint, spec_version = live.runtime.borrow().spec_version, "Connected to a node of the chain.");
                 keeper.told.link.send_replace(Link::Up(live.clone()));
                 let why = NodeError::Down(format!("{endpoint}: {}", keeper.follow(&live).await));
                 if live.session.was_left() {
@@ -85,7 +86,7 @@ pub(crate) async fn keep(endpoints: Endpoints, patience: Arc<Patience>, told: To
         };
         failures = if begun.elapsed() > keeper.patience.backoff.longest { 1 } else { failures.saturating_add(1) };
         let pause = keeper.patience.backoff.pause(failures, rand::random());
-        tracing::warn!(endpoint, %why, pause = pause.as_secs_f64(), "There is no connection to the chain; it is made anew.");
+        tracing::warn!(%endpoint, %why, pause = pause.as_secs_f64(), "There is no connection to the chain; it is made anew.");
         keeper.told.link.send_replace(Link::Down(why));
         tokio::time::sleep(pause).await;
     }
@@ -96,7 +97,7 @@ struct Keeper {
     patience: Arc<Patience>,
     told: Told,
     /// Survives the connection, because metadata is large and changes seldom; but what one node has told is another's no proof.
-    runtime: Option<(String, Arc<Runtime>)>,
+    runtime: Option<(Address, Arc<Runtime>)>,
     highest: u64,
     stale: bool,
     /// Seconds by which the wall clock was set, as last judged.
@@ -104,36 +105,36 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn open(&mut self, endpoint: &str) -> Result<Live, NodeError> {
+    async fn open(&mut self, endpoint: &Address) -> Result<Live, NodeError> {
         let session = Session::open(endpoint, self.patience.clone()).await?;
         let method = "chain_getBlockHash";
         let genesis = hash_of(method, &session.request(method, json!([0])).await?)?;
         match &self.endpoints.genesis {
             Some(expected) if *expected != genesis => {
-                let (endpoint, text) = (endpoint.to_owned(), |hash: &[u8; 32]| format!("0x{}", hex::encode(hash)));
+                let (endpoint, text) = (endpoint.clone(), |hash: &[u8; 32]| format!("0x{}", hex::encode(hash)));
                 return Err(NodeError::OtherNetwork { endpoint, found: text(&genesis), expected: text(expected) });
             }
             Some(_) => {}
             None => {
                 // From now on the same network is wanted, whatever answers at the address.
-                tracing::info!(endpoint, genesis = %format!("0x{}", hex::encode(genesis)), "The custom endpoint's network.");
+                tracing::info!(%endpoint, genesis = %format!("0x{}", hex::encode(genesis)), "The custom endpoint's network.");
                 self.endpoints.genesis = Some(genesis);
             }
         }
         let found = versions_at(&session, None).await?;
         let runtime = self.runtime_of(endpoint, &session, found).await?;
-        Ok(Live { session, endpoint: endpoint.into(), genesis, runtime: watch::Sender::new(runtime) })
+        Ok(Live { session, endpoint: endpoint.clone(), genesis, runtime: watch::Sender::new(runtime) })
     }
 
-    async fn runtime_of(&mut self, endpoint: &str, session: &Session, found: Versions) -> Result<Arc<Runtime>, NodeError> {
-        let same = |(of, held): &&(String, Arc<Runtime>)| {
+    async fn runtime_of(&mut self, endpoint: &Address, session: &Session, found: Versions) -> Result<Arc<Runtime>, NodeError> {
+        let same = |(of, held): &&(Address, Arc<Runtime>)| {
             of == endpoint && (held.spec_version, held.transaction_version) == (found.spec, found.transaction)
         };
         if let Some((_, held)) = self.runtime.as_ref().filter(same) {
             return Ok(held.clone());
         }
         let runtime = fetch(session, found, None).await?;
-        self.runtime = Some((endpoint.to_owned(), runtime.clone()));
+        self.runtime = Some((endpoint.clone(), runtime.clone()));
         Ok(runtime)
     }
 
@@ -207,9 +208,9 @@ impl Keeper {
         Ok(())
     }
 
-    fn head(&mut self, number: u64, endpoint: &str) {
+    fn head(&mut self, number: u64, endpoint: &Address) {
         if number.saturating_add(LAG_BLOCKS) < self.highest {
-            tracing::warn!(endpoint, number, highest = self.highest, "The node lags: a higher block was seen before.");
+            tracing::warn!(%endpoint, number, highest = self.highest, "The node lags: a higher block was seen before.");
             // Told once; and the higher one may have been no block at all.
             self.highest = number;
         }
@@ -232,12 +233,12 @@ impl Keeper {
         let stale = age.abs() > self.patience.stale.as_secs_f64();
         if stale && !self.stale {
             tracing::warn!(
-                endpoint = live.endpoint,
+                endpoint = %live.endpoint,
                 seconds = age.round(),
                 "The newest block's time is far from this machine's clock: the node lags, or the clock is wrong (check with: timedatectl)."
             );
         } else if !stale && self.stale {
-            tracing::info!(endpoint = live.endpoint, "The newest block is of now again.");
+            tracing::info!(endpoint = %live.endpoint, "The newest block is of now again.");
         }
         self.stale = stale;
     }

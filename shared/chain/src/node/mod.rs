@@ -8,6 +8,7 @@ mod session;
 use std::sync::Arc;
 
 use grail_process::clock;
+use grail_secrets::Address;
 use scale_value::Value as Scale;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -32,7 +33,7 @@ pub type BlockHash = [u8; 32];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoints {
     /// `ws://` or `wss://` addresses, taken in turn. Never empty.
-    pub addresses: Vec<String>,
+    pub addresses: Vec<Address>,
     /// Hash of the network's block 0; `None` takes what the first connection tells, for good.
     pub genesis: Option<BlockHash>,
 }
@@ -100,7 +101,7 @@ impl Node {
     ///
     /// # Errors
     /// When there is no connection.
-    pub async fn identity(&self) -> Result<(String, BlockHash, Arc<Runtime>), NodeError> {
+    pub async fn identity(&self) -> Result<(Address, BlockHash, Arc<Runtime>), NodeError> {
         let live = self.live().await?;
         let runtime = live.runtime.borrow().clone();
         Ok((live.endpoint.clone(), live.genesis, runtime))

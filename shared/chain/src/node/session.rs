@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::{SinkExt, StreamExt};
 use grail_process::clock;
+use grail_secrets::Address;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -74,18 +75,19 @@ impl Reply {
 
 impl Session {
     /// Opens a connection. The address is `ws://` or `wss://`.
-    pub async fn open(endpoint: &str, patience: Arc<Patience>) -> Result<Self, NodeError> {
-        let connector = if endpoint.starts_with("wss://") { Connector::Rustls(client_config()?) } else { Connector::Plain };
+    pub async fn open(endpoint: &Address, patience: Arc<Patience>) -> Result<Self, NodeError> {
+        let connector =
+            if endpoint.reveal().starts_with("wss://") { Connector::Rustls(client_config()?) } else { Connector::Plain };
         let mut config = WebSocketConfig::default();
         config.max_message_size = Some(patience.message_bytes);
         config.max_frame_size = Some(patience.message_bytes);
-        let opening = connect_async_tls_with_config(endpoint, Some(config), true, Some(connector));
+        let opening = connect_async_tls_with_config(endpoint.reveal(), Some(config), true, Some(connector));
         let (socket, _) = tokio::time::timeout(patience.connect, opening)
             .await
             .map_err(|_| {
                 NodeError::Down(format!("{endpoint} did not accept a connection within {} s", patience.connect.as_secs()))
             })?
-            .map_err(|error| NodeError::Down(format!("{endpoint}: {error}")))?;
+            .map_err(|error| NodeError::Down(format!("{endpoint}: {}", endpoint.clean(&error.to_string()))))?;
         let (commands, receiver) = mpsc::channel(patience.requests);
         let (ending, ended) = watch::channel(None);
         let owner = Owner {

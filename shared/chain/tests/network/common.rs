@@ -48,7 +48,7 @@ pub fn limits() -> PublishLimits {
 }
 
 pub fn connect(node: &TestNode, patience: Patience) -> Node {
-    Node::connect(Endpoints { addresses: vec![node.endpoint()], genesis: None }, patience)
+    Node::connect(Endpoints { addresses: vec![node.endpoint().into()], genesis: None }, patience)
 }
 
 /// Waits until something holds; the limit is for a machine that is busy with something else.

@@ -8,7 +8,8 @@ const FIRST_POSITIONS: i64 = 128;
 /// Keys and values of one sequence, per layer: `[1, kv heads, length, d]`.
 pub(super) type Prefilled = Vec<(Tensor, Tensor)>;
 
-/// The buffers `[rows, kv heads, positions, d]`; rows `0..lengths.len()` are in use.
+/// The buffers `[rows, kv heads, positions, d]`; rows `0..lengths.len()` are in use. What lies behind a row's length is zero: it is
+/// masked, but a masked NaN would still be a NaN, and overflowing weights leave some.
 #[derive(Debug)]
 pub(super) struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
@@ -74,19 +75,25 @@ impl KvCache {
     /// Removes a row; the last row takes its place.
     pub(super) fn swap_remove(&mut self, row: usize) -> Result<(), TchError> {
         let last = self.lengths.len() - 1;
-        if row != last {
-            let length = self.lengths[last];
-            let part = |buffer: &Tensor, row: usize| buffer.f_select(0, row as i64)?.f_narrow(1, 0, length);
-            for buffer in self.layers.iter().flat_map(|(keys, values)| [keys, values]) {
-                part(buffer, row)?.f_copy_(&part(buffer, last)?)?;
+        let (left, moved) = (self.lengths[row], self.lengths[last]);
+        let part = |buffer: &Tensor, row: usize, from: i64, to: i64| {
+            buffer.f_select(0, row as i64)?.f_narrow(1, from, (to - from).max(0))
+        };
+        for buffer in self.layers.iter().flat_map(|(keys, values)| [keys, values]) {
+            if row != last {
+                part(buffer, row, 0, moved)?.f_copy_(&part(buffer, last, 0, moved)?)?;
+                let _ = part(buffer, row, moved, left)?.f_zero_()?;
             }
+            let _ = part(buffer, last, 0, moved)?.f_zero_()?;
         }
         self.lengths.swap_remove(row);
         Ok(())
     }
 
+    /// Removes all rows, and what they wrote.
     pub(super) fn clear(&mut self) {
         self.lengths.clear();
+        self.layers.clear();
     }
 
     /// Makes room for one more token per row and says where it goes.
@@ -117,8 +124,7 @@ impl KvCache {
         Ok((used(keys)?, used(values)?))
     }
 
-    /// Grows the buffers to hold `positions` positions. They begin as zeros: what lies behind a row's length is masked, but a
-    /// masked NaN would still be a NaN.
+    /// Grows the buffers to hold `positions` positions. They begin as zeros.
     fn reserve(&mut self, positions: i64) -> Result<(), TchError> {
         let have = self.layers.first().map_or(0, |(keys, _)| keys.size()[2]);
         if positions <= have {

@@ -169,3 +169,80 @@ fn bad_requests_are_refused_by_field() {
     let finished = run(&mut engine).remove(0);
     assert_eq!((finished.output.len(), finished.reason), (0, FinishReason::Length));
 }
+
+/// Weights that compute NaN wherever token 90 has been: only its embedding has the one channel that the MLP blows up.
+fn overflowing_at_90(directory: &std::path::Path) {
+    const CHANNEL: usize = 5;
+    let document = fixtures::family(Architecture::Llama);
+    let mut tensors = fixtures::weights(directory, &document, 21, Dtype::F32);
+    for (name, (_, shape, bytes)) in &mut tensors {
+        let columns = shape.last().copied().unwrap_or(1);
+        let mut set = |row: usize, column: usize, value: f32| {
+            let at = 4 * (row * columns + column);
+            bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        };
+        let rows = if shape.len() == 2 { shape[0] } else { 1 };
+        if name.contains("embed_tokens") {
+            (0..rows).for_each(|row| set(row, CHANNEL, f32::from(u8::from(row == 90))));
+        } else if name.contains("gate_proj.weight") || name.contains("up_proj.weight") {
+            (0..rows).for_each(|row| set(row, CHANNEL, 1e30));
+        } else if name.contains("o_proj.weight") || name.contains("down_proj.weight") {
+            (0..columns).for_each(|column| set(CHANNEL, column, 0.0));
+        } else if name.contains("o_proj.bias") || name.contains("down_proj.bias") {
+            set(0, CHANNEL, 0.0);
+        }
+    }
+    fixtures::write(&directory.join("model.safetensors"), &tensors);
+}
+
+#[test]
+fn a_row_that_overflowed_leaves_nothing_to_the_next_one_in_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    overflowing_at_90(directory.path());
+    let model = load(directory.path());
+    let mut engine = Engine::new(load(directory.path()), vec![2], "first", EngineOptions { max_running: 3, seed: 7 }).unwrap();
+    let long: Vec<u32> = (0..40).map(|at| if at == 20 { 90 } else { at }).collect();
+    for place in 0..3 {
+        // The overflowing one among others: it leaves at once, and whoever moves or comes into its place is shorter.
+        for at in 0..3 {
+            engine.submit(greedy(if at == place { &long } else { &[4, 5, 6] }, 12)).unwrap();
+        }
+        engine.submit(greedy(&[7, 8], 12)).unwrap();
+        let finished = run(&mut engine);
+        for (at, finished) in finished.iter().enumerate() {
+            if at == place {
+                assert!(matches!(&finished.reason, FinishReason::Abort { message } if message.contains("NaN")), "{finished:?}");
+            } else {
+                let prompt: &[u32] = if at == 3 { &[7, 8] } else { &[4, 5, 6] };
+                assert_eq!(finished.output, by_full_forward(&model, prompt, 12), "{at}, overflowed was {place}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_good_update_after_overflowing_weights_serves_as_if_they_had_never_been() {
+    let (bad, good) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let document = fixtures::config();
+    let mut tensors = fixtures::weights(bad.path(), &document, 22, Dtype::F32);
+    let norm = tensors.get_mut("model.layers.0.input_layernorm.weight").unwrap();
+    norm.2 = norm.2.chunks(4).flat_map(|_| 1e38f32.to_le_bytes()).collect();
+    fixtures::write(&bad.path().join("model.safetensors"), &tensors);
+    fixtures::write(&good.path().join("model.safetensors"), &fixtures::weights(good.path(), &document, 23, Dtype::F32));
+    let mut engine = Engine::new(load(bad.path()), vec![2], "bad", EngineOptions { max_running: 2, seed: 7 }).unwrap();
+    let long: Vec<u32> = (0..60).collect();
+    for prompt in [&long[..], &[4, 5]] {
+        engine.submit(greedy(prompt, 30)).unwrap();
+    }
+    let finished = run(&mut engine);
+    let aborted = |finished: &Finished| matches!(&finished.reason, FinishReason::Abort { message } if message.contains("NaN"));
+    assert!(finished.iter().all(aborted), "{finished:?}");
+    // And one that is in the middle when the update comes.
+    engine.submit(greedy(&long, 30)).unwrap();
+    engine.reload(good.path(), vec![2], "good").unwrap();
+    engine.submit(greedy(&[4, 5], 30)).unwrap();
+    let model = load(good.path());
+    for (finished, prompt) in run(&mut engine).iter().zip([&long[..], &[4, 5]]) {
+        assert_eq!(finished.output, by_full_forward(&model, prompt, 30));
+    }
+}

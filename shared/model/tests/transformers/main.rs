@@ -1,10 +1,10 @@
-//! Hidden states and logits equal to the last bit with what transformers computes on the same libtorch, for every family, type
-//! and kind of batch; and proofs made of them. The cases are listed in `outputs.py`, which runs transformers.
+//! Hidden states and logits equal to the last bit with what transformers computes on the same libtorch, for every family, type,
+//! attention and kind of batch; and proofs made of them. The cases are listed in `outputs.py`, which runs transformers.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use grail_model::{Device, Kind, LoadOptions, Mode, Model, Precision, Proof, Prover, Sequence, Tensor, startup};
+use grail_model::{Attention, Device, Kind, LoadOptions, Mode, Model, Precision, Proof, Prover, Sequence, Tensor, startup};
 use grail_protocol::sketch::sketch;
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -22,6 +22,7 @@ type Outcome<T = ()> = Result<T, String>;
 struct Case {
     name: String,
     precisions: Vec<String>,
+    attentions: Vec<String>,
     batches: std::collections::BTreeMap<String, Vec<Vec<u32>>>,
 }
 
@@ -29,8 +30,9 @@ fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let python = root.join(".venv-reference/bin/python");
     if !root.join(".venv-reference/complete").is_file() {
-        println!("SKIPPED: nothing is compared with transformers, because .venv-reference is not there.");
-        println!("SKIPPED: `python3 scripts/setup.py --reference` makes it; `make test` does so by itself.");
+        println!(
+            "SKIPPED transformers: nothing is compared with it, .venv-reference is not there (scripts/setup.py --reference)."
+        );
         return ExitCode::SUCCESS;
     }
     if std::env::var_os("OMP_WAIT_POLICY").is_none() {
@@ -80,9 +82,11 @@ fn transformers(python: &Path, folder: &Path) -> Outcome<Vec<Case>> {
 /// Prints a line per type and batch; returns how many differ.
 fn compare(folder: &Path, case: &Case) -> usize {
     let mut failed = 0;
-    for precision in &case.precisions {
-        let expected = folder.join(&case.name).join(format!("outputs-{precision}.safetensors"));
-        let loaded = load(&folder.join(&case.name), precision).and_then(|model| Ok((model, Expected::read(&expected)?)));
+    let asked = case.precisions.iter().flat_map(|precision| case.attentions.iter().map(move |kind| (precision, kind)));
+    for (precision, kind) in asked {
+        let expected = folder.join(&case.name).join(format!("outputs-{precision}-{kind}.safetensors"));
+        let loaded = load(&folder.join(&case.name), precision)
+            .and_then(|model| Ok((model.with_attention(kind.parse::<Attention>()?), Expected::read(&expected)?)));
         for (batch, sequences) in &case.batches {
             let outcome = loaded.as_ref().map_err(String::clone).and_then(|(model, expected)| {
                 let chunks = expected.chunks(batch, sequences)?;
@@ -91,7 +95,7 @@ fn compare(folder: &Path, case: &Case) -> usize {
             });
             failed += usize::from(outcome.is_err());
             let verdict = outcome.map_or_else(|why| format!("FAILED: {why}"), |()| "equal".to_owned());
-            println!("{:18} {precision:4} {batch:8} {verdict}", case.name);
+            println!("{:18} {precision:4} {kind:5} {batch:8} {verdict}", case.name);
         }
     }
     failed

@@ -6,6 +6,7 @@ FOLDER gets a checkpoint per model and beside it, per type to compute in, hidden
 FOLDER/models.json says what there is. Nothing is decided there: every case is listed here.
 """
 
+import itertools
 import json
 import pathlib
 import sys
@@ -20,6 +21,8 @@ torch.set_num_threads(2)
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 NAMES = {F32: "f32", BF16: "bf16", F16: "f16"}
+# Models that are computed with eager attention too: one of each family, with a window, in all three types.
+EAGER = ["qwen2", "qwen2-sliding", "qwen3", "llama"]
 
 TINY = dict(vocab_size=300, hidden_size=64, intermediate_size=112, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=1024, pad_token_id=0, eos_token_id=2)
@@ -74,9 +77,9 @@ def run(model, sequences):
     return hidden, model.lm_head(hidden)
 
 
-def outputs(folder, dtype, batches):
+def outputs(folder, dtype, attention, batches):
     # Not model.to(dtype), which would also narrow the rotary frequencies.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
     for parameter in model.parameters():
         # A file's tensors lie where its header ends; kernels for one row differ with the alignment, and ours are aligned.
         parameter.data = parameter.data.clone()
@@ -96,9 +99,11 @@ def main():
         random_model(config, seed).to(stored).save_pretrained(root / name)
         lengths = MIDDLE_BATCHES if config.hidden_size == MIDDLE["hidden_size"] else TINY_BATCHES
         batches = {batch: [torch.randint(config.vocab_size, (length,)).tolist() for length in rows] for batch, rows in lengths.items()}
-        for kind in kinds:
-            save_file(outputs(root / name, kind, batches), root / name / f"outputs-{NAMES[kind]}.safetensors")
-        models.append({"name": name, "precisions": [NAMES[kind] for kind in kinds], "batches": batches})
+        attentions = ["sdpa", "eager"] if name in EAGER else ["sdpa"]
+        for kind, attention in itertools.product(kinds, attentions):
+            file = root / name / f"outputs-{NAMES[kind]}-{attention}.safetensors"
+            save_file(outputs(root / name, kind, attention, batches), file)
+        models.append({"name": name, "attentions": attentions, "precisions": [NAMES[kind] for kind in kinds], "batches": batches})
     (root / "models.json").write_text(json.dumps(models))
 
 

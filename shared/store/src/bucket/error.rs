@@ -8,6 +8,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use grail_process::clock;
+use grail_secrets::Address;
 
 use super::bounded::{ANSWER_BYTES, was_too_long};
 
@@ -24,7 +25,7 @@ pub struct Request {
     /// Bucket name.
     pub bucket: String,
     /// Endpoint URL.
-    pub endpoint: String,
+    pub endpoint: Address,
 }
 
 impl fmt::Display for Request {

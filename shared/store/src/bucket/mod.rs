@@ -25,9 +25,11 @@ use aws_smithy_async::time::TimeSource;
 use aws_smithy_http_client::{Builder, tls};
 use bytes::{Bytes, BytesMut};
 use grail_process::clock;
+use grail_secrets::Address;
 
 pub use download::FileDigest;
 pub use error::{BucketError, Request};
+pub use grail_secrets::Secret;
 pub use growing::GrowingObject;
 pub use retry::RetryPolicy;
 
@@ -38,28 +40,6 @@ const MAX_PAGES: usize = 1000;
 const MAX_KEY_BYTES: usize = 64 << 20;
 /// Prefix of the small object that [`Bucket::probe_write`] writes and removes.
 const PROBE_PREFIX: &str = "grail/preflight-";
-
-/// A text that `Debug` does not show.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a secret.
-    pub fn new(secret: impl Into<String>) -> Self {
-        Self(secret.into())
-    }
-
-    /// The secret itself.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Secret(…)")
-    }
-}
 
 /// Where a bucket is and who asks.
 #[derive(Clone, Debug)]
@@ -123,7 +103,7 @@ pub struct ObjectHead {
 #[derive(Clone)]
 pub struct Bucket {
     client: Client,
-    endpoint: String,
+    endpoint: Address,
     name: String,
     limits: TransferLimits,
     reads: RetryPolicy,
@@ -165,7 +145,7 @@ impl Bucket {
             .build();
         Ok(Self {
             client: Client::from_conf(config),
-            endpoint: settings.endpoint.clone(),
+            endpoint: settings.endpoint.as_str().into(),
             name: settings.bucket.clone(),
             limits: settings.limits.clone(),
             reads: RetryPolicy::default(),
@@ -179,7 +159,7 @@ impl Bucket {
 
     /// Endpoint URL.
     pub fn endpoint(&self) -> &str {
-        &self.endpoint
+        self.endpoint.reveal()
     }
 
     /// Writes an object in one request, repeated as `policy` says.
@@ -355,7 +335,10 @@ fn check_settings(settings: &BucketSettings) -> Result<bool, BucketError> {
     let wrong = |why: &str| Err(BucketError::Settings(format!("{why} (bucket \"{}\")", settings.bucket)));
     let host = settings.endpoint.strip_prefix("https://").or_else(|| settings.endpoint.strip_prefix("http://"));
     if host.is_none_or(str::is_empty) {
-        return wrong(&format!("the endpoint \"{}\" must begin with http:// or https://", settings.endpoint));
+        return wrong(&format!(
+            "the endpoint \"{}\" must begin with http:// or https://",
+            Address::from(settings.endpoint.as_str())
+        ));
     }
     if settings.bucket.trim().is_empty() || settings.region.trim().is_empty() {
         return wrong("bucket and region must not be empty");

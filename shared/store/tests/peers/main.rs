@@ -214,7 +214,7 @@ async fn motos_server_conforms() {
         // Around the harness, which keeps what a test that passes prints.
         let _ = std::io::Write::write_all(
             &mut std::io::stderr(),
-            b"SKIPPED: nothing is compared with moto's server, because .venv-reference has no moto (make test sets it up).\n",
+            b"SKIPPED moto: nothing is compared with its server, .venv-reference has no moto (scripts/setup.py --reference).\n",
         );
         return;
     };
