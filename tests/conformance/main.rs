@@ -4,6 +4,7 @@
 //! check claims is reported as such, so that nothing is passed over in silence.
 
 mod chain;
+mod chat_templates;
 mod checkpoints;
 mod client;
 mod environments;
@@ -19,6 +20,7 @@ use report::Report;
 fn main() -> std::process::ExitCode {
     let mut report = Report::open();
     environments::run(&mut report);
+    chat_templates::run(&mut report);
     generation::run(&mut report);
     model::run(&mut report);
     store::run(&mut report);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::ThinkingMode;
-use config::Config;
+use config::{Config, with_special_tokens_map};
 use template::ChatTemplate;
 
 /// Largest tokenizer file that is read, in bytes. Those of large multilingual models have some 30 MB.
@@ -95,11 +95,17 @@ impl ChatTokenizer {
     pub fn open(checkpoint: &Path) -> Result<Self, ChatError> {
         let template_path = checkpoint.join("chat_template.jinja");
         let template = if template_path.is_file() { Some(read(&template_path, MAX_CONFIG_BYTES)?) } else { None };
-        Self::from_files(
-            &read(&checkpoint.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?,
-            &read(&checkpoint.join("tokenizer_config.json"), MAX_CONFIG_BYTES)?,
-            template.as_deref(),
-        )
+        if template.is_none() && has_additional_templates(checkpoint) {
+            let what = "there are additional_chat_templates, but no chat_template.jinja that would be the default".into();
+            return Err(ChatError::Unusable { file: "chat template", what });
+        }
+        let mut config = read(&checkpoint.join("tokenizer_config.json"), MAX_CONFIG_BYTES)?;
+        let map_path = checkpoint.join("special_tokens_map.json");
+        if map_path.is_file() {
+            config = with_special_tokens_map(&config, &read(&map_path, MAX_CONFIG_BYTES)?)
+                .map_err(|what| ChatError::Unusable { file: "special_tokens_map.json or tokenizer_config.json", what })?;
+        }
+        Self::from_files(&read(&checkpoint.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?, &config, template.as_deref())
     }
 
     /// As [`Self::open`], from the contents of the files.
@@ -110,16 +116,7 @@ impl ChatTokenizer {
         let unusable = |file, what| ChatError::Unusable { file, what };
         let config = Config::parse(config).map_err(|what| unusable("tokenizer_config.json", what))?;
         let tokenizer = load_tokenizer(tokenizer, &config).map_err(|what| unusable("tokenizer.json", what))?;
-        let source = match template_file {
-            Some(bytes) => {
-                let text = std::str::from_utf8(bytes);
-                text.map_err(|error| unusable("chat_template.jinja", error.to_string()))?.to_owned()
-            }
-            None => config.chat_template.clone().ok_or_else(|| {
-                unusable("tokenizer_config.json", "it has no chat_template and no chat_template.jinja stands beside it".into())
-            })?,
-        };
-        let template = ChatTemplate::new(source, &config.special_tokens).map_err(|what| unusable("chat template", what))?;
+        let template = compile(&config, template_file)?;
         let eos_token = config
             .special_token("eos_token")
             .ok_or_else(|| unusable("tokenizer_config.json", "it has no eos_token".into()))?
@@ -152,10 +149,7 @@ impl ChatTokenizer {
     /// # Errors
     /// A template that refuses the messages or goes beyond its limits.
     pub fn render(&self, messages: &[Message], mode: ThinkingMode) -> Result<String, ChatError> {
-        let system = Message::new("system", mode.system_prompt());
-        let missing = messages.first().is_none_or(|first| first.role != "system");
-        let conversation = missing.then_some(&system).into_iter().chain(messages);
-        self.template.render(conversation, mode).map_err(ChatError::Template)
+        with_system_prompt(&self.template, messages, mode)
     }
 
     /// The ids of a text. Special tokens in it are recognised, and those that the tokenizer adds by default are added.
@@ -197,6 +191,46 @@ impl ChatTokenizer {
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
     }
+}
+
+/// The prompt text of a conversation, from the contents of `tokenizer_config.json` and, where it is there,
+/// `chat_template.jinja`: what [`ChatTokenizer::render`] gives, without a tokenizer.
+///
+/// # Errors
+/// A malformed configuration, no template, and one that cannot be compiled or refuses the messages.
+pub fn render(
+    config: &[u8],
+    template_file: Option<&[u8]>,
+    messages: &[Message],
+    mode: ThinkingMode,
+) -> Result<String, ChatError> {
+    let config = Config::parse(config).map_err(|what| ChatError::Unusable { file: "tokenizer_config.json", what })?;
+    with_system_prompt(&compile(&config, template_file)?, messages, mode)
+}
+
+fn with_system_prompt(template: &ChatTemplate, messages: &[Message], mode: ThinkingMode) -> Result<String, ChatError> {
+    let system = Message::new("system", mode.system_prompt());
+    let missing = messages.first().is_none_or(|first| first.role != "system");
+    let conversation = missing.then_some(&system).into_iter().chain(messages);
+    template.render(conversation, mode).map_err(ChatError::Template)
+}
+
+/// The template that counts: the file's, else the configuration's.
+fn compile(config: &Config, template_file: Option<&[u8]>) -> Result<ChatTemplate, ChatError> {
+    let unusable = |file, what| ChatError::Unusable { file, what };
+    let source = match template_file {
+        Some(bytes) => std::str::from_utf8(bytes).map_err(|error| unusable("chat_template.jinja", error.to_string()))?,
+        None => config.chat_template.as_deref().ok_or_else(|| {
+            unusable("tokenizer_config.json", "it has no chat_template and no chat_template.jinja stands beside it".into())
+        })?,
+    };
+    ChatTemplate::new(source, &config.special_tokens).map_err(|what| unusable("chat template", what))
+}
+
+/// Templates by name beside the checkpoint: with them transformers forgets the configuration's.
+fn has_additional_templates(checkpoint: &Path) -> bool {
+    let entries = std::fs::read_dir(checkpoint.join("additional_chat_templates")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|extension| extension == "jinja"))
 }
 
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ChatError> {

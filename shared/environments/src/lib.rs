@@ -15,6 +15,7 @@ pub mod completion;
 pub mod dataset;
 mod environment;
 pub mod gsm8k;
+mod jinja;
 mod prompt;
 pub mod python_text;
 mod thinking;

@@ -21,7 +21,7 @@ pub(super) struct Config {
 #[derive(Debug, Default)]
 pub(super) struct SpecialTokens {
     /// Name and text.
-    pub named: Vec<(&'static str, String)>,
+    pub named: Vec<(String, String)>,
     /// `additional_special_tokens`.
     pub additional: Vec<String>,
 }
@@ -31,11 +31,15 @@ impl Config {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let document: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         let mut special_tokens = SpecialTokens::default();
+        let class = document.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
         for name in SPECIAL_TOKENS {
-            if let Some(text) = document.get(name).map_or(Ok(None), |value| token(name, value))? {
-                special_tokens.named.push((name, text));
-            }
+            let text = match document.get(name) {
+                Some(value) => token(name, value)?,
+                None => default_token(class, name).map(str::to_owned),
+            };
+            special_tokens.named.extend(text.map(|text| (name.to_owned(), text)));
         }
+        special_tokens.named.extend(extra_tokens(&document)?);
         for value in document.get(ADDITIONAL).and_then(Value::as_array).into_iter().flatten() {
             special_tokens.additional.extend(token(ADDITIONAL, value)?);
         }
@@ -48,13 +52,63 @@ impl Config {
 
     /// The text of one named special token.
     pub(super) fn special_token(&self, name: &str) -> Option<&str> {
-        self.special_tokens.named.iter().find(|(known, _)| *known == name).map(|(_, text)| text.as_str())
+        self.special_tokens.named.iter().find(|(known, _)| known == name).map(|(_, text)| text.as_str())
     }
 
     /// The texts of all special tokens.
     pub(super) fn all_special_tokens(&self) -> impl Iterator<Item = &String> {
         self.special_tokens.named.iter().map(|(_, text)| text).chain(&self.special_tokens.additional)
     }
+}
+
+/// What transformers' class of tokenizers takes where the configuration does not name a token.
+fn default_token(class: &str, name: &str) -> Option<&'static str> {
+    match (class.trim_end_matches("Fast"), name) {
+        ("Qwen2Tokenizer", "unk_token" | "eos_token" | "pad_token") => Some("<|endoftext|>"),
+        ("LlamaTokenizer", "unk_token") => Some("<unk>"),
+        ("LlamaTokenizer", "bos_token") => Some("<s>"),
+        ("LlamaTokenizer", "eos_token") => Some("</s>"),
+        _ => None,
+    }
+}
+
+/// Tokens that only this model has, with names of their own.
+fn extra_tokens(document: &Map<String, Value>) -> Result<Vec<(String, String)>, String> {
+    const EXTRA: &str = "extra_special_tokens";
+    let mut tokens = Vec::new();
+    match document.get(EXTRA) {
+        None | Some(Value::Null) => {}
+        Some(Value::Object(extra)) => {
+            for (name, value) in extra {
+                tokens.extend(token(EXTRA, value)?.map(|text| (name.clone(), text)));
+            }
+        }
+        Some(_) => return Err(format!("its {EXTRA} is no object")),
+    }
+    Ok(tokens)
+}
+
+/// `tokenizer_config.json` with what an older checkpoint says in `special_tokens_map.json`: transformers reads that file
+/// only where the configuration has no `added_tokens_decoder`, and believes it then.
+pub(super) fn with_special_tokens_map(config: &[u8], map: &[u8]) -> Result<Vec<u8>, String> {
+    let said = |error: serde_json::Error| error.to_string();
+    let mut document: Map<String, Value> = serde_json::from_slice(config).map_err(said)?;
+    if document.contains_key("added_tokens_decoder") {
+        return Ok(config.to_vec());
+    }
+    let map: Map<String, Value> = serde_json::from_slice(map).map_err(said)?;
+    for (name, value) in map {
+        match (document.get_mut(&name), value) {
+            (Some(Value::Array(known)), Value::Array(more)) if name == ADDITIONAL => {
+                let more: Vec<Value> = more.into_iter().filter(|token| !known.contains(token)).collect();
+                known.extend(more);
+            }
+            (_, value) => {
+                document.insert(name, value);
+            }
+        }
+    }
+    serde_json::to_vec(&document).map_err(said)
 }
 
 /// A token is written as a text or as an object with its `content`; null means that it is not set.
@@ -66,17 +120,24 @@ fn token(name: &str, value: &Value) -> Result<Option<String>, String> {
     }
 }
 
-/// A template is a text, or a list of named ones of which `default` counts.
+/// A template is a text, or several by name, of which `default` counts; of two with that name, the last.
 fn chat_template(value: &Value) -> Result<Option<String>, String> {
+    let text = |template: &Value| match template {
+        Value::String(text) => Ok(Some(text.clone())),
+        _ => Err("its default chat_template is no text".to_owned()),
+    };
+    let no_default = || "its chat_template has no `default`".to_owned();
     match value {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text.clone())),
+        Value::Object(named) => text(named.get("default").ok_or_else(no_default)?),
         Value::Array(named) => {
-            let default = named.iter().find(|entry| entry["name"] == "default");
-            let text = default.and_then(|entry| entry["template"].as_str());
-            text.map(|text| Some(text.to_owned())).ok_or_else(|| "its chat_template list has no `default`".to_owned())
+            if named.iter().any(|entry| !entry["name"].is_string() || entry.get("template").is_none()) {
+                return Err("an entry of its chat_template has no name or no template".to_owned());
+            }
+            text(&named.iter().rfind(|entry| entry["name"] == "default").ok_or_else(no_default)?["template"])
         }
-        _ => Err("its chat_template is neither a text nor a list of named templates".to_owned()),
+        _ => Err("its chat_template is neither a text nor several by name".to_owned()),
     }
 }
 
