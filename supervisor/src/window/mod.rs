@@ -179,7 +179,10 @@ impl Miner {
             Err(_) => Err(format!("no answer within {:.1} s", patience.as_secs_f64())),
         };
         let answer = match answer {
-            Ok(block) if !self.heads.allows(clock::unix_seconds(), block) => self.confirmed(block).await,
+            Ok(block) if !self.heads.allows(clock::unix_seconds(), block) => {
+                let confirmed = tokio::time::timeout(patience, self.confirmed(block)).await;
+                confirmed.unwrap_or_else(|_| Err(format!("block {block} was not confirmed in time")))
+            }
             answer => answer,
         };
         match self.heads.heard(clock::unix_seconds(), answer.clone()) {

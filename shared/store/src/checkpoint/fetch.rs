@@ -433,14 +433,21 @@ fn give_up(links: Vec<Link>, error: CheckpointError) -> CheckpointError {
 fn finish(partial: Partial, window: u64, mut metadata: Metadata) -> Result<(PathBuf, Metadata, Hold), CheckpointError> {
     let mut verified = || {
         partial.retain(|name| metadata.file_manifest.files().any(|(listed, _)| listed == name))?;
-        if let Some(hash) = hash_of_files(partial.path(), window, &metadata)? {
+        let (on_disk, hash) = std::thread::scope(|scope| {
+            let on_disk = scope.spawn(|| verify_on_disk(partial.path(), window, &metadata.file_manifest, |_| true));
+            let hash = hash_of_files(partial.path(), window, &metadata);
+            (on_disk.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), hash)
+        });
+        // First: what was altered here says nothing about what is published.
+        on_disk?;
+        if let Some(hash) = hash? {
             metadata.weights_hash = Some(hash);
         }
         write_metadata(&partial, &metadata)
     };
     match verified() {
         Ok(()) => {
-            let (dir, hold) = partial.install(|dir| verify_on_disk(dir, window, &metadata.file_manifest, |_| true))?;
+            let (dir, hold) = partial.install(|_| Ok(()))?;
             Ok((dir, metadata, hold))
         }
         Err(error) => Err(partial.give_up(error)),
