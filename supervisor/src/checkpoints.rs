@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use grail_environments::dataset::SourceSplit;
-use grail_environments::{Dataset, Environment, ThinkingMode};
+use grail_environments::{Environment, ThinkingMode};
 use grail_link::message::{ApplyCommand, ReloadCommand, Revision};
 use grail_protocol::generation_params::GenerationParams;
 use grail_store::bucket::Bucket;
@@ -15,7 +14,6 @@ use grail_store::checkpoint::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::exit::Failure;
 use crate::groups::Terms;
 use crate::reader::{Reader, Readers};
 
@@ -329,28 +327,4 @@ fn model_number(dir: &Path, key: &str) -> Result<u32, String> {
     let config: serde_json::Value = serde_json::from_slice(&text).map_err(|error| format!("{path:?} is not JSON: {error}"))?;
     let number = config.get(key).and_then(serde_json::Value::as_u64).and_then(|number| u32::try_from(number).ok());
     number.ok_or_else(|| format!("{path:?} has no usable {key}"))
-}
-
-/// Reads every row of every split once, so that a bad row is found before anything is started. gsm8k is the environment
-/// that is built, so its columns are what a dataset must have.
-///
-/// # Errors
-/// The first bad row, with its file and line.
-pub fn check_dataset(dataset: Option<&Path>) -> Result<PathBuf, Failure> {
-    let path = dataset.ok_or_else(|| {
-        Failure::Data("no dataset is set; give one with --dataset PATH, environment.dataset or GRAIL_DATASET (a JSONL or Parquet file, or a folder)".into())
-    })?;
-    let refuse = |error: grail_environments::DatasetError| {
-        Failure::Data(format!("the dataset cannot be used, nothing was started: {error}"))
-    };
-    let opened = Dataset::open(path).map_err(refuse)?;
-    let mut splits: Vec<SourceSplit> = opened.splits().collect();
-    if splits.is_empty() {
-        // A single file whose name names no split serves as any.
-        splits.push(SourceSplit::Train);
-    }
-    for split in splits {
-        opened.rows(split, ["question", "answer"]).map_err(refuse)?;
-    }
-    Ok(path.to_path_buf())
 }

@@ -32,6 +32,7 @@ pub mod checkpoints;
 pub mod children;
 pub mod cli;
 pub mod completions;
+pub mod dataset;
 pub mod doctor;
 pub mod exit;
 pub mod explain;

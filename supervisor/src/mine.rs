@@ -19,9 +19,10 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::backstop::Backstop;
 use crate::buckets::{Buckets, preflight};
 use crate::chain::{Chain, Joined, LocalChain, NetworkChain, genesis, join};
-use crate::checkpoints::{Checkpoints, check_dataset};
+use crate::checkpoints::Checkpoints;
 use crate::children::{ChildEvent, ChildPrograms, Elsewhere, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings};
 use crate::completions::Completions;
+use crate::dataset::check_dataset;
 use crate::exit::Failure;
 use crate::gpu::{Gpus, Nvml};
 use crate::groups::Workshop;
@@ -479,7 +480,7 @@ async fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, Failure> {
         );
     }
     let programs = Programs::find(settings.programs.as_deref(), &[ChildPrograms::ProofWorker, ChildPrograms::GenLauncher])?;
-    let dataset = check_dataset(settings.dataset.as_deref())?;
+    let dataset = check_dataset(settings)?;
     let attempt = Duration::from_secs_f64(settings.upload_timeout);
     let mut buckets = Buckets::open(&settings.storage, attempt, true).await?;
     let chain = open_chain(settings, Some(&hotkey), &buckets)?;
@@ -491,7 +492,8 @@ async fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, Failure> {
         relays => Some(Relays::new(relays.to_vec()).map_err(|error| Failure::Unavailable(error.to_string()))?),
     };
     let joined = join(&chain, &hotkey, &buckets.commitment, settings.netuid).await?;
-    Ok(Prepared { state, plan, programs, hotkey, dataset, buckets, chain, joined, relays })
+    dataset.must_suit(&*chain).await?;
+    Ok(Prepared { state, plan, programs, hotkey, dataset: dataset.path, buckets, chain, joined, relays })
 }
 
 /// The chain of the settings; a local one is founded with the trainer as UID 0 and this hotkey, if there is one, as UID 1. A

@@ -1,10 +1,15 @@
 //! Raw rows of a Hugging Face style data set on disk: JSON lines (plain or gzip) and Parquet, in source order.
 //!
+//! Which files are a split is never guessed: it is one file, or one whole set of shards (`train-00000-of-00002.parquet`
+//! and so on). Anything beside it that could be meant as well is refused by name. What editors and macOS leave behind
+//! (hidden files, names that end in `~`) is no data.
+//!
 //! The order of rows is consensus (grail-environments 2.3), so nothing here sorts, drops or repairs a row: a bad one is
 //! an error that names the file and the row. Files are read whole, once, when an environment is opened.
 
 mod json_lines;
 mod parquet_rows;
+mod shards;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -87,6 +92,21 @@ pub enum DatasetError {
         /// The split.
         split: SourceSplit,
     },
+    /// Several files that could be the split, and are not one whole set of shards.
+    #[error(
+        "The split `{split}` of {path} is not one file or one whole set of shards: {what} ({files}). Leave only what belongs \
+         to it there, or name a folder or file that has nothing else."
+    )]
+    Ambiguous {
+        /// The data set.
+        path: PathBuf,
+        /// The split.
+        split: SourceSplit,
+        /// What does not fit.
+        what: String,
+        /// The files, as they are named.
+        files: String,
+    },
     /// A row that cannot be used.
     #[error("Row {row} of {path}: {what}. Repair or fetch the file again; rows are never skipped, their order is protocol.")]
     Row {
@@ -156,29 +176,29 @@ impl Dataset {
     /// Finds the data files of a single file or of a folder, without reading rows.
     ///
     /// A single file serves as the split that its name says (`test.jsonl`), or as whatever split is asked for if its name
-    /// says none. In a folder, files are told apart by the split in their names; shards are taken in name order; for each
-    /// split the folder itself goes before `main/`, and `main/` before `data/`.
+    /// says none. In a folder, files are told apart by the split in their names, in the folder itself, in `main/` and in
+    /// `data/`; shards are taken by their numbers.
     ///
     /// # Errors
-    /// A path that is not there, a file of no known form, or a split that is there in two forms.
+    /// A path that is not there, a file of no known form, a split that is there in two forms, and one that is neither a
+    /// single file nor one whole set of shards.
     pub fn open(path: &Path) -> Result<Self, DatasetError> {
         let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
         let mut dataset = Self { path: path.to_owned(), splits: BTreeMap::new(), any: None };
         if std::fs::metadata(path).map_err(unreadable)?.is_dir() {
-            for sub_folder in SUB_FOLDERS {
-                let folder = path.join(sub_folder);
+            let mut found: BTreeMap<SourceSplit, Vec<PathBuf>> = BTreeMap::new();
+            for folder in SUB_FOLDERS.map(|sub_folder| path.join(sub_folder)) {
                 if folder.is_dir() {
-                    dataset.add_folder(&folder)?;
+                    data_files(&folder, &mut found)?;
                 }
             }
+            found.into_iter().try_for_each(|(split, files)| dataset.add_split(split, files))?;
             return Ok(dataset);
         }
         let name = file_name(path);
         Form::of_file(&name).ok_or_else(|| DatasetError::UnknownForm { path: path.to_owned() })?;
         match SourceSplit::of_file(&name) {
-            Some(split) => {
-                dataset.splits.insert(split, vec![path.to_owned()]);
-            }
+            Some(split) => dataset.add_split(split, vec![path.to_owned()])?,
             None => dataset.any = Some(path.to_owned()),
         }
         Ok(dataset)
@@ -194,14 +214,21 @@ impl Dataset {
         self.splits.keys().copied()
     }
 
+    /// The files of a split, in the order in which they are read.
+    pub fn files(&self, split: SourceSplit) -> &[PathBuf] {
+        self.splits.get(&split).map(Vec::as_slice).or(self.any.as_ref().map(std::slice::from_ref)).unwrap_or_default()
+    }
+
     /// The text columns `columns` of every row of `split`, in source order.
     ///
     /// # Errors
     /// A missing split or column; a row that is not a JSON object, names a column twice, lacks a text, holds a NUL or is
     /// larger than [`MAX_ROW_BYTES`]; a split without rows or larger than [`MAX_ROWS`] or [`MAX_SPLIT_BYTES`].
     pub fn rows<const N: usize>(&self, split: SourceSplit, columns: [&str; N]) -> Result<Vec<[String; N]>, DatasetError> {
-        let files = self.splits.get(&split).map(Vec::as_slice).or(self.any.as_ref().map(std::slice::from_ref));
-        let files = files.ok_or_else(|| self.no_split(split))?;
+        let files = self.files(split);
+        if files.is_empty() {
+            return Err(self.no_split(split));
+        }
         let mut rows = Rows::new(columns);
         for path in files {
             match Form::of_file(&file_name(path)) {
@@ -223,21 +250,16 @@ impl Dataset {
         DatasetError::NoSplit { path: self.path.clone(), split, found }
     }
 
-    fn add_folder(&mut self, folder: &Path) -> Result<(), DatasetError> {
-        let mut found: BTreeMap<SourceSplit, Vec<PathBuf>> = BTreeMap::new();
-        for path in folder_files(folder)? {
-            let name = file_name(&path);
-            if let (Some(split), Some(_)) = (SourceSplit::of_file(&name), Form::of_file(&name)) {
-                found.entry(split).or_default().push(path);
-            }
+    /// Takes the files that name a split: one, or one whole set of shards.
+    fn add_split(&mut self, split: SourceSplit, files: Vec<PathBuf>) -> Result<(), DatasetError> {
+        let parquet = files.iter().filter(|path| Form::of_file(&file_name(path)) == Some(Form::Parquet)).count();
+        if parquet != 0 && parquet != files.len() {
+            return Err(DatasetError::MixedForms { path: self.path.clone(), split });
         }
-        for (split, files) in found {
-            let parquet = files.iter().filter(|path| Form::of_file(&file_name(path)) == Some(Form::Parquet)).count();
-            if parquet != 0 && parquet != files.len() {
-                return Err(DatasetError::MixedForms { path: folder.to_owned(), split });
-            }
-            self.splits.entry(split).or_insert(files);
-        }
+        let named = files.iter().map(|path| file_name(path)).collect::<Vec<_>>().join(", ");
+        let ambiguous = |what| DatasetError::Ambiguous { path: self.path.clone(), split, what, files: named };
+        let files = shards::whole(files).map_err(ambiguous)?;
+        self.splits.insert(split, files);
         Ok(())
     }
 }
@@ -277,18 +299,30 @@ fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// The files of a folder in name order.
-fn folder_files(folder: &Path) -> Result<Vec<PathBuf>, DatasetError> {
+/// The data files of a folder by the split that they name.
+fn data_files(folder: &Path, found: &mut BTreeMap<SourceSplit, Vec<PathBuf>>) -> Result<(), DatasetError> {
     let unreadable = |source| DatasetError::Unreadable { path: folder.to_owned(), source };
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(unreadable)?.take(MAX_FOLDER_ENTRIES) {
+    for (count, entry) in std::fs::read_dir(folder).map_err(unreadable)?.enumerate() {
+        if count == MAX_FOLDER_ENTRIES {
+            let what = format!("it has more than {MAX_FOLDER_ENTRIES} entries; name a folder with the data set alone");
+            return Err(DatasetError::File { path: folder.to_owned(), what });
+        }
         let path = entry.map_err(unreadable)?.path();
-        if path.is_file() {
-            files.push(path);
+        let name = file_name(&path);
+        if is_left_behind(&name) || !path.is_file() {
+            continue;
+        }
+        if let (Some(split), Some(_)) = (SourceSplit::of_file(&name), Form::of_file(&name)) {
+            found.entry(split).or_default().push(path);
         }
     }
-    files.sort();
-    Ok(files)
+    found.values_mut().for_each(|files| files.sort());
+    Ok(())
+}
+
+/// Whether a file is an editor's or macOS's rather than data: `._train.jsonl`, `.#train.jsonl`, `train.jsonl~`.
+fn is_left_behind(name: &str) -> bool {
+    name.starts_with(['.', '#', '~']) || name.ends_with(['~', '#'])
 }
 
 #[cfg(test)]

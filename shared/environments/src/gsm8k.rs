@@ -8,6 +8,8 @@ use crate::environment::{Component, Evaluation, Split};
 use crate::python_text::{is_decimal, is_space, lines, strip};
 use crate::{EnvironmentError, ThinkingMode};
 
+/// How many rows the network's data set has (openai/gsm8k, `main`): whoever has others asks other questions.
+pub const NETWORK_ROWS: [(SourceSplit, usize); 2] = [(SourceSplit::Train, 7473), (SourceSplit::Test, 1319)];
 /// Rows of the source's train split that become the `val` split.
 const VALIDATION_ROWS: usize = 250;
 /// The seed of the shuffle that chooses them.

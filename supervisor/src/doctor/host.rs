@@ -10,7 +10,7 @@ use nix::unistd::{AccessFlags, access};
 use sysinfo::System;
 
 use super::row::Row;
-use crate::checkpoints::check_dataset;
+use crate::dataset::check_dataset;
 use crate::open_files;
 use crate::settings::{Loaded, ProofSlots, Settings, Storage};
 use crate::state::StateFolder;
@@ -252,8 +252,8 @@ pub(super) fn variables(loaded: &Loaded) -> Row {
 }
 
 pub(super) fn dataset(settings: &Settings) -> Row {
-    match check_dataset(settings.dataset.as_deref()) {
-        Ok(path) => Row::ok("dataset", format!("every row of {} was read", path.display())),
+    match check_dataset(settings) {
+        Ok(checked) => Row::ok("dataset", format!("every row of {} was read; {}", checked.path.display(), checked.summary())),
         Err(error) => Row::failed_as_told("dataset", &error),
     }
 }

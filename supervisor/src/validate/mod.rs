@@ -33,8 +33,9 @@ use serde_json::Value;
 
 use crate::buckets::Buckets;
 use crate::chain::{Chain, ChainError};
-use crate::checkpoints::{Checkpoints, Unready, check_dataset};
+use crate::checkpoints::{Checkpoints, Unready};
 use crate::children::{ChildPrograms, Programs, ProofPool, Proved, WorkerNumerics, WorkerSettings};
+use crate::dataset::check_dataset;
 use crate::exit::Failure;
 use crate::gpu::Gpus;
 use crate::groups::Terms;
@@ -119,12 +120,13 @@ impl Validator {
         let plan = plan(settings)?;
         let hotkey = wallet::load(&settings.wallet)?;
         let programs = Programs::find(settings.programs.as_deref(), &[ChildPrograms::ProofWorker])?;
-        let dataset = check_dataset(settings.dataset.as_deref())?;
+        let dataset = check_dataset(settings)?;
         let attempt = Duration::from_secs_f64(settings.upload_timeout);
         let mut buckets = Buckets::open(&settings.storage, attempt, false).await?;
         let chain = open_chain(settings, Some(&hotkey), &buckets)?;
         settle(settings, chain.as_ref(), &mut buckets).await?;
         let standing = chain.standing(hotkey.address()).await?;
+        dataset.must_suit(&*chain).await?;
         let uid = standing.uid.ok_or_else(|| {
             Failure::Data(format!("the hotkey {} is not in the metagraph, so no validator looks at it", hotkey.address()))
         })?;
@@ -151,7 +153,7 @@ impl Validator {
         let trainer = settings.trainer.clone().unwrap_or(trainer);
         let readers = Readers::new(spawner.clone(), sockets.path().join("run"));
         let checkpoints =
-            Checkpoints::new(buckets.published(&trainer_bucket)?, &settings.cache, trainer, dataset, readers.clone());
+            Checkpoints::new(buckets.published(&trainer_bucket)?, &settings.cache, trainer, dataset.path, readers.clone());
         Ok(Self {
             bucket: buckets.published(&published)?,
             checkpoints,

@@ -50,7 +50,6 @@ fn a_folder_is_read_split_by_split_in_name_order() {
     write(folder.path(), "main/train-00001-of-00002.jsonl", &row("b"));
     write(folder.path(), "main/train-00000-of-00002.jsonl", &(row("a") + "\n" + &row("é")));
     write(folder.path(), "test.jsonl", &row("t"));
-    write(folder.path(), "data/test.jsonl", &row("shadowed"));
     write(folder.path(), "README.md", "train");
     assert_eq!(questions(folder.path(), SourceSplit::Train).unwrap(), ["a", "é", "b"]);
     assert_eq!(questions(folder.path(), SourceSplit::Test).unwrap(), ["t"]);
@@ -146,4 +145,73 @@ fn parquet_files_of_another_schema_are_refused() {
     }
     std::fs::write(&path, "PAR1 no PAR1").unwrap();
     assert!(questions(&path, SourceSplit::Train).unwrap_err().to_string().contains("no Parquet file"));
+}
+
+#[test]
+fn a_split_is_one_file_or_one_whole_set_of_shards() {
+    let other = |name: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "train.jsonl", &row("a"));
+        write(folder.path(), name, &row("b"));
+        questions(folder.path(), SourceSplit::Train)
+    };
+    for name in [
+        "train_socratic.jsonl",
+        "train (1).jsonl",
+        "train - Copy.jsonl",
+        "Copy of train.jsonl",
+        "train.old.jsonl",
+        "train.jsonl.gz",
+        "train-00000-of-00001.jsonl",
+        "main/train.jsonl",
+        "data/train.jsonl",
+    ] {
+        let message = other(name).unwrap_err().to_string();
+        let file = name.rsplit('/').next().unwrap();
+        assert!(message.contains(file) && message.contains("train.jsonl") && message.contains("`train`"), "{name}: {message}");
+    }
+    for name in [
+        "._train.jsonl",
+        ".train.jsonl.swp",
+        ".#train.jsonl",
+        "#train.jsonl#",
+        "train.jsonl~",
+        "~train.jsonl",
+        "train.jsonl.bak",
+        "training-notes.txt",
+    ] {
+        assert_eq!(other(name).unwrap(), ["a"], "{name}");
+    }
+}
+
+#[test]
+fn a_set_of_shards_is_whole_and_the_only_one() {
+    let rows = |names: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            write(folder.path(), name, &row(name));
+        }
+        questions(folder.path(), SourceSplit::Train).map_err(|error| error.to_string())
+    };
+    let (first, second) = ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl");
+    assert_eq!(rows(&[second, first]).unwrap(), [first, second]);
+    // The numbers decide, not the names: older files carry a hash behind them.
+    let hashed = ["train-00000-of-00002-ffff.jsonl", "train-00001-of-00002-0000.jsonl"];
+    assert_eq!(rows(&hashed).unwrap(), hashed);
+    for (names, why) in [
+        (&[first][..], "1 of 2 shards"),
+        (&[second], "1 of 2 shards"),
+        (&[first, second, "train-00000-of-00001.jsonl"], "different sizes"),
+        (&[first, second, "train.jsonl"], "no shard"),
+        (&[first, second, "train-00001-of-00002-abcd.jsonl"], "twice"),
+        (&[first, "train-00002-of-00002.jsonl"], "number 2"),
+        (&["old-train-00000-of-00002.jsonl", second], "different names"),
+    ] {
+        let message = rows(names).unwrap_err();
+        assert!(message.contains(why) && message.contains(names[0]), "{names:?}: {message}");
+    }
+    // A shard alone is not the whole either.
+    let folder = tempfile::tempdir().unwrap();
+    let shard = write(folder.path(), first, &row("a"));
+    assert!(questions(&shard, SourceSplit::Train).unwrap_err().to_string().contains("1 of 2 shards"));
 }

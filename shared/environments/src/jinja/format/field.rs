@@ -190,7 +190,7 @@ fn thousands(digits: &str) -> String {
     let whole = digits.len() - digits.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
     let mut grouped = String::new();
     for (at, digit) in digits[..whole].chars().enumerate() {
-        if at > 0 && (whole - at) % 3 == 0 {
+        if at > 0 && (whole - at).is_multiple_of(3) {
             grouped.push(',');
         }
         grouped.push(digit);
