@@ -15,7 +15,7 @@ use grail_store::checkpoint::{
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::groups::Terms;
-use crate::reader::{Reader, Readers};
+use crate::reader::{ReadError, Reader, Readers};
 
 /// A config.json has a few kilobytes.
 const CONFIG_LIMIT: u64 = 1 << 20;
@@ -167,7 +167,8 @@ impl Checkpoints {
             let mut cached = fetcher.fetch(checkpoint).await.map_err(Useless::Unfetched)?;
             let why = match understand(cached.clone(), dataset.clone(), &readers).await {
                 Ok(understood) => return Ok(understood),
-                Err(why) => why,
+                Err(Misunderstanding::Host(why)) => return Err(Useless::Misunderstood(None, why)),
+                Err(Misunderstanding::Checkpoint(why)) => why,
             };
             // The cache may hold terms that were published anew since.
             let Ok(published) = fetch_metadata(&bucket, checkpoint, &limits).await else {
@@ -176,7 +177,10 @@ impl Checkpoints {
             if !cached.take_terms(&published) {
                 return Err(Useless::Misunderstood(Some(published), why));
             }
-            understand(cached, dataset, &readers).await.map_err(|why| Useless::Misunderstood(Some(published), why))
+            understand(cached, dataset, &readers).await.map_err(|why| match why {
+                Misunderstanding::Host(why) => Useless::Misunderstood(None, why),
+                Misunderstanding::Checkpoint(why) => Useless::Misunderstood(Some(published), why),
+            })
         }
     }
 
@@ -273,13 +277,36 @@ fn texts(cached: &CachedCheckpoint) -> String {
     files.fold(mode.to_owned(), |all, (name, hash)| format!("{all} {name} {hash}"))
 }
 
+/// Why a checkpoint that is here cannot be mined with.
+enum Misunderstanding {
+    /// What it says is why, and that is the same until it is published anew.
+    Checkpoint(String),
+    /// This host could not look; the next attempt may.
+    Host(String),
+}
+
+impl From<String> for Misunderstanding {
+    fn from(why: String) -> Self {
+        Self::Checkpoint(why)
+    }
+}
+
+impl From<ReadError> for Misunderstanding {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Refused(why) => Self::Checkpoint(why),
+            error @ ReadError::Trouble(_) => Self::Host(error.to_string()),
+        }
+    }
+}
+
 /// Nobody gets the directory before it is known to hold no code, and its template and tokenizer to stay within bounds.
-async fn understand(cached: CachedCheckpoint, dataset: PathBuf, readers: &Readers) -> Result<Usable, String> {
+async fn understand(cached: CachedCheckpoint, dataset: PathBuf, readers: &Readers) -> Result<Usable, Misunderstanding> {
     let (window, dir) = (cached.window, cached.dir.clone());
     let searched = tokio::task::spawn_blocking(move || refuse_code(window, &dir)).await;
     searched.map_err(text)?.map_err(text)?;
     let mode: ThinkingMode = cached.metadata.mining_terms().map_err(text)?.thinking_mode.parse().map_err(text)?;
-    let chat = readers.open(&cached.dir, mode, &texts(&cached)).await.map_err(text)?;
+    let chat = readers.open(&cached.dir, mode, &texts(&cached)).await?;
     let hold = cached.hold.clone();
     let understood = tokio::task::spawn_blocking(move || understand_now(&cached, &dataset, mode, chat)).await;
     let (terms, command) = understood.map_err(text)??;
