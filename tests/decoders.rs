@@ -100,8 +100,8 @@ fn what_a_node_sends_survives() {
         let decoded = grail_chain::metadata::Metadata::decode(&bytes).map(drop);
         assert_eq!(decoded.is_err(), trap, "{}: {decoded:?}", path.display());
     }
-    survives("chain_metadata", 4_000);
-    survives("chain_value", 4_000);
+    survives("chain_metadata", 1_500);
+    survives("chain_value", 3_000);
 }
 
 /// The corpora hold a file per message, as this build writes it: a message that changes changes the corpus. To
