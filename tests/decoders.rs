@@ -93,6 +93,13 @@ fn journal_lines_survive() {
 
 #[test]
 fn what_a_node_sends_survives() {
+    // Mutations get nowhere from what is refused at once.
+    for (path, bytes) in corpus("chain_metadata") {
+        let traps = ["holds-itself", "compact-circle"];
+        let trap = traps.iter().any(|trap| path.ends_with(trap));
+        let decoded = grail_chain::metadata::Metadata::decode(&bytes).map(drop);
+        assert_eq!(decoded.is_err(), trap, "{}: {decoded:?}", path.display());
+    }
     survives("chain_metadata", 1_500);
     survives("chain_value", 3_000);
 }

@@ -212,7 +212,7 @@ mod tests {
             ("ftp://s3.example", "begins with"),
             ("https:/s3.example", "begins with"),
             ("https://", "no host"),
-            ("https:///", "path"),
+            ("https:///", "no host"),
             ("https://:443", "no host"),
             ("https://s3.example:0", "no host"),
             ("https://s3.example:+80", "no host"),
