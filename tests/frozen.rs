@@ -126,7 +126,7 @@ fn frozen_state() -> Result<String, String> {
     let disk = match Disk::mount(&host.path().join("state")) {
         Ok(disk) => disk,
         Err(why) => {
-            eprintln!("SKIPPED: this kernel makes no file system that can be frozen: {why}");
+            grail_tests::skipped("frozen disk", &format!("this kernel makes no file system that can be frozen: {why}"));
             return Ok("skipped".into());
         }
     };

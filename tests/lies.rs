@@ -160,7 +160,7 @@ fn checkpoint_attacks_its_reader() -> Result<String, String> {
     host.await_status("a group with the next checkpoint", &mut miner, 90, spooled);
     let readers = || host.processes().into_iter().filter(|(_, line)| line.contains("read-checkpoint")).map(|(pid, _)| pid);
     let reader = readers().next().ok_or("there is no reader")?;
-    kill(Pid::from_raw(reader), Signal::SIGKILL).map_err(|error| error.to_string())?;
+    kill(Pid::from_raw(reader.pid.cast_signed()), Signal::SIGKILL).map_err(|error| error.to_string())?;
     let status = host.await_status("a window", &mut miner, 60, uploaded);
     let failed =
         |status: &Value| ["prompt failed", "generation failed"].iter().any(|cause| status["window"]["dropped"][cause].is_u64());

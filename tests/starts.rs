@@ -67,8 +67,8 @@ fn open_files(pid: i32) -> Result<(String, String), String> {
 fn soft_limit() -> Result<String, String> {
     let host = host(0.8).set("generation.groups_in_flight", "24").after("ulimit -Sn 64");
     let raised = |pid: i32| {
-        let processes = host.processes().into_iter().filter(|(_, line)| !line.contains("--slot")).map(|(pid, _)| pid);
-        for pid in processes.chain([pid]) {
+        let processes = host.processes().into_iter().filter(|(_, line)| !line.contains("--slot"));
+        for pid in processes.map(|(process, _)| process.pid.cast_signed()).chain([pid]) {
             let (soft, hard) = open_files(pid)?;
             if soft != hard || soft == "64" {
                 return Err(format!("process {pid} has {soft} of {hard}"));

@@ -109,8 +109,9 @@ fn what_docker_exec_leaves_to_the_first_process_of_a_container_is_left_alone() {
     let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
     let allowed = Command::new("unshare").args(unshare).arg("/bin/true").output();
     if !allowed.as_ref().is_ok_and(|done| done.status.success()) {
-        eprintln!("SKIPPED: this kernel allows no pid namespace here: {allowed:?}");
-        return;
+        // Past the harness, which keeps what a test that passes prints.
+        let told = format!("SKIPPED pid namespace: this kernel allows none here: {allowed:?}\n");
+        return std::io::Write::write_all(&mut std::io::stderr(), told.as_bytes()).unwrap();
     }
     let container = miniature(folder.path(), "unshare", &unshare).stdout(Stdio::piped()).spawn().unwrap();
     await_some("the first process", || folder.path().join("ready").exists().then_some(()));
