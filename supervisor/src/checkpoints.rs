@@ -59,7 +59,7 @@ struct Bringing {
 enum Useless {
     Unfetched(CheckpointError),
     /// As published, where that is known.
-    Misunderstood(Option<Metadata>, String),
+    Misunderstood(Option<Box<Metadata>>, String),
 }
 
 /// Told how to get from the last checkpoint to the next, as soon as that is known.
@@ -124,7 +124,7 @@ impl Checkpoints {
             Err(Useless::Unfetched(error)) => Err(unusable(&error)),
             Err(Useless::Misunderstood(published, why)) => {
                 let why = format!("checkpoint {newest}: {why}");
-                self.misunderstood = published.map(|published| (newest, published, why.clone()));
+                self.misunderstood = published.map(|published| (newest, *published, why.clone()));
                 Err(unusable(&why))
             }
         }
@@ -175,11 +175,11 @@ impl Checkpoints {
                 return Err(Useless::Misunderstood(None, why));
             };
             if !cached.take_terms(&published) {
-                return Err(Useless::Misunderstood(Some(published), why));
+                return Err(Useless::Misunderstood(Some(Box::new(published)), why));
             }
             understand(cached, dataset, &readers).await.map_err(|why| match why {
                 Misunderstanding::Host(why) => Useless::Misunderstood(None, why),
-                Misunderstanding::Checkpoint(why) => Useless::Misunderstood(Some(published), why),
+                Misunderstanding::Checkpoint(why) => Useless::Misunderstood(Some(Box::new(published)), why),
             })
         }
     }

@@ -42,7 +42,7 @@ pub(super) async fn trial_of_worker(programs: &Programs, slot: &ProofSlot, proof
     child.kill().await;
     let told = log.await.unwrap_or_default();
     let says_why = |line: &&str| !line.trim().is_empty() && !line.starts_with("note: ");
-    let with_last_line = |why: String| match told.lines().filter(says_why).next_back() {
+    let with_last_line = |why: String| match told.lines().rfind(says_why) {
         Some(line) => format!("{why}: {}", line.trim()),
         None => why,
     };

@@ -454,7 +454,7 @@ fn a_line_that_is_no_toml_is_named_and_not_repeated() {
         (format!("write_secret_access_key = \"{CANARY}\\q\""), "line 2"),
         (format!("a = 1\nwrite_secret_access_key = '{CANARY}' '{CANARY}'"), "line 3"),
         (format!("write_secret_access_key = 'x'\nwrite_secret_access_key = '{CANARY}'"), "line 3"),
-        (format!("{CANARY}"), "line"),
+        (CANARY.to_owned(), "line"),
         (format!("[{CANARY}"), "line 2"),
         (format!("x = [\n'{CANARY}'\n"), "line"),
         (format!("x = {{ y = '{CANARY}'"), "line 2"),

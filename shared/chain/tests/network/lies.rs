@@ -12,13 +12,13 @@ const HOLDS_ITSELF: &[u8] = b"meta\x0e\x04\x00\x00\x00\x04\x08\x00\x00\x00\x00\x
 async fn between(lie: impl FnOnce(&TestNode)) -> (TestNode, TestNode, Node) {
     let (liar, honest) = (TestNode::start(setup()).await, TestNode::start(setup()).await);
     lie(&liar);
-    let addresses = vec![liar.endpoint(), honest.endpoint()];
+    let addresses = vec![liar.endpoint().into(), honest.endpoint().into()];
     let node = Node::connect(Endpoints { addresses, genesis: None }, patience());
     (liar, honest, node)
 }
 
 async fn asks(node: &Node, endpoint: &str) {
-    eventually("another endpoint", || async { node.identity().await.is_ok_and(|(at, _, _)| at == endpoint) }).await;
+    eventually("another endpoint", || async { node.identity().await.is_ok_and(|(at, _, _)| at.reveal() == endpoint) }).await;
     let subnet = || async { node.subnet(81, &key("//Alice").public_key()).await.is_ok_and(|subnet| subnet.uid == Some(1)) };
     eventually("the subnet", subnet).await;
 }
@@ -33,7 +33,7 @@ async fn metadata_that_nobody_could_read_by_is_left_for_the_next_endpoint() {
     // Told as such where there is no other one: whoever starts goes on asking.
     let liar = TestNode::start(setup()).await;
     liar.faults(|faults| faults.metadata = Some(HOLDS_ITSELF.into()));
-    let node = Node::connect(Endpoints { addresses: vec![liar.endpoint()], genesis: None }, patience());
+    let node = Node::connect(Endpoints { addresses: vec![liar.endpoint().into()], genesis: None }, patience());
     let told =
         || async { node.head().await.is_err_and(|error| error.is_passing() && error.to_string().contains("not to be believed")) };
     eventually("the reason", told).await;

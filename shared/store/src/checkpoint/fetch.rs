@@ -64,7 +64,7 @@ pub struct CachedCheckpoint {
 /// Whose turn it is to make a checkpoint.
 enum Turn {
     /// It was made meanwhile.
-    Made(CachedCheckpoint),
+    Made(Box<CachedCheckpoint>),
     Ours(Partial),
 }
 
@@ -143,7 +143,7 @@ impl Fetcher<'_> {
                 return match if waited { self.whole(window).await? } else { None } {
                     Some(cached) => {
                         partial.discard();
-                        Ok(Turn::Made(cached))
+                        Ok(Turn::Made(Box::new(cached)))
                     }
                     None => Ok(Turn::Ours(partial)),
                 };
@@ -207,7 +207,7 @@ impl Fetcher<'_> {
         }
         let objects = Objects::locate(self.bucket, window, Published::Full, &metadata.file_manifest).await?;
         let partial = match self.turn(window).await? {
-            Turn::Made(cached) => return Ok(cached),
+            Turn::Made(cached) => return Ok(*cached),
             Turn::Ours(partial) => partial,
         };
         if let Err(error) = objects.download(self.bucket, partial.path(), self.limits, self.observer).await {
@@ -275,7 +275,7 @@ impl Fetcher<'_> {
             self.obtainable(*base, metadata).await?;
         }
         let target = match self.turn(window).await? {
-            Turn::Made(cached) => return Ok(cached),
+            Turn::Made(cached) => return Ok(*cached),
             Turn::Ours(partial) => partial,
         };
         // Of another kind, by an earlier attempt.
