@@ -19,13 +19,13 @@ demo: build
 test: SETUP = --reference --sglang
 # Seconds that the installation of SGLang may take here; without it the tests that need it are left out, and say so.
 test: export GRAIL_SERVERS_LIMIT ?= 400
-# What failed and what was skipped is printed again at the end, where it is looked for; CI fails on a skip that
+# What failed, what took longest and what was skipped is printed again at the end, where it is looked for; CI fails on a skip that
 # tests/expected-skips.txt does not have.
 test: lint build
 	@mkdir -p target
 	@set -o pipefail; code=0; cargo test --workspace --no-fail-fast 2>&1 | tee target/test.log || \
 		{ code=1; awk '/^---- /{on=1} /^(failures:|test result:|[0-9]+ of [0-9]+ )/{on=0} on' target/test.log; }; \
-		python3 scripts/skips.py target/test.log && exit $$code
+		python3 scripts/slowest.py target/test.log; python3 scripts/skips.py target/test.log && exit $$code
 
 # The whole kill matrix (144 cells), the soak (24 windows) and fifty windows on a node: about half an hour. `make test` plays the
 # short forms.

@@ -49,9 +49,8 @@ pub fn scenarios() -> Vec<Scenario> {
     // The one that is validated takes longest.
     let befores = [(File, "file"), (FileThatStays, "delete-denied"), (FileOfAKilledRun, "killed-run"), (NoFile, "no-file")];
     let pairs = befores.iter().flat_map(|before| doubts.iter().map(move |doubt| (*doubt, *before)));
-    pairs
-        .map(|((doubt, one), (before, other))| Scenario::new(format!("doubt-{one}-{other}"), move || play(doubt, before)))
-        .collect()
+    let of_pair = |((doubt, one), (before, other))| Scenario::new(format!("doubt-{one}-{other}"), move || play(doubt, before));
+    pairs.map(of_pair).chain([Scenario::new("doubt-another-checkpoint-file", another_checkpoint_is_ready)]).collect()
 }
 
 struct Stage {
@@ -61,6 +60,32 @@ struct Stage {
 }
 
 fn play(doubt: Doubt, before: Before) -> Result<String, String> {
+    let stage = stage(doubt)?;
+    stage.play(before).map_err(|why| format!("{why}\n{:#}\n{}", stage.host.status(), stage.host.log()))
+}
+
+/// A READY marker comes when the window has long begun: what is mined and what the first run has sent are of another checkpoint.
+fn another_checkpoint_is_ready() -> Result<String, String> {
+    let stage = stage(Doubt::Undecided)?;
+    stage.first_run(Before::File)?;
+    let mut miner = stage.host.start(&["run"]);
+    let pid = miner.pid();
+    let more = |status: &Value| status["pid"] == pid && status["window"]["spooled"].as_u64() >= Some(5);
+    stage.host.await_status("a group of the second run", &mut miner, 60, more);
+    let folder = stage.host.path().join("buckets/grail-trainer/grail/checkpoints/checkpoint-29");
+    std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::write(folder.join("READY-29"), ""))
+        .map_err(|error| error.to_string())?;
+    miner.signal(Signal::SIGTERM);
+    let code = miner.finish(Duration::from_secs(60)).code;
+    let (log, object) = (stage.host.log(), stage.object());
+    if code != 0 || object.is_some() || !log.contains("checkpoint 29 became the newest for this window") {
+        return Err(format!("it ended with {code}, a file is in the bucket: {}\n{log}", object.is_some()));
+    }
+    Ok("the file of the first run was taken out".into())
+}
+
+fn stage(doubt: Doubt) -> Result<Stage, String> {
     let workers = match doubt {
         Doubt::OneLies => 3,
         Doubt::AloneAndWrong => 1,
@@ -70,8 +95,7 @@ fn play(doubt: Doubt, before: Before) -> Result<String, String> {
     let bucket = LyingBucket::start(&host.path().join("buckets"), Vec::new()).map_err(|error| error.to_string())?;
     let host = host.with_bucket(&bucket).set("proof.cpu_slots", &workers.to_string());
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
-    let stage = Stage { host, bucket, doubt };
-    stage.play(before).map_err(|why| format!("{why}\n{:#}\n{}", stage.host.status(), stage.host.log()))
+    Ok(Stage { host, bucket, doubt })
 }
 
 fn script(worker: Vec<WorkerCue>) -> Script {

@@ -288,6 +288,8 @@ pub fn shown(key: &str, text: &str) -> String {
         Some(Form::Addresses) => shown_addresses(text),
         Some(Form::Words) => match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
             Some(text) => format!("\"{}\"", Words::new(text.split_whitespace())),
+            // A list of words, which is refused: where one ends is not for this place to find out.
+            None if text.starts_with('[') => HIDDEN.to_owned(),
             None => Words::new(text.split_whitespace()).to_string(),
         },
         _ => text.into(),

@@ -73,6 +73,8 @@ impl Miner {
         let earlier = if gathering.harvest.is_tainted() { None } else { self.brought(opened, &gathering, &key).await };
         let fuller = earlier.as_ref().filter(|earlier| earlier.groups >= kept.len());
         if let Some(earlier) = fuller {
+            let unchanged = self.still_judged_alike(&opened.clockwork, gathering.harvest.judge()).await;
+            self.let_pass(unchanged, &gathering.harvest).await?;
             // An earlier run has brought all of it there; nothing was added and nothing taken out.
             let rollouts = (earlier.groups * ROLLOUTS_PER_PROBLEM) as u32;
             return Ok(Ending::There(Closed { rollouts, bytes: earlier.bytes, ..Closed::of(&kept) }));
@@ -91,7 +93,7 @@ impl Miner {
         self.schedule.closed(groups * ROLLOUTS_PER_PROBLEM, seconds);
         let bytes = file.bytes.len() as u64;
         self.journal.record(&FileClosed { window, groups, bytes, seconds, spot_checks: findings.agreed });
-        unchanged?;
+        self.let_pass(unchanged, &gathering.harvest).await?;
         self.board.window(|status| status.phase = "uploading".into());
         let copy = tokio::spawn(self.keep_copy(window, &key, file.bytes.clone()));
         let dispatch = Dispatch {
@@ -110,6 +112,16 @@ impl Miner {
             copy,
         };
         Ok(Ending::OnItsWay(Box::new((dispatch, Closed { bytes, ..total }))))
+    }
+
+    /// Nothing passes that validators would judge by something else than it was made from; what an earlier run has sent was made from
+    /// the same.
+    async fn let_pass(&mut self, unchanged: Result<(), NoFile>, harvest: &Harvest) -> Result<(), NoFile> {
+        if let Err(NoFile::HeldBack(why)) = &unchanged {
+            harvest.condemn_sent(why).await;
+            self.withdraw_condemned(harvest);
+        }
+        unchanged
     }
 
     /// What there is, once everything that an earlier run left was looked at, or there is no more time for it.

@@ -298,6 +298,14 @@ impl Harvest {
         files
     }
 
+    /// Nothing that earlier runs have sent may be judged, whichever groups are in it.
+    pub async fn condemn_sent(&self, why: &str) {
+        let files = self.condemn(why);
+        if !files.is_empty() {
+            self.on_disk(move |spool| spool.condemn(None, files)).await;
+        }
+    }
+
     /// Whether nothing that earlier runs have sent may be judged.
     pub fn is_tainted(&self) -> bool {
         self.state().tainted
