@@ -30,14 +30,14 @@ test: lint build
 # The whole kill matrix (144 cells), the soak (24 windows) and fifty windows on a node: about half an hour. `make test` plays the
 # short forms.
 test-faults: build
-	GRAIL_FAULTS=whole cargo test --package grail-tests --test kill_matrix
-	GRAIL_FAULTS=whole cargo test --package grail-tests --test soak
-	GRAIL_FAULTS=whole cargo test --package grail-tests --test windows
+	GRAIL_FAULTS=whole cargo test --workspace --test kill_matrix
+	GRAIL_FAULTS=whole cargo test --workspace --test soak
+	GRAIL_FAULTS=whole cargo test --workspace --test windows
 
 # The real SGLang 0.5.23 and vLLM 0.23.0 on the CPU: windows, updates, refusals and deaths with each; about half an hour.
 test-servers: SETUP = --sglang --vllm
 test-servers: build
-	GRAIL_SERVERS=whole cargo test --package grail-tests --test servers
+	GRAIL_SERVERS=whole cargo test --workspace --test servers
 
 lint: setup
 	cargo fmt --all --check
@@ -45,7 +45,7 @@ lint: setup
 	cargo clippy --workspace --features grail-supervisor/failpoints -- -D warnings
 
 conformance: setup
-	cargo test --package grail-tests --test conformance
+	cargo test --workspace --test conformance
 
 # The arithmetic in the release profile; memory and idle CPU on the programs that `make demo` runs; the proof worker beside
 # transformers.
