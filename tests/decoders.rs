@@ -11,7 +11,7 @@ use grail_link::message::{
     Reloaded, Revision, SequenceProof, ToLauncher, ToReader, ToWorker, WorkerHello,
 };
 use grail_store::checkpoint::sparse::{self, SparseFormat, SparseTensor, ValueType};
-use grail_supervisor::journal;
+use grail_supervision::journal;
 use grail_supervisor::spool::{GroupHeader, GroupRecord};
 use grail_tests::{programs, workspace};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

@@ -212,7 +212,7 @@ impl Stage {
         let validated = self.doubt == Doubt::OneLies && before == Before::File;
         let account = if validated { oracle::judge(&self.host, &[])? } else { oracle::account(&self.host)? };
         let journal =
-            grail_supervisor::journal::read(&self.host.path().join("state/journal")).map_err(|error| error.to_string())?;
+            grail_supervision::journal::read(&self.host.path().join("state/journal")).map_err(|error| error.to_string())?;
         let events = |kind: &'static str| journal.entries.iter().filter(move |entry| entry.kind == kind);
         let liar = events("worker_distrusted").filter_map(|entry| entry.data["worker"].as_u64()).next();
         let verdict_at = ["worker_distrusted", "workers_disagree", "spooled_group_unusable"]

@@ -17,9 +17,10 @@ use grail_fakes::{Reply, serve};
 use grail_link::message::{ReloadCommand, Revision};
 use grail_process::Spawner;
 use grail_protocol::generation_params::GenerationParams;
-use grail_supervisor::children::{ChildState, Elsewhere, Generator, Serving};
+use grail_supervision::board::{Board, ChildStatus};
+use grail_supervision::children::ChildState;
+use grail_supervisor::children::{Elsewhere, Generator, Serving};
 use grail_supervisor::completions::Completions;
-use grail_supervisor::status::{Board, ChildStatus};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 

@@ -354,7 +354,7 @@ fn skipped(publish: impl Fn(&Host), why: &str) -> Result<String, String> {
     if told.code != 0 || !told.stdout.contains(&format!("outcome   skipped: {}", &reason[..60])) {
         return Err(format!("explain says: {}", told.stdout));
     }
-    let journal = grail_supervisor::journal::read(&site.host.path().join("state/journal")).unwrap().entries;
+    let journal = grail_supervision::journal::read(&site.host.path().join("state/journal")).unwrap().entries;
     let time = |kind: &str, window: u64| {
         let entry = journal.iter().find(|entry| entry.kind == kind && entry.data["window"] == window);
         entry.map_or(f64::NAN, |entry| entry.time)

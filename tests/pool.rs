@@ -8,10 +8,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use grail_process::Spawner;
-use grail_supervisor::children::{ChildPrograms, ChildState, Programs, ProofPool, WorkerNumerics, WorkerSettings};
-use grail_supervisor::gpu::Gpus;
+use grail_supervision::board::{Board, ChildStatus};
+use grail_supervision::children::ChildState;
+use grail_supervision::gpu::Gpus;
+use grail_supervisor::children::{ChildPrograms, Programs, ProofPool, WorkerNumerics, WorkerSettings};
 use grail_supervisor::plan::ProofSlot;
-use grail_supervisor::status::{Board, ChildStatus};
 use grail_tests::programs;
 
 /// A folder of programs whose proof worker is the real one, given `to` instead of the argument `from` in slot 1.

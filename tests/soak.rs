@@ -15,7 +15,7 @@ use axum::http::Method;
 use grail_fakes::{BucketCue, BucketLie, LyingBucket, Script, ServerCue, ServerLie, WorkerCue, WorkerLie};
 use grail_process::Identity;
 use grail_protocol::constants::DEADLINE_SLACK_SECONDS;
-use grail_supervisor::journal;
+use grail_supervision::journal;
 use grail_tests::{Cast, Host, Running, now, oracle, points, process};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;

@@ -17,8 +17,9 @@ use grail_protocol::derivation::{challenge_text, hash_tokens};
 use grail_protocol::keys::Hotkey;
 use grail_protocol::row::{Commit, Commitments, ModelReference, Rollout, WindowRow};
 use grail_store::window_file::{WindowMetadata, encode_group, splice};
+use grail_supervision::journal::Journal;
+use grail_supervisor::events::GroupKept;
 use grail_supervisor::gate::Judge;
-use grail_supervisor::journal::{GroupKept, Journal};
 use grail_supervisor::spool::{FileSystem, GroupHeader, GroupRecord, Spool, UnderWay};
 use sha2::{Digest, Sha256};
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use grail_store::bucket::{Bucket, BucketError, BucketSettings, Secret, TransferLimits};
 use grail_store::local_server::{KeyPair as ServerKeyPair, LocalBucketServer, LocalBucketSettings};
+use grail_supervision::exit::Failure;
 
 use crate::chain::BucketCommitment;
-use crate::exit::Failure;
 use crate::settings::{Storage, is_r2_account_id, r2_address};
 
 /// The miner's bucket on the local server.

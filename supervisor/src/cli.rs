@@ -8,11 +8,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use grail_supervision::exit::Failure;
+use grail_supervision::{log, secrets};
 
-use crate::exit::Failure;
 use crate::settings::{self, Loaded, Settings, Sources};
 use crate::view::View;
-use crate::{doctor, explain, incident, layout, log, mine, publish, reader, secrets, simulate, validate};
+use crate::{doctor, explain, incident, layout, mine, publish, reader, simulate, validate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -235,7 +236,7 @@ fn load(common: &Common, environment: &BTreeMap<String, String>, no_drand: bool)
         overrides,
     };
     let loaded = settings::load(&sources)?;
-    secrets::know(secrets::of_host(&loaded, environment));
+    secrets::know(secrets::of_host(loaded.secrets(), environment));
     Ok(loaded)
 }
 
@@ -260,7 +261,7 @@ fn show_status(settings: &Settings) -> Result<ExitCode, Failure> {
         Failure::Unavailable(format!("there is no status at {path:?} ({error}); has a supervisor run with this state folder?"))
     })?;
     print(&text);
-    if crate::state::StateFolder::is_locked(&settings.state) {
+    if grail_supervision::state::StateFolder::is_locked(&settings.state) {
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("No supervisor is running; this is what the last one left.");

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use grail_environments::dataset::SourceSplit;
 use grail_environments::{Dataset, DatasetError, gsm8k};
+use grail_supervision::exit::Failure;
 use sha2::{Digest, Sha256};
 
 use crate::chain::{Chain, genesis};
-use crate::exit::Failure;
 use crate::settings::{self, Settings};
 
 /// Characters of a digest that are shown: enough to compare two by eye.

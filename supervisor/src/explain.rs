@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
+use grail_supervision::exit::Failure;
+use grail_supervision::journal::{self, Entry, Event, Reading, SupervisorStarted, SupervisorStopped};
 use serde::de::DeserializeOwned;
 
-use crate::exit::Failure;
-use crate::journal::{
-    self, ChainAnswersAgain, ChainSilent, Entry, Event, FileClosed, FileFound, FileUploaded, GroupDropped, GroupKept,
-    LocalCopyFailed, MiningBegan, Reading, SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed, SpotChecked,
-    SupervisorStarted, SupervisorStopped, WindowEnded, WindowOpened, WindowWaits, WorkerDistrusted, WorkersDisagree,
+use crate::events::{
+    ChainAnswersAgain, ChainSilent, FileClosed, FileFound, FileUploaded, GroupDropped, GroupKept, LocalCopyFailed, MiningBegan,
+    SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed, SpotChecked, WindowEnded, WindowOpened, WindowWaits,
+    WorkerDistrusted, WorkersDisagree,
 };
 use crate::settings::Settings;
 

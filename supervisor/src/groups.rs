@@ -181,7 +181,7 @@ pub async fn make(
     fence(&terms.revision, &rollouts, &revision)?;
     check_proofs(terms.params.max_new_tokens, &rollouts, &proofs)?;
     workshop.board.window(|window| window.proved += 1);
-    crate::failpoint::pass("signing").await;
+    grail_supervision::failpoint::pass("signing").await;
     let maker = RowMaker { workshop: &workshop, terms: &terms, facts: &facts, index, block, prompt: &prompt };
     let rows = maker.rows(rollouts, proofs)?;
     Ok(Group { index, worker, rows })
@@ -218,7 +218,7 @@ async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt, tell: &im
     let mut requests: FuturesUnordered<_> = requests.collect();
     let mut scored = BTreeMap::new();
     while let Some((place, answer)) = requests.next().await {
-        crate::failpoint::pass("generating").await;
+        grail_supervision::failpoint::pass("generating").await;
         let completion = answer.map_err(|error| match error {
             crate::completions::CompletionError::OtherRevision { .. } => Dropped::Revision,
             error @ crate::completions::CompletionError::Failed { .. } => Dropped::Generation(error.to_string()),

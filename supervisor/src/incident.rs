@@ -23,11 +23,11 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use grail_process::clock;
 use grail_secrets::HIDDEN;
+use grail_supervision::exit::Failure;
+use grail_supervision::{journal, log, secrets};
 
-use crate::exit::Failure;
 use crate::explain::story;
 use crate::settings::{Loaded, explain};
-use crate::{journal, log, secrets};
 
 /// Most of the log, from its end.
 const LOG_BYTES: u64 = 4 * 1024 * 1024;
@@ -42,7 +42,7 @@ const STORIES: usize = 12;
 /// When it cannot be written, or would hold a secret after all.
 pub fn pack(loaded: &Loaded, environment: &BTreeMap<String, String>, output: Option<PathBuf>) -> Result<String, Failure> {
     let path = output.unwrap_or_else(|| format!("grail-incident-{}.tar.gz", clock::since_epoch().as_secs()).into());
-    let filter = secrets::of_host(loaded, environment);
+    let filter = secrets::of_host(loaded.secrets(), environment);
     let parts = gather(loaded);
     let parts: Vec<(String, Vec<u8>)> =
         parts.into_iter().map(|(name, bytes)| (name, filter.clean(&bytes).into_owned())).collect();
@@ -124,6 +124,7 @@ mod tests {
     use flate2::read::GzDecoder;
 
     use super::*;
+    use crate::events::SpoolRefused;
     use crate::settings::{Sources, load};
 
     const CANARY: &str = "canary-5f3a\"9b";
@@ -160,7 +161,7 @@ mod tests {
         std::fs::write(state.join("supervisor.log"), format!("line\n{slip}\nlast line\n")).unwrap();
         std::fs::write(state.join("status.json"), serde_json::to_vec(&serde_json::json!({ "slip": slip })).unwrap()).unwrap();
         let journal = journal::Journal::open(&state.join("journal"));
-        journal.record(&journal::SpoolRefused { window: 600, why: slip });
+        journal.record(&SpoolRefused { window: 600, why: slip });
         journal.flush(std::time::Duration::from_secs(20));
         (loaded, environment)
     }

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use grail_engines::{Engine, Installed, PORTS, ServerOptions};
 use grail_process::ports;
+use grail_supervision::exit::Failure;
+use grail_supervision::state::StateFolder;
 use serde_json::Value;
 
-use crate::exit::Failure;
 use crate::plan::{Plan, ProofSlot};
 use crate::settings::{Address, ConfigError, ConfigErrors, Generation, ProofSlots, Settings, Storage};
-use crate::state::StateFolder;
 
 /// Memory of a GPU that neither weights nor cache get: the CUDA context, NCCL, activations.
 const OVERHEAD_GIB: f64 = 3.0;

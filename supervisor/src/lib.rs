@@ -25,7 +25,6 @@
 //! | [`failpoint`] | where tests can hold the program |
 #![forbid(unsafe_code)]
 
-mod backstop;
 pub mod buckets;
 pub mod chain;
 pub mod checkpoints;
@@ -34,29 +33,22 @@ pub mod cli;
 pub mod completions;
 pub mod dataset;
 pub mod doctor;
-pub mod exit;
+pub mod events;
 pub mod explain;
-pub mod failpoint;
 pub mod gate;
-pub mod gpu;
 pub mod groups;
 pub mod incident;
-pub mod journal;
 pub mod layout;
-mod log;
 pub mod mine;
 pub mod open_files;
 pub mod plan;
 pub mod publish;
 pub mod reader;
 pub mod schedule;
-pub mod secrets;
 pub mod server_load;
 pub mod settings;
-pub mod shutdown;
 pub mod simulate;
 pub mod spool;
-pub mod state;
 pub mod status;
 pub mod upload;
 pub mod validate;

@@ -1,54 +1,42 @@
 //! `grail-supervisor run`: everything is judged first, then the children are started, then windows are mined.
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::FusedFuture;
 use grail_chain::node::Endpoints;
 use grail_chain::relays::Relays;
-use grail_process::orphans::{Orphan, become_subreaper};
-use grail_process::{Aside, Spawner, clock, limits};
+use grail_process::{Aside, Spawner, limits};
 use grail_protocol::keys::{Hotkey, KeyScheme};
-use tokio::signal::unix::{SignalKind, signal};
+use grail_supervision::exit::Failure;
+use grail_supervision::gpu::{Gpus, Nvml};
+use grail_supervision::host::{Children, Host, StopTime, Workload};
+use grail_supervision::journal::Journal;
+use grail_supervision::shutdown::Shutdown;
+use grail_supervision::state::StateFolder;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
-use crate::backstop::Backstop;
 use crate::buckets::{Buckets, preflight};
 use crate::chain::{Chain, Joined, LocalChain, NetworkChain, genesis, join};
 use crate::checkpoints::Checkpoints;
-use crate::children::{ChildEvent, ChildPrograms, Elsewhere, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings};
+use crate::children::{ChildPrograms, Elsewhere, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings};
 use crate::completions::Completions;
 use crate::dataset::check_dataset;
-use crate::exit::Failure;
-use crate::gpu::{Gpus, Nvml};
 use crate::groups::Workshop;
-use crate::journal::{Journal, SupervisorStarted, SupervisorStopped};
-use crate::open_files;
 use crate::plan::{Plan, VisibleGpus};
 use crate::reader::Readers;
 use crate::schedule::{Rules, Schedule};
 use crate::settings::{self, ConfigErrors, Settings};
-use crate::shutdown::{Host, Shutdown, grace_warning};
-use crate::state::{Before, StateFolder};
-use crate::status::{Board, StatusFile};
+use crate::status::Board;
 use crate::view::{self, View};
-use crate::wallet;
 use crate::window::{Heads, Miner, Subnet};
+use crate::{open_files, wallet};
 
 /// UID 0 of the local chain.
 const LOCAL_TRAINER: &str = "//Trainer";
 
 /// Pieces of work that may wait for the disk of the spool: more than a window's groups under way, and what is taken out of them.
 const SPOOL_QUEUE: usize = 1024;
-/// Longest pause between two looks for orphans.
-const SWEEP: Duration = Duration::from_secs(1);
-/// Time for the last orphans to be gone, for the last records to reach the disk, and for the last look at the picture and the
-/// status file.
-const LAST_STEP: Duration = Duration::from_secs(2);
 
 /// What the command line adds to the settings.
 #[derive(Debug)]
@@ -61,7 +49,6 @@ pub struct Options {
 
 /// Everything that was judged before anything is started.
 struct Prepared {
-    state: StateFolder,
     plan: Plan,
     programs: Programs,
     hotkey: Arc<Hotkey>,
@@ -78,260 +65,107 @@ struct Prepared {
 /// When something is wrong before the start. Trouble later is dealt with window by window.
 pub async fn run(settings: &Settings, options: Options) -> Result<(), Failure> {
     let plan = plan(settings)?;
-    let prepared = prepare(settings, plan).await?;
-    let journal = Journal::open(&prepared.state.journal());
-    let board = Board::with_journal(journal.clone());
-    board.update(|status| {
-        status.pid = std::process::id();
-        status.hotkey = prepared.hotkey.address().into();
-    });
-    let threads = |error| Failure::internal("start a thread", error);
-    let file = StatusFile::at(prepared.state.root().join("status.json")).map_err(threads)?;
-    let keeper = tokio::spawn(file.clone().keep(board.clone()));
+    let (state, prepared) = prepare(settings, plan).await?;
+    let address = prepared.hotkey.address();
+    let time = StopTime { budget: Duration::from_secs_f64(settings.shutdown_budget), grace: settings.shutdown_grace };
+    let mut host = Host::open(state, address, time)?;
+    let board = Board::on(&host.board);
+    board.update(|status| status.hotkey = address.into());
     let end = CancellationToken::new();
-    let shown = view::show(board.clone(), options.view, end.clone()).map_err(threads)?;
-    journal.record(&SupervisorStarted {
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        hotkey: prepared.hotkey.address().into(),
-    });
-    let zero = clock::monotonic();
-    let mut shutdown = Shutdown::new(Duration::ZERO, Duration::from_secs_f64(settings.shutdown_budget));
-    let outcome = work(settings, prepared, &board, &journal, options.windows, (zero, &mut shutdown)).await;
-    let step = || shutdown.last_step(zero.elapsed(), LAST_STEP);
-    journal.record(&SupervisorStopped { pid: std::process::id() });
-    journal.flush(step());
-    board.update(|status| status.events = journal.counts());
-    keeper.abort();
+    let shown = view::show(board.clone(), options.view, end.clone());
+    let shown = shown.map_err(|error| Failure::internal("start a thread", error))?;
+    let folders = Folders::of(&host.state);
+    let journal = host.journal.clone();
+    let start = |spawner: &Spawner| {
+        let miner = miner(settings, &prepared, &folders, spawner.clone(), &board, &journal)?;
+        Ok(Mining { miner, windows: options.windows })
+    };
+    let outcome = host.run(start).await;
     end.cancel();
-    let _ = tokio::time::timeout(step(), shown).await;
-    file.write_last(&board, step()).await;
+    host.close(shown).await;
     outcome
 }
 
-async fn work(
+/// The miner as a host's workload.
+struct Mining {
+    miner: Miner,
+    /// Stop after so many attempted windows.
+    windows: Option<u64>,
+}
+
+impl Workload for Mining {
+    type Children = Workers;
+
+    async fn work(&mut self, stop: &CancellationToken) {
+        self.miner.run(stop, self.windows).await;
+    }
+
+    fn children(&self) -> Workers {
+        Workers { workshop: self.miner.workshop.clone(), readers: self.miner.checkpoints.readers().clone() }
+    }
+
+    fn break_off(&mut self) {
+        self.miner.break_off();
+    }
+}
+
+/// Everything that the miner starts.
+struct Workers {
+    workshop: Arc<Workshop>,
+    readers: Readers,
+}
+
+impl Children for Workers {
+    async fn none_left(&self) -> &'static str {
+        tokio::select! {
+            () = self.workshop.proofs.none_left() => "every proof worker",
+            () = self.workshop.generator.none_left() => "every generation launcher",
+        }
+    }
+
+    async fn stop(&self) {
+        tokio::join!(self.workshop.proofs.stop(), self.workshop.generator.stop(), self.readers.stop());
+    }
+
+    async fn kill(&self) {
+        tokio::join!(self.workshop.proofs.kill(), self.workshop.generator.kill(), self.readers.stop());
+    }
+}
+
+/// Where the miner's things lie in the state folder.
+struct Folders {
+    sockets: PathBuf,
+    children: PathBuf,
+    probes: PathBuf,
+    spool: PathBuf,
+    windows: PathBuf,
+}
+
+impl Folders {
+    fn of(state: &StateFolder) -> Self {
+        Self {
+            sockets: state.sockets(),
+            children: state.children(),
+            probes: state.of_workload("probes"),
+            spool: state.of_workload("spool"),
+            windows: state.of_workload("windows"),
+        }
+    }
+}
+
+fn miner(
     settings: &Settings,
-    prepared: Prepared,
+    prepared: &Prepared,
+    folders: &Folders,
+    spawner: Spawner,
     board: &Board,
     journal: &Journal,
-    windows: Option<u64>,
-    (zero, shutdown): (Instant, &mut Shutdown),
-) -> Result<(), Failure> {
-    if let Some(warning) = grace_warning(settings.shutdown_budget, settings.shutdown_grace, host()) {
-        tracing::warn!(warning, "The time for an orderly stop is short.");
-    }
-    match prepared.state.before() {
-        Before::Orderly => {}
-        before => tracing::warn!(?before, "The last run with this state folder did not end in order."),
-    }
-    become_subreaper().map_err(|error| Failure::internal("become the subreaper of the children", error))?;
-    let records = prepared.state.end_survivors(board)?;
-    let spawner = Spawner::recording(records).map_err(|error| Failure::internal("start the spawner thread", error))?;
-    let sweeper = AbortOnDropHandle::new(tokio::spawn(sweep_orphans(spawner.clone(), board.clone())));
-    let signals = Signals::listen()?;
-    let budget = Duration::from_secs_f64(settings.shutdown_budget);
-    let backstop = Backstop::keep(budget, spawner.clone());
-    let backstop = backstop.map_err(|error| Failure::internal("start the backstop's thread", error))?;
-    let mut miner = miner(settings, &prepared, spawner.clone(), board, journal)?;
-    // Goes on beside the mining.
-    let _publishing = prepared.joined.publishing;
-    let (outcome, planned) = attend(&mut miner, windows, signals, (zero, budget), &backstop).await;
-    *shutdown = planned;
-    drop(sweeper);
-    end_orphans(&spawner, board, shutdown.last_step(zero.elapsed(), LAST_STEP)).await;
-    outcome
-}
-
-/// Mines until the windows are done, a signal comes or nothing is left to mine with, and then ends in order: at the latest when
-/// the budget is used up no child is left. Returns how the stop was planned, too.
-async fn attend(
-    miner: &mut Miner,
-    windows: Option<u64>,
-    mut signals: Signals,
-    (zero, budget): (Instant, Duration),
-    backstop: &Backstop,
-) -> (Result<(), Failure>, Shutdown) {
-    let stop = CancellationToken::new();
-    let workshop = miner.workshop.clone();
-    let mut outcome = Ok(());
-    let mut shutdown = {
-        // Fused: it may be looked at again after it is done.
-        let mining = miner.run(&stop, windows).fuse();
-        tokio::pin!(mining);
-        tokio::select! {
-            () = &mut mining => {}
-            name = signals.next() => {
-                tracing::info!(signal = name, "Stopping: finished groups are uploaded, then the children end. A second signal hurries it.");
-            }
-            () = workshop.proofs.none_left() => outcome = Err(exhausted("every proof worker")),
-            () = workshop.generator.none_left() => outcome = Err(exhausted("every generation launcher")),
-        }
-        stop.cancel();
-        backstop.arm();
-        let mut shutdown = Shutdown::new(zero.elapsed(), budget);
-        if !mining.is_terminated() {
-            tokio::select! {
-                () = &mut mining => {}
-                name = signals.again() => hurry(&mut shutdown, zero.elapsed(), name),
-                () = tokio::time::sleep(shutdown.uploading(zero.elapsed())) => {
-                    tracing::warn!("The time for finishing and uploading is used up: what is in the spool stays there.");
-                }
-            }
-        }
-        shutdown
-    };
-    miner.break_off();
-    crate::failpoint::pass("shutting-down").await;
-    let readers = miner.checkpoints.readers().clone();
-    let orderly = async { tokio::join!(workshop.proofs.stop(), workshop.generator.stop(), readers.stop()) };
-    tokio::pin!(orderly);
-    loop {
-        tokio::select! {
-            _ = &mut orderly => return (outcome, shutdown),
-            name = signals.again() => hurry(&mut shutdown, zero.elapsed(), name),
-            () = tokio::time::sleep(shutdown.ending_children(zero.elapsed())) => break,
-        }
-    }
-    tracing::warn!("Children did not end in time and are killed.");
-    // Ending the tasks kills the children's groups.
-    let kill = async { tokio::join!(workshop.proofs.kill(), workshop.generator.kill(), readers.stop()) };
-    let _ = tokio::time::timeout(shutdown.killing(zero.elapsed()), kill).await;
-    (outcome, shutdown)
-}
-
-fn hurry(shutdown: &mut Shutdown, now: Duration, signal: &str) {
-    tracing::warn!(signal, "Another signal: only the children are ended, at once.");
-    shutdown.hurry(now);
-}
-
-fn exhausted(who: &str) -> Failure {
-    Failure::Exhausted(format!(
-        "{who} is quarantined, so nothing can be mined; the reasons are in the log and in status.json (children, death); mend the \
-         cause and start the supervisor again"
-    ))
-}
-
-fn host() -> Host {
-    // Read here only to learn who starts and stops this process.
-    let contained = Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists();
-    // A container's signals go to its first process, which may be an init that passes them on.
-    if contained && (std::process::id() == 1 || nix::unistd::getppid().as_raw() == 1) {
-        Host::Container
-    } else if std::env::var_os("INVOCATION_ID").is_some() {
-        Host::Systemd
-    } else {
-        Host::Other
-    }
-}
-
-/// Ends what children leave behind, when the kernel says that a child ended, and once a second for what it does not say.
-async fn sweep_orphans(spawner: Spawner, board: Board) {
-    let mut children = signal(SignalKind::child()).ok();
-    let mut told = HashSet::new();
-    loop {
-        let ended = async {
-            match &mut children {
-                Some(children) => _ = children.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        let _ = tokio::time::timeout(SWEEP, ended).await;
-        match spawner.sweep() {
-            Ok(orphans) => tell_orphans(&orphans, &mut told, &board),
-            Err(error) => {
-                tracing::warn!(%error, "Orphans cannot be looked for; a child's own processes may outlive it.");
-                return;
-            }
-        }
-    }
-}
-
-/// An orphan is met at least twice: when it is killed and when it is reaped.
-fn tell_orphans(orphans: &[Orphan], told: &mut HashSet<u32>, board: &Board) {
-    for Orphan { pid, name, killed } in orphans {
-        if !killed {
-            told.remove(pid);
-        } else if told.insert(*pid) {
-            board.event(ChildEvent::OrphanEnded { pid: *pid, program: name.clone() });
-        }
-    }
-}
-
-/// Nothing that was started here outlives the supervisor, as far as the kernel lets go of it: children whose task was not ended in
-/// time are killed with all that is below them, which a parent-death signal would not reach.
-async fn end_orphans(spawner: &Spawner, board: &Board, limit: Duration) {
-    let began = clock::monotonic();
-    // A start that the stop cut off may still be under way.
-    let _ = tokio::time::timeout(limit / 2, spawner.settle()).await;
-    let mut told = HashSet::new();
-    loop {
-        // Swept first, so that orphans are told of.
-        let swept = spawner.sweep();
-        tell_orphans(swept.as_deref().unwrap_or_default(), &mut told, board);
-        match (swept, spawner.end_all()) {
-            (Ok(met), Ok(0)) if met.is_empty() => return,
-            (Err(error), _) | (_, Err(error)) => {
-                return tracing::warn!(%error, "What is left of the children cannot be looked for; it may outlive the supervisor.");
-            }
-            (Ok(_), Ok(_)) if began.elapsed() < limit => tokio::time::sleep(Duration::from_millis(10)).await,
-            (Ok(_), Ok(left)) => {
-                return tracing::error!(left, "Processes that were killed are still there; the kernel holds them.");
-            }
-        }
-    }
-}
-
-/// SIGTERM, SIGINT, and SIGHUP unless it was ignored at the start: whoever started this by `nohup` wants it to outlive the terminal,
-/// everybody else whose terminal or session ends wants it to end in order.
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-    hang_up: Option<tokio::signal::unix::Signal>,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::internal("listen for signals", error));
-        // Listening would end the ignoring.
-        let ignored = limits::ignores(nix::sys::signal::Signal::SIGHUP);
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            hang_up: if ignored { None } else { Some(listen(SignalKind::hangup())?) },
-        })
-    }
-
-    /// The first one.
-    async fn next(&mut self) -> &'static str {
-        let hang_up = async {
-            match &mut self.hang_up {
-                Some(hang_up) => _ = hang_up.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            () = hang_up => "SIGHUP",
-        }
-    }
-
-    /// One that hurries a stop. SIGHUP does not: a terminal that ends sends it more than once (kernel and shell), and systemd may send it
-    /// beside SIGTERM.
-    async fn again(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-}
-
-fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Board, journal: &Journal) -> Result<Miner, Failure> {
+) -> Result<Miner, Failure> {
     let grace = Shutdown::grace(Duration::from_secs_f64(settings.shutdown_budget));
     let gpus_watched = watch_gpus(&prepared.plan, board)?;
     let workers = WorkerSettings {
         programs: prepared.programs.clone(),
-        sockets: prepared.state.sockets(),
+        sockets: folders.sockets.clone(),
         slots: prepared.plan.proof.clone(),
         dtype: settings.proof.dtype.clone(),
         threads: settings.proof.threads,
@@ -348,11 +182,11 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         LauncherSettings {
             name,
             programs: prepared.programs.clone(),
-            socket: prepared.state.sockets().join(socket),
+            socket: folders.sockets.clone().join(socket),
             generation: settings.generation.clone(),
             gpus: gpus.clone(),
-            records: prepared.state.children(),
-            probes: prepared.state.probes(),
+            records: folders.children.clone(),
+            probes: folders.probes.clone(),
             grace,
             watch: gpus_watched.clone(),
         }
@@ -384,7 +218,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         hotkey: prepared.hotkey.clone(),
         completions,
         generator,
-        proofs: ProofPool::start(workers, spawner.clone(), board.clone()),
+        proofs: ProofPool::start(workers, spawner.clone(), board.host.clone()),
         board: board.clone(),
         max_model_length: settings.generation.max_model_length,
     };
@@ -400,7 +234,7 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
     let workshop = Arc::new(workshop);
     let changing = workshop.clone();
     let disk = |name, most| Aside::start(name, most).map_err(|error| Failure::internal("start a thread", error));
-    let readers = Readers::new(spawner, prepared.state.sockets());
+    let readers = Readers::new(spawner, folders.sockets.clone());
     let checkpoints = Checkpoints::new(trainer_bucket, &settings.cache, trainer, prepared.dataset.clone(), readers);
     Ok(Miner {
         chain: prepared.chain.clone(),
@@ -409,12 +243,12 @@ fn miner(settings: &Settings, prepared: &Prepared, spawner: Spawner, board: &Boa
         workshop,
         bucket: prepared.buckets.own.clone(),
         checkpoints: checkpoints.telling(move |change| changing.proofs.apply(change)),
-        spool: prepared.state.spool(),
+        spool: folders.spool.clone(),
         cache_disk: disk("cache", 1)?,
         spool_disk: disk("spool", SPOOL_QUEUE)?,
         part_bytes: settings.upload_part_bytes,
         spool_budget: settings.spool_budget,
-        windows: prepared.state.windows(),
+        windows: folders.windows.clone(),
         copies_disk: disk("copies", 1)?,
         board: board.clone(),
         journal: journal.clone(),
@@ -456,7 +290,7 @@ fn watch_gpus(plan: &Plan, board: &Board) -> Result<Gpus, Failure> {
     let mut named: Vec<String> = plan.proof.iter().filter_map(|slot| slot.gpu.clone()).collect();
     named.extend(plan.generation.iter().flatten().cloned());
     let opened = named.clone();
-    Gpus::watch(named, board.clone(), move || Nvml::open(&opened))
+    Gpus::watch(named, board.host.clone(), move || Nvml::open(&opened))
         .map_err(|error| Failure::internal("start the GPU watch", error))
 }
 
@@ -471,7 +305,7 @@ pub fn plan(settings: &Settings) -> Result<Plan, ConfigErrors> {
     Plan::new(&settings.generation, &settings.proof, &visible).map_err(ConfigErrors)
 }
 
-async fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, Failure> {
+async fn prepare(settings: &Settings, plan: Plan) -> Result<(StateFolder, Prepared), Failure> {
     let state = StateFolder::lock(&settings.state)?;
     let hotkey = Arc::new(wallet::load(&settings.wallet)?);
     if hotkey.scheme() == KeyScheme::Ed25519 {
@@ -493,7 +327,7 @@ async fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, Failure> {
     };
     let joined = join(&chain, &hotkey, &buckets.commitment, settings.netuid).await?;
     dataset.must_suit(&*chain).await?;
-    Ok(Prepared { state, plan, programs, hotkey, dataset: dataset.path, buckets, chain, joined, relays })
+    Ok((state, Prepared { plan, programs, hotkey, dataset: dataset.path, buckets, chain, joined, relays }))
 }
 
 /// The chain of the settings; a local one is founded with the trainer as UID 0 and this hotkey, if there is one, as UID 1. A

@@ -13,10 +13,10 @@ use grail_store::checkpoint::{
     CheckpointError, FetchLimits, PREFIX, Predecessor, PublishTerms, fetch_metadata, parse_ready_key, publish_delta,
     publish_full, ready_key, weights_hash,
 };
+use grail_supervision::exit::Failure;
 use serde_json::json;
 
 use crate::buckets::Buckets;
-use crate::exit::Failure;
 use crate::mine::{local_trainer, open_chain};
 use crate::settings::{Chain, Settings};
 use crate::wallet;

@@ -126,14 +126,14 @@ pub async fn upload(
         let overall = Duration::try_from_secs_f64(left()).map_err(|_| UploadError::TooLate { late: -left() })?;
         rounds += 1;
         let begun = clock::monotonic();
-        crate::failpoint::pass("uploading").await;
+        grail_supervision::failpoint::pass("uploading").await;
         let sent = tokio::select! {
             biased;
             () = over(deadline) => None,
             sent = send(bucket, object, ahead.take(), overall) => Some(sent),
         };
         let spent = begun.elapsed();
-        crate::failpoint::pass("read-back").await;
+        grail_supervision::failpoint::pass("read-back").await;
         let look = look(bucket, object, deadline).await;
         if matches!(look, Look::Same) {
             return Ok(Receipt { spent, rounds });

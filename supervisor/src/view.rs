@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
+use grail_supervision::board::ChildStatus;
+use grail_supervision::secrets::clean_text;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::secrets::clean_text;
-use crate::status::{Board, ChildStatus, FinishedWindow, WindowStatus};
+use crate::status::{Board, FinishedWindow, WindowStatus};
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +57,8 @@ async fn plain(board: Board, end: CancellationToken) {
     let mut going_on = true;
     while going_on {
         going_on = next(&mut ticks, &end).await;
-        let status = board.snapshot();
-        for (name, child) in &status.children {
+        let (host, status) = (board.host.snapshot(), board.snapshot());
+        for (name, child) in &host.children {
             // Ready and busy alternate with every group; that is no news.
             let news = child_line(name, child).replace("busy ", "ready");
             if children.insert(name.clone(), news.clone()).is_none_or(|before| before != news) {
@@ -68,7 +69,7 @@ async fn plain(board: Board, end: CancellationToken) {
             say(&finished_line(window));
         }
         finished = status.finished.len();
-        let line = window_line(&status.window, status.time);
+        let line = window_line(&status.window, host.time);
         // The time left alone is no news.
         let news = line.split(" | time").next().unwrap_or_default().to_owned();
         if news != shown {
@@ -97,13 +98,13 @@ async fn live(board: Board, end: CancellationToken) {
     let mut going_on = true;
     while going_on {
         going_on = next(&mut ticks, &end).await;
-        let status = board.snapshot();
-        let left = (status.window.deadline - status.time).max(0.0);
+        let (host, status) = (board.host.snapshot(), board.snapshot());
+        let left = (status.window.deadline - host.time).max(0.0);
         longest = if status.window.deadline == 0.0 { 1.0 } else { longest.max(left) };
         window.set_position((1000.0 * (1.0 - left / longest)) as u64);
         window.set_message(format!("window {} · {} · {left:.0} s left", status.window.window, status.window.phase));
         groups.set_message(groups_text(&status.window));
-        for (name, child) in &status.children {
+        for (name, child) in &host.children {
             let bar =
                 children.entry(name.clone()).or_insert_with(|| bars.add(ProgressBar::new_spinner().with_style(text.clone())));
             bar.set_message(clean_text(&child_line(name, child)).into_owned());

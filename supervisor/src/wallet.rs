@@ -4,9 +4,9 @@ use std::io::Read;
 use std::path::Path;
 
 use grail_protocol::keys::Hotkey;
+use grail_supervision::exit::Failure;
 use zeroize::Zeroizing;
 
-use crate::exit::Failure;
 use crate::settings::Wallet;
 
 /// A hotkey file has less than 1 KiB.

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use grail_chain::node::NodeError;
 use grail_chain::publish::PublishError;
 use grail_protocol::keys::Hotkey;
+use grail_supervision::exit::Failure;
 
 pub use commitment::{BucketCommitment, CommitmentError};
 pub use joining::{Joined, genesis, join};
@@ -65,6 +66,12 @@ pub enum ChainError {
     /// The bucket is not known to be published.
     #[error("the bucket's read credentials cannot be published on chain: {0}")]
     Publish(#[from] PublishError),
+}
+
+impl From<ChainError> for Failure {
+    fn from(error: ChainError) -> Self {
+        Self::Chain(error.to_string())
+    }
 }
 
 impl ChainError {

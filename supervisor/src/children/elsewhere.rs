@@ -22,15 +22,14 @@ use grail_engines::{Calls, Engine, UpdateError};
 use grail_link::message::{ReloadCommand, Revision};
 use grail_process::clock;
 use grail_secrets::Address;
+use grail_supervision::board::Board;
+use grail_supervision::children::{ChildEvent, ChildState};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::event::ChildEvent;
 use super::generator::Serving;
-use super::life_cycle::ChildState;
 use super::refusals::Refusals;
 use super::traffic::Flow;
-use crate::status::Board;
 
 /// Pause between two probes.
 const PROBE: Duration = Duration::from_secs(2);

@@ -10,23 +10,21 @@ use grail_link::message::{FromLauncher, ReloadCommand, Revision, ToLauncher};
 use grail_link::{Connection, Outbox};
 use grail_process::{Spawner, clock};
 use grail_secrets::Address;
+use grail_supervision::board::Board;
+use grail_supervision::children::{
+    Cause, ChildEvent, Event, InService, Incoming, Kept, Life, LifePolicy, Opening, ProgressPolicy, RestartPolicy, broken, keep,
+    unexpected,
+};
+use grail_supervision::gpu::Gpus;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::death::Cause;
 use super::elsewhere::{Elsewhere, Probing};
-use super::event::ChildEvent;
-use super::keep::{Kept, keep};
-use super::life::{Life, Muster};
-use super::life_cycle::{Event, LifePolicy, RestartPolicy};
-use super::progress::ProgressPolicy;
+use super::programs::{ChildPrograms, Programs};
 use super::refusals::Refusals;
 use super::replicas::{Replica, Replicas};
-use super::session::{self, ChildPrograms, Incoming, Opening, Programs};
 use super::traffic::{Flow, Traffic};
-use crate::gpu::Gpus;
 use crate::settings::Generation;
-use crate::status::Board;
 
 /// A server that answers with known weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +91,7 @@ pub struct Generator {
     refusals: Refusals,
     stop: CancellationToken,
     task: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
-    muster: Arc<Muster>,
+    in_service: Arc<InService>,
 }
 
 impl Generator {
@@ -108,13 +106,13 @@ impl Generator {
     ) -> Self {
         let ((target, _), (judged, _)) = (watch::channel(None), watch::channel(None));
         let (stop, refusals) = (CancellationToken::new(), Refusals::new(launchers.len() + elsewhere.len()));
-        let muster = Muster::new("generation launcher", launchers.len() + elsewhere.len());
+        let in_service = InService::new("generation launcher", launchers.len() + elsewhere.len());
         let (mut task, mut replicas) = (tokio::task::JoinSet::new(), Vec::new());
         for (place, settings) in launchers.into_iter().enumerate() {
             let (report, serving) = watch::channel(None);
             let traffic = Traffic::default();
             let policy = policy(Duration::from_secs_f64(settings.generation.server_timeout));
-            let life = Life::new(settings.name.clone(), policy, board.clone(), muster.clone());
+            let life = Life::new(settings.name.clone(), policy, board.clone(), in_service.clone());
             let (gpus, stopping) = (settings.watch.clone(), stop.clone());
             let (wanted, flow) = (target.subscribe(), traffic.watch());
             let slot = Slot { settings, place, spawner: spawner.clone(), wanted, report, refusals: refusals.clone(), flow };
@@ -141,7 +139,7 @@ impl Generator {
             task.spawn(probing.run(stop.clone()));
             replicas.push(Replica { serving, traffic });
         }
-        Self { target, judged, replicas: Replicas::new(replicas), refusals, stop, task: task.into(), muster }
+        Self { target, judged, replicas: Replicas::new(replicas), refusals, stop, task: task.into(), in_service }
     }
 
     /// The servers, for their client.
@@ -151,7 +149,7 @@ impl Generator {
 
     /// Waits until every launcher is quarantined.
     pub async fn none_left(&self) {
-        self.muster.none_left().await;
+        self.in_service.none_left().await;
     }
 
     /// Every server shall hold these weights. Asked again for weights that it refused, one tries again: a start may fail for
@@ -227,7 +225,7 @@ impl Kept for Slot {
     fn greet(&mut self, hello: FromLauncher) -> Result<(), Cause> {
         match hello {
             FromLauncher::Hello { .. } => Ok(()),
-            other => Err(session::unexpected(&other)),
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -284,7 +282,7 @@ impl Slot {
         tokio::select! {
             changed = self.wanted.changed() => changed.map_err(|_| Cause::Stopped),
             changed = self.flow.changed() => changed.map_err(|_| Cause::Stopped),
-            message = launcher.incoming.receive() => Err(message.map_or_else(|cause| cause, |message| session::unexpected(&message))),
+            message = launcher.incoming.receive() => Err(message.map_or_else(|cause| cause, |message| unexpected(&message))),
         }
     }
 
@@ -296,7 +294,7 @@ impl Slot {
         // What is under way meanwhile is no measure of the server: an update pauses it.
         launcher.answered = None;
         life.tell(Event::Loading);
-        launcher.outbox.send(&ToLauncher::Reload(command)).await.map_err(session::broken)?;
+        launcher.outbox.send(&ToLauncher::Reload(command)).await.map_err(broken)?;
         match launcher.incoming.receive().await? {
             FromLauncher::Serving { revision: held, url, context_length } if held == revision => {
                 let seconds = began.elapsed().as_secs_f64();
@@ -309,7 +307,7 @@ impl Slot {
                 self.refusals.tell(self.place, revision.clone(), reason);
                 launcher.refused = true;
             }
-            other => return Err(session::unexpected(&other)),
+            other => return Err(unexpected(&other)),
         }
         life.tell(Event::Loaded);
         launcher.settled = Some(revision);

@@ -6,19 +6,18 @@ use std::time::Duration;
 
 use grail_link::message::{ApplyCommand, ExamineTerms, ProofJob, ProofSequence, ReloadCommand, Revision, WorkerHello};
 use grail_process::Spawner;
+use grail_supervision::board::Board;
+use grail_supervision::children::{InService, Life, keep};
+use grail_supervision::gpu::Gpus;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::agreement::Agreement;
 use super::job_queue::{JobQueue, Pending};
-use super::keep::keep;
-use super::life::{Life, Muster};
+use super::programs::Programs;
 use super::proof_slot::{Slot, policy};
 use super::refusals::Refusals;
-use super::session::Programs;
-use crate::gpu::Gpus;
 use crate::plan::ProofSlot;
-use crate::status::Board;
 
 /// Jobs that may be waiting or under way, for each slot; whoever has more waits for a place.
 const JOBS_PER_SLOT: usize = 16;
@@ -167,7 +166,7 @@ pub struct ProofPool {
     stop: CancellationToken,
     slots: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
     pub(super) lives: Vec<(u32, Arc<Life>)>,
-    muster: Arc<Muster>,
+    in_service: Arc<InService>,
 }
 
 impl ProofPool {
@@ -189,18 +188,18 @@ impl ProofPool {
             held: report.clone(),
         });
         let stop = CancellationToken::new();
-        let muster = Muster::new("proof worker", slots.len());
+        let in_service = InService::new("proof worker", slots.len());
         let mut tasks = tokio::task::JoinSet::new();
         let mut lives = Vec::new();
         for (place, slot) in slots.into_iter().enumerate() {
             let name = format!("proof-worker {}", slot.slot);
-            let life = Life::new(name, policy(place), shared.board.clone(), muster.clone());
+            let life = Life::new(name, policy(place), shared.board.clone(), in_service.clone());
             lives.push((slot.slot, life.clone()));
             let task = Slot::new(shared.clone(), wanted.clone(), report.clone(), place, slot);
             let (gpus, stop) = (shared.settings.gpus.clone(), stop.clone());
             tasks.spawn(async move { keep(task, &life, &gpus, stop).await });
         }
-        Self { shared, target, resident, credits, next_job: Default::default(), stop, slots: tasks.into(), lives, muster }
+        Self { shared, target, resident, credits, next_job: Default::default(), stop, slots: tasks.into(), lives, in_service }
     }
 
     /// Every worker shall hold these weights; idle ones reload at once, busy ones after their job. Asked again for weights that
@@ -310,7 +309,7 @@ impl ProofPool {
 
     /// Waits until every worker is quarantined.
     pub async fn none_left(&self) {
-        self.muster.none_left().await;
+        self.in_service.none_left().await;
     }
 }
 
@@ -340,3 +339,7 @@ impl Shared {
         self.agreement.lock().unwrap_or_else(PoisonError::into_inner).join(hello)
     }
 }
+
+#[cfg(test)]
+#[path = "proof_pool_tests.rs"]
+mod tests;

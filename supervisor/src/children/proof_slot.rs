@@ -11,17 +11,14 @@ use grail_link::{Connection, FrameError, LinkError, Outbox};
 use grail_process::clock;
 use grail_protocol::commitment::hash_sketches;
 use grail_protocol::constants::PRIME_Q;
+use grail_supervision::children::{
+    Cause, ChildEvent, Event, Incoming, Kept, Life, LifePolicy, Opening, ProgressPolicy, RestartPolicy, broken, unexpected,
+};
 use tokio::sync::watch;
 
-use super::death::Cause;
-use super::event::ChildEvent;
 use super::job_queue::Pending;
-use super::keep::Kept;
-use super::life::Life;
-use super::life_cycle::{Event, LifePolicy, RestartPolicy};
-use super::progress::ProgressPolicy;
+use super::programs::ChildPrograms;
 use super::proof_pool::{Answer, ProofError, Proved, ProvedBatch, Shared, Target, WorkerNumerics};
-use super::session::{self, ChildPrograms, Incoming, Opening};
 use crate::plan::ProofSlot;
 
 /// A job is tried on two workers: a second death is blamed on the job.
@@ -46,7 +43,7 @@ pub(super) fn policy(place: usize) -> LifePolicy {
 }
 
 /// What the worker of a slot is started with: arguments beside its socket, and variables.
-pub(crate) fn started_with(
+pub fn started_with(
     slot: &ProofSlot,
     dtype: &str,
     threads: u32,
@@ -112,7 +109,7 @@ impl Kept for Slot {
     fn greet(&mut self, hello: FromWorker) -> Result<(), Cause> {
         match hello {
             FromWorker::Hello(hello) => self.shared.agree(&hello).map_err(Cause::Differs),
-            other => Err(session::unexpected(&other)),
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -187,7 +184,7 @@ impl Slot {
         tokio::select! {
             () = arrived => Ok(()),
             changed = self.wanted.changed() => changed.map_err(|_| Cause::Stopped),
-            message = worker.incoming.receive() => Err(message.map_or_else(|cause| cause, |message| session::unexpected(&message))),
+            message = worker.incoming.receive() => Err(message.map_or_else(|cause| cause, |message| unexpected(&message))),
             // The queue may have been filled between the look and the wait.
             () = tokio::time::sleep(Duration::from_millis(200)) => Ok(()),
         }
@@ -235,11 +232,11 @@ impl Slot {
         self.report(None, life);
         life.tell(Event::Loading);
         worker.send(message).await?;
-        crate::failpoint::pass("reloading").await;
+        grail_supervision::failpoint::pass("reloading").await;
         match worker.incoming.receive().await? {
             FromWorker::Reloaded(reloaded) => Ok(Ok(reloaded)),
             FromWorker::ReloadRefused { reason, .. } => Ok(Err(reason)),
-            other => Err(session::unexpected(&other)),
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -272,8 +269,8 @@ impl Slot {
             // Nothing has left; the worker is none the wiser.
             Err(LinkError::Frame(error @ FrameError::TooLarge(_))) => Err(ProofError::Refused(error.to_string())),
             sent => {
-                sent.map_err(session::broken)?;
-                crate::failpoint::pass("proving").await;
+                sent.map_err(broken)?;
+                grail_supervision::failpoint::pass("proving").await;
                 let proofs = worker.collect(job.id, life).await?;
                 proofs.and_then(|proofs| check(&job, proofs, &life.name, self.slot.slot))
             }
@@ -322,7 +319,7 @@ impl Worker {
     }
 
     async fn send(&mut self, message: ToWorker) -> Result<(), Cause> {
-        self.outbox.send(&message).await.map_err(session::broken)
+        self.outbox.send(&message).await.map_err(broken)
     }
 
     async fn collect(&mut self, id: u64, life: &Life) -> Result<Result<Vec<SequenceProof>, ProofError>, Cause> {
@@ -336,7 +333,7 @@ impl Worker {
                 FromWorker::JobDone { job, .. } if job == id => return Ok(Ok(proofs)),
                 FromWorker::JobRefused { job, reason } if job == id => return Ok(Err(ProofError::Refused(reason))),
                 FromWorker::FrameRefused { reason } => return Ok(Err(ProofError::Refused(reason))),
-                other => return Err(session::unexpected(&other)),
+                other => return Err(unexpected(&other)),
             }
         }
     }

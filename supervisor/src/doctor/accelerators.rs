@@ -6,11 +6,11 @@ use std::time::Duration;
 use grail_engines::{Engine, Installed};
 use grail_link::message::WorkerHello;
 use grail_process::{Launch, Said, Spawner, environment};
+use grail_supervision::gpu::{Card, Driver, Nvml, SensorError};
 
 use super::greeting::{Unfit, trial_of_worker};
 use super::row::Row;
 use crate::children::{ChildPrograms, Programs};
-use crate::gpu::{Card, Driver, Nvml, SensorError};
 use crate::mine;
 use crate::plan::Plan;
 use crate::settings::Settings;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use grail_process::{limits, ports};
 use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
+use grail_supervision::state::StateFolder;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use sysinfo::System;
@@ -13,7 +14,6 @@ use super::row::Row;
 use crate::dataset::check_dataset;
 use crate::open_files;
 use crate::settings::{Loaded, ProofSlots, Settings, Storage};
-use crate::state::StateFolder;
 
 const GIB: u64 = 1 << 30;
 /// What the state folder takes beside the spool: journal, logs, three window files.

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use grail_chain::patience::Patience;
 use grail_engines::Engine;
+use grail_supervision::exit::Failure;
 
 use crate::gate::AgreementLimits;
 use crate::schedule::{self, GroupsInFlight};
@@ -73,6 +74,12 @@ impl fmt::Display for ConfigError {
 #[derive(Debug, thiserror::Error)]
 #[error("{} mistake(s) in the configuration; nothing was started:{}", .0.len(), .0.iter().map(|error| format!("\n  {error}")).collect::<String>())]
 pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl From<ConfigErrors> for Failure {
+    fn from(errors: ConfigErrors) -> Self {
+        Self::Configuration(errors.to_string())
+    }
+}
 
 /// The settings of one host. A value that exists is legal by itself; what depends on the host (GPUs, files, ports) is
 /// judged by [`crate::plan`] and the preflight.

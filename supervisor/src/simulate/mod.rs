@@ -26,14 +26,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Args;
 use grail_protocol::time_budget::TimeBudgetError;
-
-use crate::exit::Failure;
-use crate::schedule::Choice;
-use crate::settings::{ConfigError, ConfigErrors};
+use grail_supervision::exit::Failure;
 use host::Host;
 use report::{Run, Summary};
 use windows::Batches;
 use world::World;
+
+use crate::schedule::Choice;
+use crate::settings::{ConfigError, ConfigErrors};
 
 /// Arguments of `simulate`.
 #[derive(Debug, Args)]

@@ -65,7 +65,7 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
 pub fn replace(disk: &dyn Disk, folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let beside = folder.join(format!("{name}{BESIDE}"));
     let written = disk.write(&beside, bytes);
-    crate::failpoint::pass_blocking("spooling");
+    grail_supervision::failpoint::pass_blocking("spooling");
     let replaced = written.and_then(|()| disk.rename(&beside, &folder.join(name)));
     if let Err(error) = replaced {
         // A half-written file on a full disk takes the space that the next attempt needs.

@@ -329,7 +329,7 @@ impl Spool {
                 .map_err(failed(&path, "written"))
         };
         match written {
-            Ok(()) => crate::failpoint::durable(self.window, group.header.index),
+            Ok(()) => grail_supervision::failpoint::durable(self.window, group.header.index),
             Err(_) => drop(self.used.fetch_sub(size, Ordering::Relaxed)),
         }
         written

@@ -36,14 +36,14 @@ use crate::chain::{Chain, ChainError};
 use crate::checkpoints::{Checkpoints, Unready};
 use crate::children::{ChildPrograms, Programs, ProofPool, Proved, WorkerNumerics, WorkerSettings};
 use crate::dataset::check_dataset;
-use crate::exit::Failure;
-use crate::gpu::Gpus;
 use crate::groups::Terms;
 use crate::mine::{open_chain, plan, settle};
 use crate::reader::{ReadError, Readers};
 use crate::settings::Settings;
-use crate::status::Board;
 use crate::wallet;
+use grail_supervision::board::Board;
+use grail_supervision::exit::Failure;
+use grail_supervision::gpu::Gpus;
 
 pub use report::{Judged, Outcome};
 

@@ -17,8 +17,8 @@ use super::sending::Dispatch;
 use super::shift::{FOOTER_BYTES, Findings};
 use super::vigil::There;
 use super::{Gathering, Miner, NoFile, Opened};
+use crate::events::{FileClosed, FileFound, LocalCopyFailed};
 use crate::gate::JudgedGroup;
-use crate::journal::{FileClosed, FileFound, LocalCopyFailed};
 use crate::spool::{Sent, Uploaded};
 use crate::status::FinishedWindow;
 use crate::upload::holds;
@@ -82,7 +82,7 @@ impl Miner {
         if kept.is_empty() {
             return Err(why_not.unwrap_or_else(|| NoFile::Empty(self.why_empty())));
         }
-        crate::failpoint::pass("closing").await;
+        grail_supervision::failpoint::pass("closing").await;
         let total = Closed::of(&kept);
         let groups = kept.len();
         let judge = gathering.harvest.judge();

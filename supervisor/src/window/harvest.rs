@@ -19,11 +19,12 @@ use bytes::Bytes;
 use grail_process::{Aside, clock};
 use grail_protocol::row::WindowRow;
 use grail_store::window_file::{WindowMetadata, encode_group, read_window};
+use grail_supervision::journal::Journal;
 use tokio::sync::mpsc;
 
+use crate::events::{SpoolRefused, SpooledGroupUnusable};
 use crate::gate::{Judge, JudgedGroup};
 use crate::groups::{Dropped, Group};
-use crate::journal::{Journal, SpoolRefused, SpooledGroupUnusable};
 use crate::spool::{CondemnedFile, GroupHeader, GroupRecord, Sent, Spool, SpoolError, Uploaded, Verdict};
 use crate::status::Board;
 

@@ -3,7 +3,7 @@
 
 use grail_protocol::constants::WINDOW_LENGTH;
 
-use crate::journal::{ChainAnswersAgain, ChainSilent};
+use crate::events::{ChainAnswersAgain, ChainSilent};
 
 /// Blocks without a new head after which the head is taken for stale.
 const STALE_BLOCKS: f64 = 5.0;

@@ -36,13 +36,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::Chain;
 use crate::checkpoints::Checkpoints;
+use crate::events::{MiningBegan, SpoolExpired, SpoolRefused, WindowEnded, WindowOpened};
 use crate::gate::Judge;
 use crate::groups::{Terms, Workshop};
-use crate::journal::{Journal, MiningBegan, SpoolExpired, SpoolRefused, WindowEnded, WindowOpened};
 use crate::schedule::Schedule;
 use crate::settings;
 use crate::spool::{Expired, FileSystem, Growing, Indices, Left, Spool, WindowSheet};
 use crate::status::{Board, ChainStatus, FinishedWindow, WindowStatus};
+use grail_supervision::journal::Journal;
 
 use ahead::{Ahead, Destination};
 pub use clockwork::{Clockwork, ClosingTime};
@@ -244,7 +245,7 @@ impl Miner {
         let opens = tokio::time::timeout(patience, self.chain.block_time(window)).await;
         let left = opens.ok().and_then(Result::ok).map_or(2.0, |time| time - clock::unix_seconds());
         if self.sendings.is_empty() {
-            crate::failpoint::pass("idle").await;
+            grail_supervision::failpoint::pass("idle").await;
         }
         pause(stop, Duration::from_secs_f64(left.clamp(0.05, 2.0))).await;
     }
@@ -463,7 +464,6 @@ fn conclude(journal: &Journal, board: &Board, finished: FinishedWindow) {
         if status.window.window == finished.window {
             status.window.phase = finished.outcome.clone();
         }
-        status.events = journal.counts();
     });
     board.finish(finished);
 }

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use super::{CHAIN_PATIENCE, Clockwork, Miner, NoFile, pause};
 use crate::chain::ChainError;
 use crate::checkpoints::Unready;
+use crate::events::WindowWaits;
 use crate::groups::{Terms, WindowFacts};
-use crate::journal::WindowWaits;
 use crate::spool::WindowSheet;
 
 /// The first pause, doubled up to the longest one. Each look costs the trainer's bucket a few small questions.

@@ -8,13 +8,14 @@ use bytes::Bytes;
 use futures::FutureExt;
 use grail_process::clock;
 use grail_store::bucket::Bucket;
+use grail_supervision::journal::Journal;
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::ahead::Ahead;
 use super::vigil::{Place, There, Watch};
 use super::{Harvest, Miner, conclude};
-use crate::journal::{FileUploaded, Journal};
+use crate::events::FileUploaded;
 use crate::spool::{CondemnedFile, UnderWay, Uploaded};
 use crate::status::{Board, FinishedWindow};
 use crate::upload::{Receipt, UploadError, WindowObject, upload};

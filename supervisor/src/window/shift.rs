@@ -11,6 +11,7 @@ use grail_link::message::{ProofSequence, Revision};
 use grail_process::clock;
 use grail_protocol::constants::{MAX_FILE_BYTES, ROLLOUTS_PER_PROBLEM, UNIQUE_ROLLOUTS_CAP};
 use grail_protocol::row::{Commitments, WindowRow};
+use grail_supervision::shutdown::FINISH_SHARE;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -20,12 +21,11 @@ use super::clockwork::Clockwork;
 use super::harvest::Harvest;
 use super::{CHAIN_PATIENCE, Miner};
 use crate::children::ProofPool;
+use crate::events::{GroupDropped, GroupKept, SpotCheckMissed, SpotChecked, WorkerDistrusted, WorkersDisagree};
 use crate::gate::{Claim, Finding, Scope, SecondOpinion, SpotPlan, check};
 use crate::groups::{self, Dropped, Group, Milestone, Terms, WindowFacts};
-use crate::journal::{GroupDropped, GroupKept, SpotCheckMissed, SpotChecked, WorkerDistrusted, WorkersDisagree};
 use crate::schedule::{Choice, ServerLoad};
 use crate::server_load;
-use crate::shutdown::FINISH_SHARE;
 use crate::spool::Indices;
 
 /// Beyond the cap only insurance is gained: a tenth more covers one lost window of a period of twelve.
@@ -267,7 +267,6 @@ impl Miner {
         self.board.update(|status| {
             status.window.phase = phase.into();
             status.window.in_flight = shift.jobs.len() as u32;
-            status.events = self.journal.counts();
         });
     }
 

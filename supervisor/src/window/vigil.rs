@@ -11,13 +11,14 @@ use futures::future::join_all;
 use grail_process::clock;
 use grail_protocol::constants::{MAX_FILE_BYTES, ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
 use grail_store::bucket::{Bucket, BucketError};
+use grail_supervision::journal::Journal;
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{CHAIN_PATIENCE, Harvest, Miner, OPEN_PATIENCE, Opened, conclude};
 use crate::chain::{Chain, ChainError};
-use crate::journal::{FileStays, FileWithdrawn, Journal};
+use crate::events::{FileStays, FileWithdrawn};
 use crate::spool::{self, CondemnedFile, FileSystem, Uploaded, WindowSheet};
 use crate::status::{Board, FinishedWindow};
 

@@ -20,7 +20,7 @@ use grail_link::{PROTOCOL_VERSION, decode_frame, encode_frame};
 use grail_process::Spawner;
 use grail_store::checkpoint::sparse::{self, SparseError, SparseFormat, SparseReader, SparseTensor};
 use grail_store::window_file::{WindowWriter, read_window};
-use grail_supervisor::journal::{decode, encode};
+use grail_supervision::journal::{decode, encode};
 use grail_supervisor::reader::{Bounds, ReadError, Readers};
 use grail_supervisor::spool::GroupRecord;
 use rand::rngs::StdRng;

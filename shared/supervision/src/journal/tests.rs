@@ -1,9 +1,35 @@
 //! The journal on a real disk: what is found again after crashes, rotations and refusals.
 
 use proptest::prelude::*;
+use serde::Deserialize;
 use serde_json::json;
 
 use super::*;
+use crate::event;
+
+event! {
+    /// Something is lost.
+    GroupDropped, "group_dropped", lasting: false, warn "A group was dropped."
+    {
+        /// First block of the window.
+        window: u64,
+        /// The problem index.
+        group: i64,
+        /// Why.
+        cause: String,
+        /// What is known beyond that.
+        detail: String,
+    }
+}
+
+event! {
+    /// Something else.
+    GroupKept, "group_kept", lasting: false, debug "A group is kept."
+    {
+        /// The problem index.
+        group: i64,
+    }
+}
 
 fn dropped(group: i64) -> GroupDropped {
     GroupDropped { window: 30, group, cause: "too late".into(), detail: "\"quoted\"\nand more".into() }

@@ -1,7 +1,7 @@
 //! From nothing to a child that has said hello: bind, spawn, accept; and the messages that come after it.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use grail_link::{Connection, Inbox, LinkError, Listener};
@@ -11,60 +11,9 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::death::Cause;
-use crate::exit::Failure;
-
-/// Where the other programs are.
-#[derive(Debug, Clone)]
-pub struct Programs(PathBuf);
-
-/// The other programs.
-#[derive(Debug, Clone, Copy)]
-pub enum ChildPrograms {
-    /// `grail-proof-worker`
-    ProofWorker,
-    /// `grail-gen-launcher`
-    GenLauncher,
-}
-
-impl ChildPrograms {
-    fn file_name(self) -> &'static str {
-        match self {
-            Self::ProofWorker => "grail-proof-worker",
-            Self::GenLauncher => "grail-gen-launcher",
-        }
-    }
-}
-
-impl Programs {
-    /// The given folder, or the one this program lies in; every program named in `needed` must be there.
-    ///
-    /// # Errors
-    /// When one is missing, with the path that was looked at.
-    pub fn find(folder: Option<&Path>, needed: &[ChildPrograms]) -> Result<Self, Failure> {
-        let folder = match folder {
-            Some(folder) => folder.to_path_buf(),
-            None => std::env::current_exe()
-                .ok()
-                .and_then(|path| path.parent().map(Path::to_path_buf))
-                .ok_or_else(|| Failure::Internal("cannot tell where this program lies; set programs.folder".into()))?,
-        };
-        let programs = Self(folder);
-        match needed.iter().map(|program| programs.path(*program)).find(|path| !path.is_file()) {
-            None => Ok(programs),
-            Some(path) => Err(Failure::Unavailable(format!(
-                "the program {path:?} is missing; build all programs (`cargo build`) or set programs.folder"
-            ))),
-        }
-    }
-
-    /// The path of one program.
-    pub fn path(&self, program: ChildPrograms) -> PathBuf {
-        self.0.join(program.file_name())
-    }
-}
 
 /// What came over a link, in order. Dropping it closes the link, as far as this end is concerned.
-pub(super) struct Incoming<In> {
+pub struct Incoming<In> {
     messages: mpsc::Receiver<Result<In, LinkError>>,
     _reader: AbortOnDropHandle<()>,
 }
@@ -99,7 +48,7 @@ impl<In: DeserializeOwned + Send + 'static> Incoming<In> {
 }
 
 /// A link that breaks in the middle is the peer's end; anything else is its mistake.
-pub(super) fn broken(error: LinkError) -> Cause {
+pub fn broken(error: LinkError) -> Cause {
     match error {
         LinkError::Broken(_) => Cause::Closed,
         error => Cause::Protocol(error.to_string()),
@@ -107,17 +56,22 @@ pub(super) fn broken(error: LinkError) -> Cause {
 }
 
 /// A message came that was not due.
-pub(super) fn unexpected(message: &impl std::fmt::Debug) -> Cause {
+pub fn unexpected(message: &impl std::fmt::Debug) -> Cause {
     let kind = format!("{message:?}");
     Cause::Protocol(format!("it sent an unexpected message: {}", kind.split(['(', '{']).next().unwrap_or_default().trim()))
 }
 
 /// How a child is started.
-pub(super) struct Opening<'a> {
+pub struct Opening<'a> {
+    /// Starts it.
     pub spawner: &'a Spawner,
+    /// Its program.
     pub program: PathBuf,
+    /// Where it connects to.
     pub socket: PathBuf,
+    /// Its arguments, beside the socket.
     pub arguments: Vec<OsString>,
+    /// Variables beside those that every child gets.
     pub environment: Vec<(OsString, OsString)>,
 }
 
@@ -125,7 +79,7 @@ pub(super) struct Opening<'a> {
 const SOCKET_LIMIT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(250));
 
 /// A child's socket. A disk that hangs holds up nobody who closes it.
-pub(super) struct Door {
+pub struct Door {
     listener: Option<Listener>,
     aside: Aside,
 }
@@ -151,7 +105,7 @@ impl Drop for Door {
 }
 
 /// Binds the child's socket and starts it.
-pub(super) async fn spawn(opening: Opening<'_>, name: &str) -> Result<(Door, Child), Cause> {
+pub async fn spawn(opening: Opening<'_>, name: &str) -> Result<(Door, Child), Cause> {
     let failed = |error: &dyn std::fmt::Display| Cause::CannotStart(error.to_string());
     let door = Door::open(opening.socket.clone(), opening.spawner.aside()).await.map_err(|error| failed(&error))?;
     let mut arguments: Vec<OsString> = vec!["--socket".into(), opening.socket.into()];
@@ -171,7 +125,7 @@ pub(super) async fn spawn(opening: Opening<'_>, name: &str) -> Result<(Door, Chi
 }
 
 /// Waits for the child's first message. The life cycle sets the time limit.
-pub(super) async fn hello<In: DeserializeOwned, Out>(door: &Door, pid: u32) -> Result<(Connection<In, Out>, In), Cause> {
+pub async fn hello<In: DeserializeOwned, Out>(door: &Door, pid: u32) -> Result<(Connection<In, Out>, In), Cause> {
     let listener = door.listener.as_ref().ok_or(Cause::Closed)?;
     let mut link: Connection<In, Out> = listener.accept(pid).await.map_err(broken)?;
     let hello = link.inbox.receive().await.map_err(broken)?.ok_or(Cause::Closed)?;

@@ -9,30 +9,28 @@ use std::sync::OnceLock;
 use grail_secrets::{Filter, speaks_of_secret};
 use serde_json::Value;
 
-use crate::settings::Loaded;
-
 /// Shorter values of variables with telling names are no keys: `true`, `8192`.
 const SHORTEST_OF_ENVIRONMENT: usize = 8;
 
 static KNOWN: OnceLock<Filter> = OnceLock::new();
 
 /// Everything that is secret on this host, as far as settings and environment tell.
-pub fn of_host(loaded: &Loaded, environment: &BTreeMap<String, String>) -> Filter {
-    Filter::new(loaded.secrets().into_iter().chain(of_environment(environment)))
+pub fn of_host(settings: impl IntoIterator<Item = String>, environment: &BTreeMap<String, String>) -> Filter {
+    Filter::new(settings.into_iter().chain(of_environment(environment)))
 }
 
 /// From now on what is known is taken out of everything that this process writes. The first word counts.
-pub(crate) fn know(filter: Filter) {
+pub fn know(filter: Filter) {
     let _ = KNOWN.set(filter);
 }
 
 /// The bytes as they may leave the process.
-pub(crate) fn clean(bytes: &[u8]) -> Cow<'_, [u8]> {
+pub fn clean(bytes: &[u8]) -> Cow<'_, [u8]> {
     KNOWN.get().map_or(Cow::Borrowed(bytes), |filter| filter.clean(bytes))
 }
 
 /// The text as it may leave the process.
-pub(crate) fn clean_text(text: &str) -> Cow<'_, str> {
+pub fn clean_text(text: &str) -> Cow<'_, str> {
     match clean(text.as_bytes()) {
         Cow::Borrowed(_) => Cow::Borrowed(text),
         Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
@@ -40,7 +38,7 @@ pub(crate) fn clean_text(text: &str) -> Cow<'_, str> {
 }
 
 /// Data as it may leave the process. Where nothing of it is known, which is the rule, it is not touched.
-pub(crate) fn clean_value(value: Value) -> Value {
+pub fn clean_value(value: Value) -> Value {
     let text = value.to_string();
     match clean_text(&text) {
         Cow::Borrowed(_) => value,
@@ -49,7 +47,7 @@ pub(crate) fn clean_value(value: Value) -> Value {
 }
 
 /// A writer whose lines pass the net. What writes here writes a whole line at once.
-pub(crate) struct Clean<W>(pub W);
+pub struct Clean<W>(pub W);
 
 impl<W: Write> Write for Clean<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -120,8 +120,9 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     const POLICY: ProgressPolicy =
         ProgressPolicy { floor: Duration::from_secs(10), ceiling: Duration::from_secs(600), factor: 8.0 };

@@ -2,15 +2,12 @@
 
 use std::process::ExitCode;
 
-use crate::chain::ChainError;
-use crate::settings::ConfigErrors;
-
 /// A command could not do its work. The message is complete: what, which value, why, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Settings that cannot work (exit code 64).
-    #[error(transparent)]
-    Configuration(#[from] ConfigErrors),
+    #[error("{0}")]
+    Configuration(String),
     /// Input data that cannot be used: dataset, checkpoint directory (exit code 65).
     #[error("{0}")]
     Data(String),
@@ -30,8 +27,8 @@ pub enum Failure {
     #[error("{0}")]
     Wallet(String),
     /// The chain refuses this hotkey or cannot be used (exit code 1).
-    #[error(transparent)]
-    Chain(#[from] ChainError),
+    #[error("{0}")]
+    Chain(String),
 }
 
 impl Failure {

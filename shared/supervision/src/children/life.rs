@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::death::{Death, DeathClass, Reaction};
 use super::event::ChildEvent;
 use super::life_cycle::{Action, Event, LifeCycle, LifePolicy, Overdue};
-use crate::status::Board;
+use crate::board::Board;
 
 /// Pause between two ticks.
 const TICK: Duration = Duration::from_millis(250);
@@ -18,12 +18,13 @@ const TICKS_PER_LOOK: u32 = 4;
 
 /// How many children of a kind are in service.
 #[derive(Debug)]
-pub(super) struct Muster {
+pub struct InService {
     kind: &'static str,
     left: watch::Sender<usize>,
 }
 
-impl Muster {
+impl InService {
+    /// So many children of a kind.
     pub fn new(kind: &'static str, count: usize) -> Arc<Self> {
         Arc::new(Self { kind, left: watch::channel(count).0 })
     }
@@ -43,7 +44,7 @@ impl Muster {
 }
 
 /// The life of one child. Its keeper's task alone changes it; others may only [`Life::condemn`] and [`Life::doubt`].
-pub(super) struct Life {
+pub struct Life {
     /// How logs call the child.
     pub name: String,
     /// Where it is shown.
@@ -52,14 +53,15 @@ pub(super) struct Life {
     zero: Instant,
     condemned: watch::Sender<Option<String>>,
     doubted: watch::Sender<Option<String>>,
-    muster: Arc<Muster>,
+    in_service: Arc<InService>,
 }
 
 impl Life {
-    pub fn new(name: String, policy: LifePolicy, board: Board, muster: Arc<Muster>) -> Arc<Self> {
+    /// A life that has not begun.
+    pub fn new(name: String, policy: LifePolicy, board: Board, in_service: Arc<InService>) -> Arc<Self> {
         let cycle = Mutex::new(LifeCycle::new(policy));
         let nothing = || watch::channel(None).0;
-        let life = Self { name, board, cycle, zero: clock::monotonic(), condemned: nothing(), doubted: nothing(), muster };
+        let life = Self { name, board, cycle, zero: clock::monotonic(), condemned: nothing(), doubted: nothing(), in_service };
         life.show();
         Arc::new(life)
     }
@@ -140,7 +142,7 @@ impl Life {
             Some(Action::Rest) => false,
             Some(Action::Quarantine) => {
                 self.board.event(ChildEvent::Quarantined { child, gpus: gpus.to_vec(), death });
-                self.muster.lost(&self.board);
+                self.in_service.lost(&self.board);
                 false
             }
             _ => {

@@ -77,7 +77,7 @@ impl Shutdown {
 
 /// Who starts and stops the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Host {
+pub enum Manager {
     /// A container's first process.
     Container,
     /// A systemd unit.
@@ -88,12 +88,12 @@ pub enum Host {
 
 /// What is wrong with the time that the service manager allows, before it kills. `grace` is what the operator says it allows, in
 /// seconds.
-pub fn grace_warning(budget: f64, grace: Option<f64>, host: Host) -> Option<String> {
-    let (allowed, who) = match (grace, host) {
+pub fn grace_warning(budget: f64, grace: Option<f64>, manager: Manager) -> Option<String> {
+    let (allowed, who) = match (grace, manager) {
         (Some(grace), _) => (grace, "shutdown.grace_seconds says that the service manager kills"),
-        (None, Host::Container) => (DOCKER_DEFAULT, "a container is killed, unless stop_grace_period says otherwise,"),
-        (None, Host::Systemd) => (SYSTEMD_DEFAULT, "a systemd unit is killed, unless TimeoutStopSec says otherwise,"),
-        (None, Host::Other) => return None,
+        (None, Manager::Container) => (DOCKER_DEFAULT, "a container is killed, unless stop_grace_period says otherwise,"),
+        (None, Manager::Systemd) => (SYSTEMD_DEFAULT, "a systemd unit is killed, unless TimeoutStopSec says otherwise,"),
+        (None, Manager::Other) => return None,
     };
     let needed = budget + OWN_END;
     (allowed < needed).then(|| {
@@ -129,12 +129,12 @@ mod tests {
 
     #[test]
     fn a_short_grace_is_told_with_its_remedy() {
-        assert_eq!(grace_warning(30.0, Some(60.0), Host::Container), None);
-        assert_eq!(grace_warning(30.0, None, Host::Other), None);
-        assert_eq!(grace_warning(30.0, None, Host::Systemd), None);
-        assert!(grace_warning(120.0, None, Host::Systemd).unwrap().contains("TimeoutStopSec=122"));
-        assert!(grace_warning(30.0, None, Host::Container).unwrap().contains("stop_grace_period: 32s"));
-        assert!(grace_warning(30.0, Some(31.0), Host::Other).unwrap().contains("after 31 s"));
+        assert_eq!(grace_warning(30.0, Some(60.0), Manager::Container), None);
+        assert_eq!(grace_warning(30.0, None, Manager::Other), None);
+        assert_eq!(grace_warning(30.0, None, Manager::Systemd), None);
+        assert!(grace_warning(120.0, None, Manager::Systemd).unwrap().contains("TimeoutStopSec=122"));
+        assert!(grace_warning(30.0, None, Manager::Container).unwrap().contains("stop_grace_period: 32s"));
+        assert!(grace_warning(30.0, Some(31.0), Manager::Other).unwrap().contains("after 31 s"));
     }
 
     proptest! {

@@ -29,7 +29,7 @@ const SOCKET_SHARE: f64 = 0.6;
 const MAX_NOTED: usize = 8;
 
 /// A child that is kept.
-pub(super) trait Kept: Send {
+pub trait Kept: Send {
     /// What it says.
     type In: DeserializeOwned + Send + 'static;
     /// What it is told.
@@ -54,7 +54,7 @@ pub(super) trait Kept: Send {
 }
 
 /// Keeps a child until it is stopped or quarantined.
-pub(super) async fn keep<K: Kept>(mut child: K, life: &Life, gpus: &Gpus, stop: CancellationToken) {
+pub async fn keep<K: Kept>(mut child: K, life: &Life, gpus: &Gpus, stop: CancellationToken) {
     life.tell(Event::Start);
     loop {
         tokio::select! {
@@ -224,7 +224,3 @@ fn exit_of(status: Option<std::process::ExitStatus>) -> Exit {
         },
     }
 }
-
-#[cfg(test)]
-#[path = "keep_tests.rs"]
-mod tests;

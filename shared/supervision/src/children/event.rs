@@ -1,5 +1,5 @@
 //! What happened to children, worth a line: one value per event makes the log line, and whoever keeps records gets the same
-//! value. Every event passes through [`Board::event`](crate::status::Board::event).
+//! value. Every event passes through [`Board::event`](crate::board::Board::event).
 
 use serde::Serialize;
 

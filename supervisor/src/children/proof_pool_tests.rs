@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use grail_link::message::Revision;
 use grail_process::Spawner;
+use grail_supervision::board::{Board, ChildStatus};
+use grail_supervision::children::{ChildEvent, ChildState, DeathClass};
+use grail_supervision::gpu::{GpuProcess, GpuReading, Gpus, Sensor, SensorError};
 
-use crate::children::{ChildEvent, ChildState, DeathClass, Programs, ProofError, ProofPool, WorkerNumerics, WorkerSettings};
-use crate::gpu::{GpuProcess, GpuReading, Gpus, Sensor, SensorError};
+use crate::children::{Programs, ProofError, ProofPool, WorkerNumerics, WorkerSettings};
 use crate::plan::ProofSlot;
-use crate::status::{Board, ChildStatus};
 
 const LIMIT: Duration = Duration::from_secs(30);
 

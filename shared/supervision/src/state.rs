@@ -10,10 +10,9 @@ use grail_link::MAX_SOCKET_PATH;
 use grail_process::records::{self, Records};
 use grail_process::{Aside, Identity, Standing};
 
+use crate::board::Board;
 use crate::children::ChildEvent;
 use crate::exit::Failure;
-use crate::settings::{ConfigError, ConfigErrors};
-use crate::status::Board;
 
 /// Who has the folder.
 const HOLDER: &str = "holder.json";
@@ -107,19 +106,14 @@ impl StateFolder {
         self.root.join("run")
     }
 
-    /// Complete groups of the window that is being mined.
-    pub fn spool(&self) -> PathBuf {
-        self.root.join("spool")
+    /// A folder of the workload's own.
+    pub fn of_workload(&self, name: &str) -> PathBuf {
+        self.root.join(name)
     }
 
     /// Children that run, one record each.
     pub fn children(&self) -> PathBuf {
         self.root.join("children")
-    }
-
-    /// What launchers remember of installed servers.
-    pub fn probes(&self) -> PathBuf {
-        self.root.join("probes")
     }
 
     /// Ends what an earlier run left: recorded children that still live, and their descendants. Told as events.
@@ -149,11 +143,6 @@ impl StateFolder {
     /// What happened.
     pub fn journal(&self) -> PathBuf {
         self.root.join("journal")
-    }
-
-    /// Copies of the last window files.
-    pub fn windows(&self) -> PathBuf {
-        self.root.join("windows")
     }
 }
 
@@ -203,14 +192,10 @@ fn check_socket_path(root: &Path) -> Result<(), Failure> {
     if length <= MAX_SOCKET_PATH {
         return Ok(());
     }
-    Err(Failure::Configuration(ConfigErrors(vec![ConfigError {
-        key: "state.folder".into(),
-        value: Some(format!("{absolute:?}")),
-        origin: None,
-        reason: format!(
-            "is too long: the socket {longest:?} has {length} bytes and the operating system allows {MAX_SOCKET_PATH}; choose a shorter folder"
-        ),
-    }])))
+    Err(Failure::Configuration(format!(
+        "1 mistake(s) in the configuration; nothing was started:\n  state.folder = {absolute:?} is too long: the socket {longest:?} has \
+         {length} bytes and the operating system allows {MAX_SOCKET_PATH}; choose a shorter folder"
+    )))
 }
 
 #[cfg(test)]

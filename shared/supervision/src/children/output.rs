@@ -14,7 +14,7 @@ use super::throttle::{Admission, Throttle};
 /// Longest line that is passed on; the rest of it counts as further lines.
 const LINE_LIMIT: u64 = 4096;
 /// What the first line of a panic has in it; its message and the first frames follow.
-pub(super) const PANIC: &str = " panicked at ";
+pub const PANIC: &str = " panicked at ";
 /// Lines of a panic that are kept, whatever comes after them: with RUST_BACKTRACE that may be a hundred frames …
 const PANIC_LINES: usize = 12;
 /// … and panics: the first is the cause of what follows while it unwinds.
@@ -28,7 +28,7 @@ const DRY_LIMIT: Duration = Duration::from_millis(300);
 
 /// The readers of a child's output, and its last lines.
 #[derive(Debug)]
-pub(super) struct Drains {
+pub struct Drains {
     child: Arc<Printing>,
     readers: JoinSet<()>,
 }

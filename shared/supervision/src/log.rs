@@ -12,12 +12,12 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use grail_process::clock;
+use lines::Lines;
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::secrets::Clean;
-use lines::Lines;
 
 /// The log in the state folder.
 pub const FILE: &str = "supervisor.log";

@@ -15,7 +15,7 @@ const SHAPES: usize = 256;
 
 /// What becomes of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Admission {
+pub enum Admission {
     /// It passes; so many like it were held back since the last one did.
     Passed(u64),
     /// It is held back.
@@ -31,7 +31,7 @@ struct Shape {
 
 /// Counts the lines of one child. Times are durations since any fixed instant.
 #[derive(Debug, Default)]
-pub(super) struct Throttle(HashMap<String, Shape>);
+pub struct Throttle(HashMap<String, Shape>);
 
 impl Throttle {
     /// Judges a line.

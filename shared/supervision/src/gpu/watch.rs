@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use grail_process::clock;
 
 use super::{GpuReading, Judge, Sensor, SensorError};
+use crate::board::Board;
 use crate::children::ChildEvent;
-use crate::status::Board;
 
 /// Pause between two looks; XIDs are waited for meanwhile.
 const LOOK: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use grail_process::clock;
 
 use super::*;
-use crate::status::Board;
+use crate::board::Board;
 
 const GIB: u64 = 1 << 30;
 
