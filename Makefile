@@ -53,8 +53,8 @@ bench: SETUP = --reference
 bench: build
 	cargo build --release --package grail-proof-worker
 	target/release/grail-proof-worker bench
-	cargo bench --package grail-supervisor --bench window
-	cargo bench --package grail-supervisor --bench client
+	cargo bench --package grail-mining --bench window
+	cargo bench --package grail-workers --bench client
 	cargo test --package grail-tests --bench footprint
 
 clean:

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use grail_node::{Setup, TestNode};
+use grail_settings::r2_address;
 use grail_store::local_server::LocalBucketServer;
-use grail_supervisor::settings::r2_address;
 use grail_tests::{Finished, Host, free_port, one_at_a_time, workspace};
 
 /// Runs the miner and expects that it refuses before anything is started.

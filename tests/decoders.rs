@@ -10,9 +10,9 @@ use grail_link::message::{
     ApplyCommand, ExamineTerms, Examined, FromLauncher, FromReader, FromWorker, ProofJob, ProofSequence, Question, ReloadCommand,
     Reloaded, Revision, SequenceProof, ToLauncher, ToReader, ToWorker, WorkerHello,
 };
+use grail_mining::spool::{GroupHeader, GroupRecord};
 use grail_store::checkpoint::sparse::{self, SparseFormat, SparseTensor, ValueType};
 use grail_supervision::journal;
-use grail_supervisor::spool::{GroupHeader, GroupRecord};
 use grail_tests::{programs, workspace};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 

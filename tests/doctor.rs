@@ -13,9 +13,9 @@ use grail_fakes::{LyingBucket, MINER_BUCKET, READ_PAIR, Script, WRITE_PAIR, Work
 use grail_node::{BlockClock, Setup, TestNode};
 use grail_protocol::keys::Hotkey;
 use grail_protocol::window::object_key;
-use grail_supervisor::buckets::Buckets;
-use grail_supervisor::chain::BucketCommitment;
-use grail_supervisor::settings::Secret;
+use grail_settings::Secret;
+use grail_subnet::buckets::Buckets;
+use grail_subnet::chain::BucketCommitment;
 use grail_tests::{Cast, Finished, Host, free_port, now, workspace};
 use nix::sys::signal::Signal;
 use serde_json::Value;

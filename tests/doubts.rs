@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use axum::http::Method;
 use grail_fakes::{BucketCue, BucketLie, LyingBucket, Script, WorkerCue, WorkerLie};
+use grail_mining::spool::GroupRecord;
 use grail_store::window_file::{encode_group, read_window};
-use grail_supervisor::spool::GroupRecord;
 use grail_tests::side_by_side::Scenario;
 use grail_tests::{Cast, Host, Running, oracle, points};
 use nix::sys::signal::Signal;

@@ -19,8 +19,8 @@ use grail_process::Spawner;
 use grail_protocol::generation_params::GenerationParams;
 use grail_supervision::board::{Board, ChildStatus};
 use grail_supervision::children::ChildState;
-use grail_supervisor::children::{Elsewhere, Generator, Serving};
-use grail_supervisor::completions::Completions;
+use grail_workers::completions::Completions;
+use grail_workers::{Elsewhere, Generator, Serving};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 

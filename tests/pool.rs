@@ -8,12 +8,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use grail_process::Spawner;
+use grail_settings::WorkerNumerics;
 use grail_supervision::board::{Board, ChildStatus};
 use grail_supervision::children::ChildState;
 use grail_supervision::gpu::Gpus;
-use grail_supervisor::children::{ChildPrograms, Programs, ProofPool, WorkerNumerics, WorkerSettings};
-use grail_supervisor::plan::ProofSlot;
 use grail_tests::programs;
+use grail_workers::plan::ProofSlot;
+use grail_workers::{ChildPrograms, Programs, ProofPool, WorkerSettings};
 
 /// A folder of programs whose proof worker is the real one, given `to` instead of the argument `from` in slot 1.
 fn programs_with_a_stranger(folder: &Path, from: &str, to: &str) -> Programs {

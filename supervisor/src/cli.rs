@@ -8,12 +8,17 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use grail_mining::run as mine;
+use grail_settings as settings;
+use grail_settings::{Loaded, Settings, Sources};
+use grail_subnet::reader;
 use grail_supervision::exit::Failure;
 use grail_supervision::{log, secrets};
+use grail_validation as validate;
+use grail_workers::plan;
 
-use crate::settings::{self, Loaded, Settings, Sources};
 use crate::view::View;
-use crate::{doctor, explain, incident, layout, mine, publish, reader, simulate, validate};
+use crate::{doctor, explain, incident, layout, publish, simulate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -113,7 +118,6 @@ struct RunArguments {
 /// terminal that hangs must not keep the process from ending.
 const LAST_THREADS: Duration = Duration::from_millis(500);
 const LAST_LINES: Duration = Duration::from_millis(250);
-const LAST_WORD: Duration = Duration::from_millis(250);
 
 /// Parses, runs, and turns the outcome into an exit code.
 pub fn main() -> ExitCode {
@@ -159,7 +163,7 @@ fn overrides_first(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    report(failure);
+    log::report(failure);
     ExitCode::from(failure)
 }
 
@@ -195,7 +199,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Command::Plan(arguments) => {
             let settings = &loaded?.settings;
-            print(&layout::report(settings, mine::plan(settings), &arguments)?);
+            print(&layout::report(settings, plan::of_host(settings), &arguments)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Simulate(arguments) => {
@@ -243,13 +247,13 @@ fn load(common: &Common, environment: &BTreeMap<String, String>, no_drand: bool)
 async fn run(settings: &Settings, arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let live = std::io::stdout().is_terminal() && !arguments.plain;
     log::to_state(&settings.state, live).map_err(|error| Failure::internal("start the log's threads", error))?;
-    let options = mine::Options { windows: arguments.windows, view: if live { View::Live } else { View::Plain } };
-    mine::run(settings, options).await?;
+    let picture = if live { View::Live } else { View::Plain };
+    mine::run(settings, arguments.windows, |board, end| crate::view::show(board, picture, end)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn check(settings: &Settings) -> Result<ExitCode, Failure> {
-    let plan = mine::plan(settings)?;
+    let plan = plan::of_host(settings)?;
     let doubt = settings.doubt().map(|doubt| format!("Warning: {doubt}\n")).unwrap_or_default();
     print(&format!("The settings are in order.\n{doubt}{}", layout::outline(settings, &plan)));
     Ok(ExitCode::SUCCESS)
@@ -271,11 +275,6 @@ fn show_status(settings: &Settings) -> Result<ExitCode, Failure> {
 /// A closed pipe (`| head`) is no reason to panic.
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(&secrets::clean(text.as_bytes()));
-}
-
-/// For commands that tell their failure with an exit code of their own.
-pub fn report(failure: &Failure) {
-    log::last_word(secrets::clean_text(&format!("grail-supervisor: {failure}")).into_owned(), LAST_WORD);
 }
 
 #[cfg(test)]

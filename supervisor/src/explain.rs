@@ -3,17 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
-use grail_supervision::exit::Failure;
-use grail_supervision::journal::{self, Entry, Event, Reading, SupervisorStarted, SupervisorStopped};
-use serde::de::DeserializeOwned;
-
-use crate::events::{
+use grail_mining::events::{
     ChainAnswersAgain, ChainSilent, FileClosed, FileFound, FileUploaded, GroupDropped, GroupKept, LocalCopyFailed, MiningBegan,
     SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed, SpotChecked, WindowEnded, WindowOpened, WindowWaits,
     WorkerDistrusted, WorkersDisagree,
 };
-use crate::settings::Settings;
+use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
+use grail_settings::Settings;
+use grail_supervision::exit::Failure;
+use grail_supervision::journal::{self, Entry, Event, Reading, SupervisorStarted, SupervisorStopped};
+use serde::de::DeserializeOwned;
 
 /// The story of `window`, or of the last one on record.
 ///

@@ -23,11 +23,11 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use grail_process::clock;
 use grail_secrets::HIDDEN;
+use grail_settings::{Loaded, explain};
 use grail_supervision::exit::Failure;
 use grail_supervision::{journal, log, secrets};
 
 use crate::explain::story;
-use crate::settings::{Loaded, explain};
 
 /// Most of the log, from its end.
 const LOG_BYTES: u64 = 4 * 1024 * 1024;
@@ -122,10 +122,10 @@ fn archive(parts: &[(String, Vec<u8>)]) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use flate2::read::GzDecoder;
+    use grail_mining::events::SpoolRefused;
+    use grail_settings::{Sources, load};
 
     use super::*;
-    use crate::events::SpoolRefused;
-    use crate::settings::{Sources, load};
 
     const CANARY: &str = "canary-5f3a\"9b";
 

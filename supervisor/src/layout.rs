@@ -9,12 +9,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use grail_engines::{Engine, Installed, PORTS, ServerOptions};
 use grail_process::ports;
+use grail_settings::{Address, ConfigError, ConfigErrors, Generation, ProofSlots, Settings, Storage};
 use grail_supervision::exit::Failure;
 use grail_supervision::state::StateFolder;
+use grail_workers::plan::{Plan, ProofSlot};
 use serde_json::Value;
-
-use crate::plan::{Plan, ProofSlot};
-use crate::settings::{Address, ConfigError, ConfigErrors, Generation, ProofSlots, Settings, Storage};
 
 /// Memory of a GPU that neither weights nor cache get: the CUDA context, NCCL, activations.
 const OVERHEAD_GIB: f64 = 3.0;
@@ -294,7 +293,12 @@ mod tests {
     }
 
     fn generation(tensor_parallel: u32) -> Generation {
-        Generation { tensor_parallel, max_model_length: 4096, ..crate::plan::tests::sglang() }
+        let text = "[storage]\nlocal_folder = 'bucket'\n[chain]\nnetwork = 'local'\n[wallet]\ndevelopment = '//Alice'\n[generation]\nbackend = 'sglang'\n";
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("host.toml");
+        std::fs::write(&file, text).unwrap();
+        let loaded = grail_settings::load(&grail_settings::Sources { file: Some(file), ..Default::default() }).unwrap();
+        Generation { tensor_parallel, max_model_length: 4096, memory_share: 0.9, max_running: 64, ..loaded.settings.generation }
     }
 
     #[test]

@@ -7,19 +7,18 @@ use std::time::Duration;
 use grail_process::clock;
 use grail_protocol::generation_params::GenerationParams;
 use grail_protocol::window::window_start;
+use grail_settings::{Chain, Settings};
 use grail_store::bucket::Bucket;
 use grail_store::checkpoint::sparse::SparseFormat;
 use grail_store::checkpoint::{
     CheckpointError, FetchLimits, PREFIX, Predecessor, PublishTerms, fetch_metadata, parse_ready_key, publish_delta,
     publish_full, ready_key, weights_hash,
 };
+use grail_subnet::buckets::Buckets;
+use grail_subnet::join::{local_trainer, open_chain};
+use grail_subnet::wallet;
 use grail_supervision::exit::Failure;
 use serde_json::json;
-
-use crate::buckets::Buckets;
-use crate::mine::{local_trainer, open_chain};
-use crate::settings::{Chain, Settings};
-use crate::wallet;
 
 /// Arguments of `publish-checkpoint`.
 #[derive(Debug, clap::Args)]

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
+use grail_mining::status::{Board, FinishedWindow, WindowStatus};
 use grail_supervision::board::ChildStatus;
 use grail_supervision::secrets::clean_text;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-
-use crate::status::{Board, FinishedWindow, WindowStatus};
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use grail_environments::{ChatTokenizer, ThinkingMode};
 use grail_process::{Limits, Spawner, proc};
-use grail_supervisor::reader::{Bounds, ReadError, Reader, Readers};
+use grail_subnet::reader::{Bounds, ReadError, Reader, Readers};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use grail_supervisor::settings::{Settings, Sources, load};
+use grail_settings::{Settings, Sources, load};
 use serde_json::Value;
 
 use crate::report::{Cases, Report, json};

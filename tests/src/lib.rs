@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use grail_fakes::{LyingBucket, MINER_BUCKET, READ_PAIR, Script, WRITE_PAIR};
 use grail_process::proc::{self, ProcessFacts};
 use grail_process::{Identity, Standing};
-use grail_supervisor::settings::{Form, TABLE};
+use grail_settings::{Form, TABLE};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

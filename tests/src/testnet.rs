@@ -2,7 +2,7 @@
 
 use grail_node::{BlockClock, Setup, TestNode};
 use grail_protocol::keys::Hotkey;
-use grail_supervisor::buckets::Buckets;
+use grail_subnet::buckets::Buckets;
 
 use crate::{Finished, Host, workspace};
 

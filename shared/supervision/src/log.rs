@@ -17,7 +17,8 @@ use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::secrets::Clean;
+use crate::exit::Failure;
+use crate::secrets::{Clean, clean_text};
 
 /// The log in the state folder.
 pub const FILE: &str = "supervisor.log";
@@ -25,6 +26,9 @@ pub const FILE: &str = "supervisor.log";
 pub const EARLIER: &str = "supervisor.log.1";
 /// A file this long is put aside, in the place of the one before.
 const FILE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// A terminal that hangs must not keep the process from ending.
+const LAST_WORD: Duration = Duration::from_millis(250);
 
 /// The places of this process's log that have a thread.
 static PLACES: OnceLock<Vec<Lines>> = OnceLock::new();
@@ -79,6 +83,11 @@ pub fn last_word(text: String, limit: Duration) {
     if std::thread::Builder::new().name("last word".into()).spawn(say).is_ok() {
         let _ = written.recv_timeout(limit);
     }
+}
+
+/// Tells on standard error why a command ended.
+pub fn report(failure: &Failure) {
+    last_word(clean_text(&format!("grail-supervisor: {failure}")).into_owned(), LAST_WORD);
 }
 
 fn level(default: &str) -> EnvFilter {

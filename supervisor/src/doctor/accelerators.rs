@@ -6,14 +6,13 @@ use std::time::Duration;
 use grail_engines::{Engine, Installed};
 use grail_link::message::WorkerHello;
 use grail_process::{Launch, Said, Spawner, environment};
+use grail_settings::Settings;
 use grail_supervision::gpu::{Card, Driver, Nvml, SensorError};
+use grail_workers::plan::{self, Plan};
+use grail_workers::{ChildPrograms, Programs};
 
 use super::greeting::{Unfit, trial_of_worker};
 use super::row::Row;
-use crate::children::{ChildPrograms, Programs};
-use crate::mine;
-use crate::plan::Plan;
-use crate::settings::Settings;
 
 const GPUS: &str = "GPUs";
 const WORKER: &str = "proof worker";
@@ -34,7 +33,7 @@ const MOST: u64 = 4 << 20;
 
 /// The layout that the settings ask for, or why there is none.
 pub(super) fn layout(settings: &Settings) -> Result<Plan, String> {
-    mine::plan(settings).map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    plan::of_host(settings).map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }
 
 fn used(plan: &Plan) -> Vec<String> {

@@ -5,14 +5,14 @@ use std::future::Future;
 
 use grail_protocol::constants::WINDOW_LENGTH;
 use grail_protocol::window::object_key;
+use grail_settings::Settings;
 use grail_store::bucket::{Bucket, BucketError, RetryPolicy};
+use grail_subnet::buckets::Buckets;
+use grail_subnet::chain::{BucketCommitment, Chain};
+use grail_subnet::join::settle_on;
 
 use super::row::Row;
 use super::{PATIENCE, within};
-use crate::buckets::Buckets;
-use crate::chain::{BucketCommitment, Chain};
-use crate::mine::settle_on;
-use crate::settings::Settings;
 
 const WRITE: &str = "bucket write";
 const READ: &str = "bucket read";
@@ -304,7 +304,7 @@ mod tests {
         BucketCommitment {
             account_id: "account".into(),
             access_key_id: key.into(),
-            secret_access_key: crate::settings::Secret::new("secret"),
+            secret_access_key: grail_settings::Secret::new("secret"),
         }
     }
 

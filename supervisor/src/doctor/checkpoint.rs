@@ -11,11 +11,11 @@ use grail_store::bucket::Bucket;
 use grail_store::checkpoint::{
     CheckpointError, FetchLimits, PREFIX, delta_key, fetch_metadata, fetch_texts, full_key, ready_before, refuse_code,
 };
+use grail_subnet::reader::{ReadError, Readers};
 
 use super::host::bytes_text;
 use super::row::Row;
 use super::within;
-use crate::reader::{ReadError, Readers};
 
 const WHAT: &str = "checkpoint";
 /// Objects of one checkpoint that are asked for their size.

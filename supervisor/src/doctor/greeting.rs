@@ -6,13 +6,13 @@ use std::path::Path;
 use grail_link::message::{FromWorker, ToWorker, WorkerHello};
 use grail_link::{Connection, Listener};
 use grail_process::{Child, Launch, Spawner, environment};
+use grail_settings::Proof;
+use grail_workers::plan::ProofSlot;
+use grail_workers::{ChildPrograms, Programs, started_with};
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
 
 use super::trial;
-use crate::children::{ChildPrograms, Programs, started_with};
-use crate::plan::ProofSlot;
-use crate::settings::Proof;
 
 /// Bytes of its log that are kept for what went wrong.
 const LOG_BYTES: u64 = 64 << 10;

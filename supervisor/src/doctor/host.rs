@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 
 use grail_process::{limits, ports};
 use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
+use grail_settings::{Loaded, ProofSlots, Settings, Storage};
+use grail_subnet::dataset::check_dataset;
 use grail_supervision::state::StateFolder;
+use grail_workers::open_files;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use sysinfo::System;
 
 use super::row::Row;
-use crate::dataset::check_dataset;
-use crate::open_files;
-use crate::settings::{Loaded, ProofSlots, Settings, Storage};
 
 const GIB: u64 = 1 << 30;
 /// What the state folder takes beside the spool: journal, logs, three window files.

@@ -23,10 +23,10 @@ use std::time::Duration;
 
 use grail_protocol::keys::address_of;
 
-use crate::buckets::Buckets;
-use crate::chain::Standing;
-use crate::mine::open_chain;
-use crate::settings::{Loaded, Settings};
+use grail_settings::{Loaded, Settings};
+use grail_subnet::buckets::Buckets;
+use grail_subnet::chain::Standing;
+use grail_subnet::join::open_chain;
 
 pub use row::{Row, Verdict, json, table};
 

@@ -3,12 +3,13 @@
 use grail_chain::relays::Relays;
 use grail_process::clock;
 use grail_protocol::keys::{Hotkey, KeyScheme};
+use grail_settings as settings;
+use grail_settings::{Address, Settings};
+use grail_subnet::chain::{BucketCommitment, Chain, ChainError, Standing};
+use grail_subnet::wallet;
 
 use super::row::Row;
 use super::within;
-use crate::chain::{BucketCommitment, Chain, ChainError, Standing};
-use crate::settings::{self, Address, Settings};
-use crate::wallet;
 
 /// Seconds between clock and newest block that are told, and that are too many.
 const SKEW: (f64, f64) = (36.0, 120.0);
@@ -152,7 +153,7 @@ mod tests {
         let bucket = |account: &str, key: &str| BucketCommitment {
             account_id: account.into(),
             access_key_id: key.into(),
-            secret_access_key: crate::settings::Secret::new("secret"),
+            secret_access_key: grail_settings::Secret::new("secret"),
         };
         let configured = bucket("a", "k");
         assert_eq!(publication(Some(&bucket("a", "k")), &configured).verdict, Verdict::Ok);

@@ -1,4 +1,4 @@
-//! `simulate`: windows of a host in virtual time, mined by the same [`crate::schedule::Schedule`] as the daemon's, beside the
+//! `simulate`: windows of a host in virtual time, mined by the same [`grail_mining::schedule::Schedule`] as the daemon's, beside the
 //! guide's double-buffered batches of the best size, under the same curves, windows, problems and troubles.
 //!
 //! What is assumed, of both ways alike: requests in a server share its throughput evenly; a group goes to the least loaded server;
@@ -25,15 +25,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Args;
+use grail_mining::schedule::Choice;
 use grail_protocol::time_budget::TimeBudgetError;
+use grail_settings::{ConfigError, ConfigErrors};
 use grail_supervision::exit::Failure;
 use host::Host;
 use report::{Run, Summary};
 use windows::Batches;
 use world::World;
-
-use crate::schedule::Choice;
-use crate::settings::{ConfigError, ConfigErrors};
 
 /// Arguments of `simulate`.
 #[derive(Debug, Args)]

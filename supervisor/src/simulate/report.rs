@@ -2,13 +2,13 @@
 
 use std::fmt;
 
+use grail_mining::schedule::Choice;
+use grail_mining::window::ROLLOUT_TARGET;
 use grail_protocol::constants::{ROLLOUTS_PER_PROBLEM, UNIQUE_ROLLOUTS_CAP, WINDOW_LENGTH};
 
 use super::host::Host;
 use super::windows::{Lost, Outcome};
 use super::world::World;
-use crate::schedule::Choice;
-use crate::window::ROLLOUT_TARGET;
 
 /// Sizes of batches that are shown.
 const SHOWN: usize = 6;

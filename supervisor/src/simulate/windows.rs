@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use grail_mining::clockwork::Clockwork;
+use grail_mining::schedule::{Rules, Schedule};
+use grail_mining::window::ROLLOUT_TARGET;
 use grail_protocol::constants::{DEADLINE_SLACK_SECONDS, ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
 use grail_protocol::time_budget::{DEFAULT_SAFETY_BLOCKS, TimeBudget, TimeBudgetError};
+use grail_settings::{Admission, GroupsInFlight};
 
 use super::draws::Draws;
 use super::host::Host;
 use super::world::{Happening, World};
-use crate::schedule::{Gate, GroupsInFlight, Rules, Schedule};
-use crate::window::{Clockwork, ROLLOUT_TARGET};
 
 /// Seconds of a block of the network.
 const BLOCK_SECONDS: f64 = 12.0;
@@ -130,7 +132,7 @@ pub fn schedule(host: &Host) -> Result<Schedule, TimeBudgetError> {
         groups => GroupsInFlight::Fixed(groups),
     };
     let rules = Rules {
-        gate: Gate::Deadline,
+        gate: Admission::Deadline,
         confidence: settings.confidence,
         safety_blocks: settings.safety_blocks,
         groups_in_flight,

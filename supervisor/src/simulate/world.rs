@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use grail_mining::schedule::ServerLoad;
 use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
 
 use super::draws::Draws;
 use super::engine::Engine;
 use super::host::Host;
-use crate::schedule::ServerLoad;
 
 /// Something that happened.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use grail_chain::commitment::Registration;
 use grail_chain::metadata::{Metadata, MetadataError};
 use grail_chain::storage;
 use grail_protocol::keys::public_key_of;
-use grail_supervisor::chain::BucketCommitment;
+use grail_subnet::chain::BucketCommitment;
 use scale_value::Value as Scale;
 use serde_json::Value;
 

@@ -12,6 +12,8 @@ use twox_hash::XxHash3_64;
 
 use super::Event;
 
+/// A file this long is put aside.
+pub(super) const FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// Longest line, in bytes.
 pub const MAX_LINE: usize = 64 * 1024;
 const SUM: &str = ",\"sum\":\"";

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::line::{Entry, decode};
+use super::line::{Entry, FILE_BYTES, decode};
 
 /// Older files that are kept beside the one that is written.
 pub(super) const KEPT_FILES: usize = 4;
 /// A file is rotated well before it is twice as long as it should be.
-const MAX_READ: u64 = 2 * super::write::FILE_BYTES;
+const MAX_READ: u64 = 2 * FILE_BYTES;
 
 /// What a journal holds.
 #[derive(Debug, Default)]

@@ -6,13 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use super::line::{Entry, MAX_LINE, decode, encode};
+use super::line::{Entry, FILE_BYTES, MAX_LINE, decode, encode};
 use super::read::files;
 use super::{Message, Record};
 use crate::secrets;
 
-/// A file this long is put aside.
-pub(super) const FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// Records of a kind that is not lasting are on disk after this time.
 const SYNC_AFTER: Duration = Duration::from_secs(1);
 /// A disk that refused is tried again with the first record after this many.

@@ -1,0 +1,168 @@
+//! The data set, judged before anything is started: every row of every split, and whether it can be the network's.
+
+use std::path::{Path, PathBuf};
+
+use grail_environments::dataset::SourceSplit;
+use grail_environments::{Dataset, DatasetError, gsm8k};
+use grail_settings as settings;
+use grail_settings::Settings;
+use grail_supervision::exit::Failure;
+use sha2::{Digest, Sha256};
+
+use crate::chain::{Chain, genesis};
+
+/// Characters of a digest that are shown: enough to compare two by eye.
+const SHOWN: usize = 16;
+
+/// A data set all of whose rows were read.
+pub struct CheckedDataset {
+    /// The file or folder.
+    pub path: PathBuf,
+    splits: Vec<CheckedSplit>,
+}
+
+struct CheckedSplit {
+    /// None where a single file names no split, and serves as any.
+    split: Option<SourceSplit>,
+    files: Vec<String>,
+    rows: usize,
+    /// Over the rows, whatever the form of the files.
+    digest: String,
+}
+
+/// Reads every row of every split once, so that a bad row is found before anything is started. gsm8k is the environment
+/// that is built, so its columns are what a dataset must have. Where the settings name one of the network's chains, the
+/// rows must be as many as the network's.
+///
+/// # Errors
+/// The first bad row, with its file and line, and another number of rows than the network's.
+pub fn check_dataset(settings: &Settings) -> Result<CheckedDataset, Failure> {
+    let path = settings.dataset.as_deref().ok_or_else(|| {
+        Failure::Data("no dataset is set; give one with --dataset PATH, environment.dataset or GRAIL_DATASET (a JSONL or Parquet file, or a folder)".into())
+    })?;
+    let checked =
+        read(path).map_err(|error| Failure::Data(format!("the dataset cannot be used, nothing was started: {error}")))?;
+    match &settings.chain {
+        settings::Chain::Network { genesis: Some(_), .. } => checked.must_be_the_networks(),
+        _ => Ok(()),
+    }?;
+    Ok(checked)
+}
+
+fn read(path: &Path) -> Result<CheckedDataset, DatasetError> {
+    let dataset = Dataset::open(path)?;
+    let mut wanted: Vec<Option<SourceSplit>> = dataset.splits().map(Some).collect();
+    if wanted.is_empty() {
+        wanted.push(None);
+    }
+    let mut splits = Vec::new();
+    for split in wanted {
+        let source = split.unwrap_or(SourceSplit::Train);
+        let rows = dataset.rows(source, ["question", "answer"])?;
+        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let files = dataset.files(source).iter().map(name).collect();
+        splits.push(CheckedSplit { split, files, rows: rows.len(), digest: digest(&rows) });
+    }
+    Ok(CheckedDataset { path: path.to_path_buf(), splits })
+}
+
+/// Over each text's length and bytes, in order.
+fn digest(rows: &[[String; 2]]) -> String {
+    let mut hash = Sha256::new();
+    for text in rows.iter().flatten() {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    }
+    hex::encode(hash.finalize())[..SHOWN].to_owned()
+}
+
+impl CheckedDataset {
+    /// Files, rows and a digest of each split, in one line.
+    pub fn summary(&self) -> String {
+        let split = |split: &CheckedSplit| {
+            let name = split.split.map_or("any split", SourceSplit::as_str);
+            format!("{name}: {} rows of {}, digest {}", split.rows, split.files.join(", "), split.digest)
+        };
+        self.splits.iter().map(split).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Why this cannot be the network's data set, if it cannot.
+    fn unlike_the_networks(&self) -> Option<String> {
+        self.splits.iter().find_map(|split| {
+            let Some(name) = split.split else {
+                return Some(format!("{} names no split, so it would serve as every one", split.files.join(", ")));
+            };
+            match gsm8k::NETWORK_ROWS.iter().find(|(known, _)| *known == name) {
+                Some((_, rows)) if *rows == split.rows => None,
+                Some((_, rows)) => Some(format!("its split `{name}` has {} rows, the network's has {rows}", split.rows)),
+                None => Some(format!("the network's has no split `{name}`")),
+            }
+        })
+    }
+
+    fn must_be_the_networks(&self) -> Result<(), Failure> {
+        match self.unlike_the_networks() {
+            None => Ok(()),
+            Some(why) => Err(Failure::Data(format!(
+                "the dataset {} is not the network's: {why}. Validators would reject every prompt; fetch openai/gsm8k (config main) \
+                 again and set environment.dataset to it alone",
+                self.path.display()
+            ))),
+        }
+    }
+
+    /// Behind an endpoint of one's own block 0 tells which chain it is: on the network's, the rows must be the network's.
+    ///
+    /// # Errors
+    /// Another number of rows than the network's, on one of its chains; a chain that does not answer.
+    pub async fn must_suit(&self, chain: &dyn Chain) -> Result<(), Failure> {
+        if self.unlike_the_networks().is_none() {
+            return Ok(());
+        }
+        match genesis(chain).await?.as_ref().and_then(settings::network_of) {
+            Some(_) => self.must_be_the_networks(),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(rows: &[(&str, usize)]) -> CheckedDataset {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, rows) in rows {
+            let row = |row| serde_json::json!({"question": format!("Q{row}"), "answer": "#### 1"}).to_string() + "\n";
+            std::fs::write(folder.path().join(name), (0..*rows).map(row).collect::<String>()).unwrap();
+        }
+        read(folder.path()).unwrap()
+    }
+
+    #[test]
+    fn the_networks_rows_are_told_from_others() {
+        assert_eq!(checked(&[("train.jsonl", 7473), ("test.jsonl", 1319)]).unlike_the_networks(), None);
+        assert_eq!(checked(&[("train.jsonl", 7473)]).unlike_the_networks(), None);
+        for (rows, why) in [
+            (&[("train.jsonl", 7472)][..], "`train` has 7472 rows, the network's has 7473"),
+            (&[("train.jsonl", 7473), ("test.jsonl", 7473)], "`test` has 7473 rows"),
+            (&[("validation.jsonl", 1)], "no split `validation`"),
+        ] {
+            let found = checked(rows).unlike_the_networks().unwrap();
+            assert!(found.contains(why), "{found}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("problems.jsonl");
+        std::fs::write(&path, "{\"question\": \"Q\", \"answer\": \"#### 1\"}\n").unwrap();
+        assert!(read(&path).unwrap().unlike_the_networks().unwrap().contains("names no split"));
+    }
+
+    #[test]
+    fn a_summary_tells_files_rows_and_a_digest_of_the_rows() {
+        let two = checked(&[("train.jsonl", 2)]).summary();
+        assert!(two.starts_with("train: 2 rows of train.jsonl, digest "), "{two}");
+        let digest = |text: &str| text.rsplit(' ').next().unwrap().to_owned();
+        assert_eq!(digest(&two), digest(&checked(&[("train-00000-of-00001.jsonl", 2)]).summary()));
+        assert_ne!(digest(&two), digest(&checked(&[("train.jsonl", 3)]).summary()));
+    }
+}

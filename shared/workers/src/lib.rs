@@ -1,0 +1,35 @@
+//! The workers of this network: proof workers and generation servers, in pools.
+//!
+//! ```text
+//!  proof_pool ── job_queue · agreement     proof_slot   what a proof worker is asked for
+//!  generator  ── replicas · traffic        which of the servers a group goes to
+//!       elsewhere                          servers that somebody else runs
+//! ```
+
+mod agreement;
+pub mod completions;
+mod elsewhere;
+mod generator;
+mod job_queue;
+pub mod open_files;
+pub mod plan;
+mod programs;
+mod proof;
+mod proof_pool;
+mod proof_shared;
+mod proof_slot;
+mod refusals;
+mod replicas;
+mod serving;
+mod traffic;
+
+pub use elsewhere::Elsewhere;
+pub use generator::{Generator, LauncherSettings};
+pub use programs::{ChildPrograms, Programs};
+pub use proof::{ProofError, Proved, ProvedBatch};
+pub use proof_pool::ProofPool;
+pub use proof_shared::WorkerSettings;
+pub use proof_slot::started_with;
+pub use replicas::{Home, Replica, Replicas};
+pub use serving::Serving;
+pub use traffic::{Flow, InFlight, Traffic};
