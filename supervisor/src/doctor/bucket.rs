@@ -10,7 +10,7 @@ use grail_store::bucket::{Bucket, BucketError, RetryPolicy};
 use super::row::Row;
 use super::{PATIENCE, within};
 use crate::buckets::Buckets;
-use crate::chain::{BucketCommitment, Chain};
+use crate::chain::BucketCommitment;
 use crate::mine::settle_on;
 use crate::settings::Settings;
 
@@ -35,9 +35,8 @@ pub(super) enum Readers {
 }
 
 impl Readers {
-    /// Lets block 0 decide, as a start does.
-    pub(super) async fn learn(settings: &Settings, chain: &dyn Chain, buckets: &mut Buckets) -> Self {
-        let told = within(chain.genesis()).await.ok().and_then(Result::ok);
+    /// Lets block 0 decide, as a start does. `told` is what the chain says of it, if it says anything.
+    pub(super) fn learn(settings: &Settings, told: Option<Option<[u8; 32]>>, buckets: &mut Buckets) -> Self {
         match settle_on(settings, told.flatten(), buckets) {
             Err(errors) => Self::Elsewhere(errors.to_string()),
             // Where the account's own address is set, it is the same on every network.

@@ -10,9 +10,10 @@ use nix::unistd::{AccessFlags, access};
 use sysinfo::System;
 
 use super::row::Row;
-use crate::dataset::check_dataset;
+use crate::dataset::CheckedDataset;
+use crate::exit::Failure;
 use crate::open_files;
-use crate::settings::{Loaded, ProofSlots, Settings, Storage};
+use crate::settings::{Chain, Loaded, ProofSlots, Settings, Storage};
 use crate::state::StateFolder;
 
 const GIB: u64 = 1 << 30;
@@ -251,10 +252,27 @@ pub(super) fn variables(loaded: &Loaded) -> Row {
     }
 }
 
-pub(super) fn dataset(settings: &Settings) -> Row {
-    match check_dataset(settings) {
-        Ok(checked) => Row::ok("dataset", format!("every row of {} was read; {}", checked.path.display(), checked.summary())),
-        Err(error) => Row::failed_as_told("dataset", &error),
+/// `told` is what the chain says of its block 0, if it says anything. A start decides the same way.
+pub(super) fn dataset_row(settings: &Settings, checked: &Result<CheckedDataset, Failure>, told: Option<Option<[u8; 32]>>) -> Row {
+    let checked = match checked {
+        Ok(checked) => checked,
+        Err(error) => return Row::failed_as_told("dataset", error),
+    };
+    let found = format!("every row of {} was read; {}", checked.path.display(), checked.summary());
+    let named = !matches!(settings.chain, Chain::Network { genesis: None, .. });
+    match told {
+        None if !named && checked.depends_on_the_chain() => {
+            let found = format!("{found}; it is not the network's, and the chain does not tell its block 0");
+            Row::warning(
+                "dataset",
+                found,
+                "where that is finney's or test's, a start refuses it; ask again when the chain answers",
+            )
+        }
+        told => match checked.must_suit_block_0(told.flatten().as_ref()) {
+            Ok(()) => Row::ok("dataset", found),
+            Err(error) => Row::failed_as_told("dataset", &error),
+        },
     }
 }
 
