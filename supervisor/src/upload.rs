@@ -383,7 +383,10 @@ mod tests {
         let late = give_up(&fixture.read_only(), &object, None, Look::Late(1.0)).await;
         assert!(matches!(late, UploadError::Ignored { stays: true, .. }) && fixture.path().exists() && beside.exists(), "{late}");
         let late = give_up(&fixture.bucket, &object, None, Look::Late(1.0)).await;
-        assert!(matches!(late, UploadError::Ignored { stays: false, .. }) && !fixture.path().exists() && !beside.exists(), "{late}");
+        assert!(
+            matches!(late, UploadError::Ignored { stays: false, .. }) && !fixture.path().exists() && !beside.exists(),
+            "{late}"
+        );
     }
 
     #[tokio::test]

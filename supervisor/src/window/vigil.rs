@@ -301,7 +301,11 @@ impl Vigil {
         }
         let Some(why) = refusal(self.chain.as_ref(), heads, newest).await else { return Ok(true) };
         if heads.doubt(newest) {
-            tracing::warn!(why, window = self.window, "Finality is not believed: the clock does not allow it. The file is watched on.");
+            tracing::warn!(
+                why,
+                window = self.window,
+                "Finality is not believed: the clock does not allow it. The file is watched on."
+            );
         }
         Ok(false)
     }
