@@ -265,6 +265,7 @@ fn a_host_that_cannot_work_is_told_why() {
     rows.has("bucket read", "not_asked", "validators do not look where the settings say");
     rows.has("read-only pair", "not_asked", "");
     rows.has("window files", "not_asked", "");
+    rows.has("dataset", "failed", "is not the network's");
 }
 
 /// A Python that has SGLang installed, and does this when it is started.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use axum::http::Method;
 use grail_fakes::{BucketCue, BucketLie, LyingBucket, Script, WorkerCue, WorkerLie};
 use grail_mining::spool::GroupRecord;
+use grail_protocol::keys::Hotkey;
+use grail_protocol::window::object_key;
 use grail_store::window_file::{encode_group, read_window};
 use grail_tests::side_by_side::Scenario;
 use grail_tests::{Cast, Host, Running, oracle, points};
@@ -106,6 +108,10 @@ impl Stage {
     fn play(&self, before: Before) -> Result<String, String> {
         let earlier = self.first_run(before)?;
         self.come_to_doubt()?;
+        if earlier.is_some() {
+            // Validators read this one first, so without the file it would be judged.
+            std::fs::write(self.twin(), "of somebody else").map_err(|error| error.to_string())?;
+        }
         if before == Before::FileThatStays {
             let denied = BucketCue { method: Method::DELETE, path: "window-30.parquet", count: u32::MAX, lie: BucketLie::Denied };
             self.bucket.lie(vec![denied]);
@@ -118,6 +124,12 @@ impl Stage {
         if earlier.is_some() {
             let gone = |status: &Value| status["events"]["file_withdrawn"].as_u64() >= Some(1) && self.object() != earlier;
             self.host.await_status("the earlier file taken out", &mut miner, 60, gone);
+            if before == Before::FileThatStays {
+                let told = |_: &Value| self.twin().exists() && self.host.log().contains("window-30.parquet.gz in its place");
+                self.host.await_status("what lies beside it in the log", &mut miner, 60, told);
+                self.bucket.lie(Vec::new());
+            }
+            self.host.await_status("nothing beside it", &mut miner, 60, |_| !self.twin().exists());
         }
         miner.signal(Signal::SIGTERM);
         let code = miner.finish(Duration::from_secs(60)).code;
@@ -197,9 +209,16 @@ impl Stage {
         miner.signal(Signal::SIGKILL);
         miner.finish(Duration::from_secs(10));
         oracle::no_process_is_left(&self.host)?;
-        self.bucket.lie(Vec::new());
+        let denied = BucketCue { method: Method::DELETE, path: "window-30.parquet.gz", count: u32::MAX, lie: BucketLie::Denied };
+        self.bucket.lie(vec![denied]);
         self.host.rewrite(&script(Vec::new()));
         Ok(self.host.start(&["run"]))
+    }
+
+    /// What validators read before the window's file.
+    fn twin(&self) -> PathBuf {
+        let address = Hotkey::from_uri("//Alice").unwrap().address().to_owned();
+        self.host.miner_bucket().join(object_key(&address, WINDOW) + ".gz")
     }
 
     fn object(&self) -> Option<Vec<u8>> {

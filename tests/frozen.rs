@@ -15,8 +15,9 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use grail_fakes::Script;
+use grail_process::proc;
 use grail_tests::side_by_side::{Scenario, play};
-use grail_tests::{Cast, Host, Running, lives, oracle, points, process};
+use grail_tests::{Cast, Host, Running, lives, oracle, points, process, workspace};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Scenario::new("state-folder-on-a-frozen-disk", frozen_state),
         Scenario::new("output-that-nobody-reads", unread_output),
         Scenario::new("log-and-status-that-cannot-be-opened", || fifos(&["supervisor.log", "status.json.new"])),
+        Scenario::new("chat-template-that-takes-its-time", slow_template),
         Scenario::new("stop-that-does-not-come-to-its-end", endless_stop),
     ];
     play(scenarios, 4)
@@ -199,6 +201,53 @@ fn fifos(names: &[&str]) -> Result<String, String> {
     oracle::no_process_is_left(&host)?;
     accepted(&host)?;
     Ok(format!("uploaded, stopped in {seconds:.1} s, and told on standard error"))
+}
+
+/// A checkpoint's template computes until the kernel ends it: the status stays fresh meanwhile, and a stop is obeyed.
+fn slow_template() -> Result<String, String> {
+    let script = Script { job_seconds: 0.15, completion_seconds: 0.1, load_seconds: 0.1, ..Script::default() };
+    let host = Host::new(BLOCK_SECONDS, LEAD).cast(Cast::Fakes, &script).set("shutdown.budget_seconds", BUDGET);
+    let checkpoint = host.path().join("slow");
+    std::fs::create_dir(&checkpoint).unwrap();
+    for entry in std::fs::read_dir(workspace().join("demo/checkpoint-a")).unwrap().flatten() {
+        std::fs::copy(entry.path(), checkpoint.join(entry.file_name())).unwrap();
+    }
+    let template = "{% set s = 'x' * 3000000 %}{% for i in range(300) %}{% for j in range(300) %}{% if s.replace('xy', 'z') == 'q' %}{% \
+                    endif %}{% endfor %}{% endfor %}ok";
+    std::fs::write(checkpoint.join("chat_template.jinja"), template).unwrap();
+    assert_eq!(host.publish(&checkpoint.display().to_string(), &[]).code, 0);
+    let miner = host.start(&["run"]);
+    let reads = |pid: &u32| {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains("read-checkpoint"))
+    };
+    let reader = || proc::children(miner.pid().cast_unsigned()).unwrap_or_default().into_iter().find(reads);
+    await_true("a reader of the checkpoint", &host, || reader().is_some());
+    let Some(reader) = reader().map(|pid| process(pid.cast_signed())) else {
+        return Err(format!("the reader was gone at once\n{}", host.log()));
+    };
+    let written = || std::fs::metadata(host.path().join("state/status.json")).and_then(|file| file.modified()).ok();
+    // It computes for five seconds, in which the status is written ten times.
+    for _ in 0..3 {
+        let before = written();
+        await_true("another status", &host, || written() != before);
+        if !lives(&reader) {
+            return Err(format!("the reader was gone before the status was written three times\n{}", host.log()));
+        }
+    }
+    miner.signal(Signal::SIGTERM);
+    let began = Instant::now();
+    let (finished, seconds) = (miner.finish(LIMIT), began.elapsed().as_secs_f64());
+    // A stop that does not come to its end within the budget has another code.
+    if finished.code != 0 || lives(&reader) {
+        return Err(format!(
+            "it ended with {} after {seconds:.1} s, the reader lives: {}\n{}",
+            finished.code,
+            lives(&reader),
+            host.log()
+        ));
+    }
+    oracle::no_process_is_left(&host)?;
+    Ok(format!("status written meanwhile, stopped in {seconds:.1} s"))
 }
 
 /// Something holds up the stop itself.

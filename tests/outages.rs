@@ -265,6 +265,11 @@ fn reorganised() -> Result<String, String> {
     if !site.has_file(FIRST) {
         return Err("the file is not there to begin with".into());
     }
+    // A number that no block can have is no finality.
+    site.node.faults(|faults| faults.finalized_number = Some(1 << 40));
+    let doubted = |_: &Value| site.host.log().contains("Finality is not believed");
+    site.host.await_status("finality doubted", &mut site.miner, 60, doubted);
+    site.node.faults(|faults| faults.finalized_number = None);
     site.node.fork(site.node.height() + 1 - FIRST);
     let status = site.ended("the file withdrawn", |window, outcome| window == FIRST && outcome == "withdrawn");
     if site.has_file(FIRST) || status["events"]["file_withdrawn"] != 1 {

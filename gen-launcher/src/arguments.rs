@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use grail_engines::Engine;
 use grail_model::Precision;
+use grail_secrets::Words;
 
 /// Exit code for arguments that cannot be used (`EX_USAGE`).
 const USAGE: u8 = 64;
@@ -110,6 +111,9 @@ pub struct InstalledArguments {
     /// A further word of the server's command line; may be given many times.
     #[arg(long = "extra", allow_hyphen_values = true)]
     pub extra: Vec<String>,
+    /// Further words that hold secrets, a line each. A variable only: everybody on the host can read a command line.
+    #[arg(long, env = "GRAIL_SERVER_SECRETS", hide = true, value_parser = lines)]
+    pub credentials: Option<Words>,
 }
 
 impl Backend {
@@ -207,6 +211,10 @@ impl Arguments {
 
 fn wrong(kind: ErrorKind, message: String) -> clap::Error {
     Arguments::command().error(kind, message)
+}
+
+fn lines(text: &str) -> Result<Words, std::convert::Infallible> {
+    Ok(Words::new(text.lines()))
 }
 
 fn precision(text: &str) -> Result<String, String> {

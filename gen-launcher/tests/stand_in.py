@@ -20,7 +20,7 @@ FLAGS = (
     if VLLM
     else "--model-path --served-model-name --host --port --dtype --tp-size --mem-fraction-static --context-length "
     "--trust-remote-code --load-balance-method --disable-custom-all-reduce --cuda-graph-backend-prefill --disable-cuda-graph "
-    "--max-running-requests --weight-version --enable-metrics"
+    "--max-running-requests --weight-version --enable-metrics --api-key --config"
 ).split()
 
 
@@ -53,6 +53,11 @@ if wish("hang"):
     print("[2026-11-21 09:36:19] Init torch distributed begin.", flush=True)
     os.remove(os.path.join(FOLDER, "hang"))
     threading.Event().wait()
+KEY = os.environ.get("VLLM_API_KEY") if VLLM else None
+if "--config" in sys.argv:
+    note("config", f"{os.stat(value('--config')).st_mode & 0o777:o} {value('--config')}")
+    with open(value("--config")) as config:
+        KEY = json.load(config)["api-key"]
 STATE = {"version": None if VLLM else value("--weight-version"), "paused": False, "flushed": True}
 READY_AT = time.monotonic() + 0.5
 
@@ -68,7 +73,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def locked(self):
+        wrong = KEY is not None and self.path != "/health" and self.headers.get("authorization") != f"Bearer {KEY}"
+        if wrong:
+            self.answer(401, {"error": "Unauthorized"})
+        return wrong
+
     def do_GET(self):
+        if self.locked():
+            return None
         if self.path == "/health":
             # SGLang's probe fails while it is warming up, and while it is paused.
             ready = time.monotonic() > READY_AT and (VLLM or not STATE["paused"])
@@ -86,6 +99,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         text = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
         note("calls", f"{self.path} {text}".strip())
         body = json.loads(text) if text else {}
+        if self.locked():
+            return None
         if self.path.startswith(("/pause", "/pause_generation")):
             STATE["paused"] = True
             self.answer(200, {})

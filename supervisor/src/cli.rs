@@ -254,7 +254,9 @@ async fn run(settings: &Settings, arguments: &RunArguments) -> Result<ExitCode, 
 
 fn check(settings: &Settings) -> Result<ExitCode, Failure> {
     let plan = plan::of_host(settings)?;
-    let doubt = settings.doubt().map(|doubt| format!("Warning: {doubt}\n")).unwrap_or_default();
+    let doubts = settings.doubt().into_iter().chain(settings.generation.exposed());
+    let doubt: String = doubts.map(|doubt| format!("Warning: {doubt}
+")).collect();
     print(&format!("The settings are in order.\n{doubt}{}", layout::outline(settings, &plan)));
     Ok(ExitCode::SUCCESS)
 }

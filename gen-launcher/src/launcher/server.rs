@@ -1,16 +1,18 @@
 //! One running generation server: its process, and what it holds.
 
 use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use grail_engines::{Calls, CommandError, Engine, Installed, PORTS, ServerOptions, UpdateError, VLLM_NAME};
+use grail_engines::{Calls, CommandError, Concealed, Engine, Installed, PORTS, ServerOptions, UpdateError, VLLM_NAME, keyed};
 use grail_model::{LoadError, ModelConfig};
 use grail_process::{Child, Launch, SpawnError, Spawner, Watched, clock, environment, ports, proc};
-use grail_secrets::Words;
+use grail_secrets::{Secret, Words};
 use tokio::task::JoinSet;
 
 use super::installed::{ProbeError, probe, variables, words};
@@ -117,6 +119,10 @@ impl Server {
         if let Some(link) = &link {
             point(link, directory)?;
         }
+        let given = arguments.installed.credentials.clone().unwrap_or_default();
+        let (credentials, _) = given.without_credentials();
+        // Until the server answers: it has read it by then.
+        let mut file = None;
         let launch = match arguments.backend {
             Backend::Embedded => embedded(std::env::current_exe()?, arguments, directory, weight_version, port),
             Backend::Sglang | Backend::Vllm => {
@@ -126,19 +132,28 @@ impl Server {
                     None => probe(spawner, python, engine, arguments.probes.as_deref()).await?,
                 };
                 let options = options(arguments, link.as_deref().unwrap_or(directory), weight_version, port);
-                let command = known.command(&options)?;
+                let mut command = known.command(&options)?;
+                let Concealed { open, variables: secret, file: text } = known.conceal(&credentials)?;
+                command.extend(open.into_iter().flat_map(|(flag, value)| [flag, value.reveal().to_owned()]));
+                if let Some(text) = text {
+                    let written = SecretFile::write(arguments.socket.parent().unwrap_or(Path::new(".")), &text)?;
+                    command.extend(["--config".to_owned(), written.0.display().to_string()]);
+                    file = Some(written);
+                }
                 tracing::info!(version = %known.version(), command = %Words::new(&command), "A generation server is started.");
                 *installed = Some(known);
                 let command: Vec<&str> = command.iter().map(String::as_str).collect();
+                let mut environment = variables(python, engine, arguments.installed.cpu);
+                environment.extend(secret.into_iter().map(|(name, value)| (name.into(), value.reveal().into())));
                 Launch {
                     name: "generation server".to_owned(),
                     program: python.clone(),
                     arguments: words(engine, &command),
-                    environment: variables(python, engine, arguments.installed.cpu),
+                    environment,
                 }
             }
         };
-        let client = reqwest::Client::builder().no_proxy().build().map_err(StartError::Client)?;
+        let client = keyed(reqwest::Client::builder().no_proxy(), &credentials).map_err(StartError::Client)?;
         let calls = Calls::to(client, engine, format!("http://127.0.0.1:{port}").into());
         let mut child = spawner.spawn(launch).await?;
         if let Some(error) = child.take_unrecorded() {
@@ -154,6 +169,7 @@ impl Server {
         let mut server = Self { child, vital, readers, lines, calls, backend, network, context_length: 0, weight_version, link };
         server.wait_until_ready(arguments.ready_timeout).await?;
         server.confirm().await?;
+        drop(file);
         server.vital = server.vital_processes();
         Ok(server)
     }
@@ -276,6 +292,27 @@ impl Server {
         stand_still.tell();
         self.weight_version = weight_version.to_owned();
         Ok(())
+    }
+}
+
+/// A file that only this user reads, and that goes with this.
+struct SecretFile(PathBuf);
+
+impl SecretFile {
+    fn write(folder: &Path, text: &Secret) -> std::io::Result<Self> {
+        let path = folder.join(format!("server-{}.yaml", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let written = Self(path);
+        file.write_all(text.reveal().as_bytes())?;
+        Ok(written)
+    }
+}
+
+impl Drop for SecretFile {
+    fn drop(&mut self) {
+        // Best effort: the folder is for this user alone too.
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 

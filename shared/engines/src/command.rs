@@ -6,6 +6,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use grail_secrets::Secret;
+use serde_json::{Map, Value, json};
+
 use crate::Engine;
 
 /// The name under which vLLM serves whatever it holds, and of the link to it.
@@ -203,6 +206,23 @@ impl ServerOptions {
     }
 }
 
+/// Credentials of a server, by the way that each goes.
+#[derive(Debug, Clone, Default)]
+pub struct Concealed {
+    /// Those for which there is no other way than the command line.
+    pub open: Vec<(String, Secret)>,
+    /// Those that it reads from its environment.
+    pub variables: Vec<(&'static str, Secret)>,
+    /// A YAML file of the others, whose path follows `--config`.
+    pub file: Option<Secret>,
+}
+
+/// Flags whose secret stays on the command line of every version of a server.
+pub fn unconcealed(engine: Engine, credentials: &[(String, Secret)]) -> Vec<String> {
+    let stays = |flag: &&String| engine == Engine::Vllm && *flag != "--api-key";
+    credentials.iter().map(|(flag, _)| flag).filter(stays).cloned().collect()
+}
+
 impl Installed {
     /// From what `--version` and `--help` printed.
     ///
@@ -240,6 +260,7 @@ impl Installed {
                     "--disable-cuda-graph",
                     "--weight-version",
                     "--enable-metrics",
+                    "--config",
                 ],
             ),
             Engine::Vllm => (Version([0, 23, 0]), &["--enable-sleep-mode", "--enforce-eager"]),
@@ -285,6 +306,33 @@ impl Installed {
         };
         words.extend(options.extra.iter().cloned());
         Ok(words)
+    }
+
+    /// How credentials reach the server without standing on its command line, which everybody on the host can read.
+    ///
+    /// # Errors
+    /// Where the installed version offers no way.
+    pub fn conceal(&self, credentials: &[(String, Secret)]) -> Result<Concealed, CommandError> {
+        let (mut concealed, mut in_file) = (Concealed::default(), Map::new());
+        for (flag, value) in credentials {
+            match (self.engine, flag.as_str()) {
+                (Engine::Vllm, "--api-key") => {
+                    concealed.variables.push(("VLLM_API_KEY", value.clone()));
+                }
+                (Engine::Vllm, _) => concealed.open.push((flag.clone(), value.clone())),
+                (Engine::Sglang, _) => {
+                    self.need(
+                        "--config",
+                        "a secret in generation.extra_arguments, which must not stand on a command line,",
+                        "leave it out, or install a release that reads its flags from a file",
+                    )?;
+                    in_file.insert(flag.trim_start_matches('-').to_owned(), json!(value.reveal()));
+                }
+            }
+        }
+        // JSON is YAML.
+        concealed.file = (!in_file.is_empty()).then(|| Secret::new(Value::Object(in_file).to_string()));
+        Ok(concealed)
     }
 
     fn sglang(&self, options: &ServerOptions) -> Result<Vec<String>, CommandError> {
@@ -415,6 +463,23 @@ mod tests {
     fn sglang(version: &str, flags: &str) -> Result<Result<Vec<String>, CommandError>, Unsuited> {
         let help = format!("usage: launch_server.py [-h] --port PORT [--weight-version V] [--disable-cuda-graph] {flags}\n");
         Ok(Installed::read(Engine::Sglang, version, &help)?.command(&options()))
+    }
+
+    #[test]
+    fn credentials_go_another_way_than_the_command_line_where_there_is_one() {
+        let given = [("--api-key".to_owned(), Secret::new("a \"b\"")), ("--hf-token".to_owned(), Secret::new("c"))];
+        let sglang = Installed::measured(Engine::Sglang).conceal(&given).unwrap();
+        let file: Value = serde_json::from_str(sglang.file.unwrap().reveal()).unwrap();
+        assert_eq!(file, json!({"api-key": "a \"b\"", "hf-token": "c"}));
+        assert!(sglang.open.is_empty() && sglang.variables.is_empty());
+        let vllm = Installed::measured(Engine::Vllm).conceal(&given).unwrap();
+        assert_eq!((vllm.variables, vllm.file), (vec![("VLLM_API_KEY", given[0].1.clone())], None));
+        assert_eq!((vllm.open, unconcealed(Engine::Vllm, &given)), (vec![given[1].clone()], vec!["--hf-token".to_owned()]));
+        assert!(unconcealed(Engine::Sglang, &given).is_empty());
+        let old = Installed::read(Engine::Sglang, "sglang 0.5.6", "--port").unwrap();
+        assert!(old.conceal(&[]).is_ok());
+        let error = old.conceal(&given).unwrap_err().to_string();
+        assert!(error.contains("has no --config") && !error.contains("a \""), "{error}");
     }
 
     #[test]

@@ -4,11 +4,13 @@
 
 mod calls;
 mod command;
+mod keyed;
 mod log;
 mod wire;
 
 pub use calls::{Calls, UpdateError, describe};
-pub use command::{CommandError, Installed, ServerOptions, Unsuited, VLLM_NAME, Version, environment};
+pub use command::{CommandError, Concealed, Installed, ServerOptions, Unsuited, VLLM_NAME, Version, environment, unconcealed};
+pub use keyed::keyed;
 pub use log::{Level, Line, LogReader};
 pub use wire::{End, Reply, ReplyError, warm_up};
 

@@ -191,8 +191,9 @@ fn miner(
     let launchers = prepared.plan.generation.iter().enumerate().map(launcher).collect();
     let engine = settings.generation.engine();
     let max_concurrent = open_files::requests_at_once(settings);
-    let completions =
-        Completions::new(engine, max_concurrent).map_err(|error| Failure::internal("make the HTTP client", error))?;
+    let credentials = settings.generation.credentials();
+    let completions = Completions::keyed(engine, max_concurrent, &credentials)
+        .map_err(|error| Failure::internal("make the HTTP client", error))?;
     let elsewhere = settings.generation.servers.iter().enumerate().map(|(place, url)| Elsewhere {
         name: format!("generation server {place}"),
         url: url.clone(),

@@ -81,10 +81,13 @@ pub enum UploadError {
         late: f64,
         /// What became of it.
         removed: String,
+        /// Whether it, or what validators would judge in its place, is still there.
+        stays: bool,
     },
     /// Validators read another object before this one.
     #[error(
-        "the file is there, but validators read {key} instead of it, and that could not be removed ({why}); remove it by hand"
+        "the file is there, but validators read {key} instead of it, and that could not be removed ({why}); it is tried again in every \
+         block: better remove it by hand"
     )]
     Shadowed {
         /// What lies beside the file.
@@ -180,12 +183,12 @@ async fn over(deadline: f64) {
 }
 
 /// What validators read before an object, whatever is in it.
-fn twin(key: &str) -> String {
+pub fn twin(key: &str) -> String {
     format!("{key}.gz")
 }
 
 /// Removes what lies beside an object of ours and would be judged instead of it. Says why it is still there, if it is.
-async fn remove_twin(bucket: &Bucket, key: &str) -> Result<Option<String>, BucketError> {
+pub async fn remove_twin(bucket: &Bucket, key: &str) -> Result<Option<String>, BucketError> {
     let twin = twin(key);
     if bucket.head(&twin).await?.is_none() {
         return Ok(None);
@@ -217,10 +220,10 @@ async fn give_up(bucket: &Bucket, object: &WindowObject<'_>, failed: Option<Buck
     let different =
         |what: &str, removed: &str| UploadError::Different { what: what.into(), removed: removed.into(), stays: false };
     match (look, failed) {
-        (Look::Late(late), _) => {
-            let removed = remove(bucket, object.key).await.unwrap_or_else(|why| why);
-            UploadError::Ignored { late, removed }
-        }
+        (Look::Late(late), _) => match remove(bucket, object.key).await {
+            Ok(removed) => UploadError::Ignored { late, removed, stays: false },
+            Err(removed) => UploadError::Ignored { late, removed, stays: true },
+        },
         (Look::Different(what), _) => match remove(bucket, object.key).await {
             Ok(removed) => different(&what, &removed),
             Err(removed) => UploadError::Different { what, removed, stays: true },
@@ -235,13 +238,16 @@ async fn give_up(bucket: &Bucket, object: &WindowObject<'_>, failed: Option<Buck
     }
 }
 
-/// What became of it, either way.
+/// What became of it, either way, and of what validators would judge in its place.
 async fn remove(bucket: &Bucket, key: &str) -> Result<String, String> {
-    match tokio::time::timeout(REMOVE_LIMIT, bucket.delete(key)).await {
-        Ok(Ok(())) => Ok("it was removed".into()),
-        Ok(Err(error)) => Err(format!("it could not be removed: {error}")),
-        Err(_) => Err(format!("it could not be removed within {} s", REMOVE_LIMIT.as_secs())),
-    }
+    let both = async { tokio::join!(bucket.delete(key), remove_twin(bucket, key)) };
+    let why = match tokio::time::timeout(REMOVE_LIMIT, both).await {
+        Ok((Ok(()), Ok(None))) => return Ok("it was removed".into()),
+        Ok((Ok(()), Ok(Some(why)))) => return Err(format!("it was removed, but not {}: {why}", twin(key))),
+        Ok((Err(error), _) | (_, Err(error))) => error.to_string(),
+        Err(_) => format!("no answer within {} s", REMOVE_LIMIT.as_secs()),
+    };
+    Err(format!("it could not be removed: {why}"))
 }
 
 /// HEAD and GET, as a validator would.
@@ -373,6 +379,14 @@ mod tests {
         assert!(error.contains(&format!("{KEY}.gz")) && error.contains("by hand") && error.contains("denied"), "{error}");
         assert!(fixture.path().exists() && beside.exists());
         assert!(!holds(&fixture.read_only(), KEY, object.sha256, deadline).await);
+        // What is removed leaves nothing that would be judged in its place.
+        let late = give_up(&fixture.read_only(), &object, None, Look::Late(1.0)).await;
+        assert!(matches!(late, UploadError::Ignored { stays: true, .. }) && fixture.path().exists() && beside.exists(), "{late}");
+        let late = give_up(&fixture.bucket, &object, None, Look::Late(1.0)).await;
+        assert!(
+            matches!(late, UploadError::Ignored { stays: false, .. }) && !fixture.path().exists() && !beside.exists(),
+            "{late}"
+        );
     }
 
     #[tokio::test]

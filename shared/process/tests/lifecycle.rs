@@ -1,20 +1,14 @@
 //! Children end when they should, with everything they started.
 
+mod common;
+
 use std::time::Duration;
 
+use common::shell;
 use grail_process::{Launch, Spawner, Watched, clock};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
-
-fn shell(script: &str) -> Launch {
-    Launch {
-        name: "test child".into(),
-        program: "/bin/sh".into(),
-        arguments: vec!["-c".into(), script.into()],
-        environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
-    }
-}
 
 async fn gone(pid: i32) -> bool {
     let start = clock::monotonic();

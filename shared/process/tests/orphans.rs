@@ -1,23 +1,20 @@
 //! One test in a process of its own: being a subreaper is an attribute of the whole process.
 
+mod common;
+
 use std::time::Duration;
 
-use grail_process::{Launch, Spawner, orphans, proc};
+use common::shell;
+use grail_process::{Spawner, orphans, proc};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 #[tokio::test]
 async fn grandchildren_in_sessions_of_their_own_are_ended_and_children_are_not() {
     orphans::become_subreaper().unwrap();
     let spawner = Spawner::start().unwrap();
-    let launch = |script: &str| Launch {
-        name: "test child".into(),
-        program: "/bin/sh".into(),
-        arguments: vec!["-c".into(), script.into()],
-        environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
-    };
-    let mut kept = spawner.spawn(launch("sleep 60")).await.unwrap();
+    let mut kept = spawner.spawn(shell("sleep 60")).await.unwrap();
     // The grandchild is in another session and group: killing the child's group does not reach it.
-    let mut parent = spawner.spawn(launch("setsid sh -c 'echo $$; sleep 60; :' & sleep 60")).await.unwrap();
+    let mut parent = spawner.spawn(shell("setsid sh -c 'echo $$; sleep 60; :' & sleep 60")).await.unwrap();
     let output = parent.take_output().unwrap();
     let line = BufReader::new(output.stdout).lines().next_line().await.unwrap().unwrap();
     let grandchild: u32 = line.parse().unwrap();

@@ -6,11 +6,14 @@
     reason = "tests start programs, measure time and may panic; the rules are for the product"
 )]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use grail_process::{Identity, Launch, Spawner, Standing, orphans, proc};
+use common::shell;
+use grail_process::{Identity, Spawner, Standing, orphans, proc};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Folder in which the test and the process that it starts meet.
@@ -48,13 +51,7 @@ async fn supervisor() {
         "cd {folder:?}; setsid sleep 301 & echo $! > family.new; mv family.new family; \
          env -i setsid sleep 302 & echo $! > silent.new; mv silent.new silent; exec sleep 303"
     );
-    let launch = Launch {
-        name: "child".into(),
-        program: "/bin/sh".into(),
-        arguments: vec!["-c".into(), script.into()],
-        environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
-    };
-    let mut child = spawner.spawn(launch).await.unwrap();
+    let mut child = spawner.spawn(shell(&script)).await.unwrap();
     let ours = [named(&folder, "family"), named(&folder, "silent")];
     spawner.sweep().unwrap();
     std::fs::write(folder.join("ready"), "").unwrap();

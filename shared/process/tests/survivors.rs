@@ -3,19 +3,17 @@
 // The lint spares test functions only, not what they share.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::time::Duration;
 
+use common::shell;
 use grail_process::records::{Record, Records, end, survivors};
 use grail_process::{Identity, Launch, Spawner, Standing};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-fn shell(script: &str) -> Launch {
-    Launch {
-        name: "generation".into(),
-        program: "/bin/sh".into(),
-        arguments: vec!["-c".into(), script.into()],
-        environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
-    }
+fn generation(script: &str) -> Launch {
+    Launch { name: "generation".into(), ..shell(script) }
 }
 
 fn read(records: &Records) -> Vec<Record> {
@@ -27,7 +25,7 @@ async fn a_record_lives_as_long_as_its_child() {
     let folder = tempfile::tempdir().unwrap();
     let records = Records::open(folder.path()).unwrap();
     let spawner = Spawner::recording(records.clone()).unwrap();
-    let mut child = spawner.spawn(shell("sleep 60")).await.unwrap();
+    let mut child = spawner.spawn(generation("sleep 60")).await.unwrap();
     assert!(child.take_unrecorded().is_none());
     let found = read(&records);
     assert_eq!((found.len(), found[0].identity.pid, found[0].name.as_str()), (1, child.pid(), "generation"));
@@ -48,7 +46,7 @@ async fn a_start_that_nobody_waits_for_leaves_no_child_and_no_record() {
     let spawner = Spawner::recording(records.clone()).unwrap();
     for _ in 0..20 {
         // Cut off before the first answer can come.
-        let cut_off = tokio::time::timeout(Duration::ZERO, spawner.spawn(shell("sleep 64"))).await;
+        let cut_off = tokio::time::timeout(Duration::ZERO, spawner.spawn(generation("sleep 64"))).await;
         drop(cut_off);
     }
     spawner.settle().await;
@@ -62,11 +60,11 @@ async fn the_child_and_what_left_its_session_are_found_and_ended() {
     let records = Records::open(folder.path()).unwrap();
     let spawner = Spawner::recording(records.clone()).unwrap();
     // One descendant in the child's session whose environment says nothing, one that left the session.
-    let mut child = spawner.spawn(shell("env -i sleep 61 & setsid sleep 62 & echo started; wait")).await.unwrap();
+    let mut child = spawner.spawn(generation("env -i sleep 61 & setsid sleep 62 & echo started; wait")).await.unwrap();
     let output = child.take_output().unwrap();
     BufReader::new(output.stdout).lines().next_line().await.unwrap();
     let strangers = Spawner::start().unwrap();
-    let stranger = strangers.spawn(shell("sleep 63")).await.unwrap();
+    let stranger = strangers.spawn(generation("sleep 63")).await.unwrap();
     let before = read(&records);
     let mut found = Vec::new();
     // The shell needs a moment to start both.
@@ -89,7 +87,7 @@ async fn the_child_and_what_left_its_session_are_found_and_ended() {
 #[tokio::test]
 async fn a_number_that_is_used_again_is_left_alone() {
     let spawner = Spawner::start().unwrap();
-    let mut child = spawner.spawn(shell("sleep 60")).await.unwrap();
+    let mut child = spawner.spawn(generation("sleep 60")).await.unwrap();
     let now = Identity::of(child.pid()).unwrap();
     let earlier = Identity { started: now.started - 1, ..now.clone() };
     let other_boot = Identity { boot: "0000".into(), ..now.clone() };

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Address, HIDDEN, looks_like_a_key};
+use super::{Address, HIDDEN, Secret, looks_like_a_key};
 
 /// Words of a command line, whose `Display` and `Debug` hide values of flags that speak of secrets, and what looks like one.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -40,6 +40,31 @@ impl Words {
             });
         }
         shown
+    }
+
+    /// Flags whose one value lets somebody in, each with it; and the other words.
+    pub fn without_credentials(&self) -> (Vec<(String, Secret)>, Words) {
+        let (mut credentials, mut rest) = (Vec::new(), Vec::new());
+        let mut words = self.0.iter().peekable();
+        while let Some(word) = words.next() {
+            let (name, value) = word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
+            let lets_in = name.starts_with("--") && is_credential(name);
+            match value {
+                Some(value) if lets_in => credentials.push((name.to_owned(), Secret::new(value))),
+                None if lets_in => {
+                    let mut values: Vec<&String> = Vec::new();
+                    while let Some(value) = words.next_if(|next| !next.starts_with("--")) {
+                        values.push(value);
+                    }
+                    match values[..] {
+                        [value] => credentials.push((name.to_owned(), Secret::new(value))),
+                        _ => rest.extend([word].into_iter().chain(values).cloned()),
+                    }
+                }
+                _ => rest.push(word.clone()),
+            }
+        }
+        (credentials, Words(rest))
     }
 
     /// Every value that is not shown.
@@ -87,9 +112,23 @@ pub fn speaks_of_secret(name: &str) -> bool {
     parts.any(|part| WORDS.iter().any(|word| part.ends_with(word)) || MORE.contains(&part))
 }
 
+/// Of what speaks of a secret, what lets somebody in: a seed of random numbers does not.
+fn is_credential(name: &str) -> bool {
+    speaks_of_secret(name) && !name.to_ascii_lowercase().ends_with("seed")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_told_from_other_words() {
+        let words = "--api-key k1 --x 1 --admin-api-key=k2 --random-seed 7 --hf-token a b --tokenizer t --api-key";
+        let (credentials, rest) = Words::new(words.split(' ')).without_credentials();
+        let credentials: Vec<_> = credentials.iter().map(|(name, value)| format!("{name} {}", value.reveal())).collect();
+        assert_eq!(credentials, ["--api-key k1", "--admin-api-key k2"]);
+        assert_eq!(rest.reveal().join(" "), "--x 1 --random-seed 7 --hf-token a b --tokenizer t --api-key");
+    }
 
     #[test]
     fn values_that_are_or_may_be_secrets_are_hidden() {

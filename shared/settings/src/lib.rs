@@ -1,5 +1,6 @@
 //! Settings: read once, judged whole, before anything is started. All mistakes are reported at once.
 
+mod credentials;
 mod endpoint;
 mod explain;
 mod foreign;

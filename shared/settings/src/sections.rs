@@ -197,7 +197,8 @@ impl Generation {
         pair("--context-length", self.max_model_length.to_string().into());
         self.link_folder.iter().for_each(|folder| pair("--link-folder", folder.into()));
         self.tokenizer.iter().for_each(|tokenizer| pair("--tokenizer", tokenizer.into()));
-        self.extra.reveal().iter().for_each(|word| pair("--extra", word.into()));
+        let (_, extra) = self.extra.without_credentials();
+        extra.reveal().iter().for_each(|word| pair("--extra", word.into()));
         if self.disable_cuda_graph {
             words.push("--disable-cuda-graph".into());
         }

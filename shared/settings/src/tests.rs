@@ -325,6 +325,28 @@ fn a_folder_of_this_host_serves_no_network() {
     assert!(error.contains("cannot be read by validators"), "{error}");
 }
 
+#[test]
+fn what_lets_somebody_into_a_server_is_on_no_command_line() {
+    let load = |backend: &str| {
+        let generation = "extra_arguments = '--api-key k1 --x 1 --hf-token=k2 --random-seed 7'";
+        load_text(&format!("{LOCAL}[generation]\nbackend = '{backend}'\n{generation}\n"), &[]).unwrap().settings.generation
+    };
+    for (backend, exposed) in [("sglang", None), ("vllm", Some("the values of --hf-token in")), ("embedded", None)] {
+        let generation = load(backend);
+        let words: Vec<String> = generation.launcher_arguments().iter().map(|word| word.display().to_string()).collect();
+        let words = words.join(" ");
+        assert!(!words.contains("k1") && !words.contains("k2") && !words.contains("--api-key"), "{words}");
+        let warning = generation.exposed();
+        assert_eq!(warning.is_some(), exposed.is_some(), "{backend}: {warning:?}");
+        assert!(exposed.is_none_or(|part| warning.is_some_and(|warning| warning.contains(part) && !warning.contains("k2"))));
+        if backend != "embedded" {
+            assert!(words.contains("--extra --x --extra 1 --extra --random-seed --extra 7"), "{words}");
+            let variable = ("GRAIL_SERVER_SECRETS".into(), "--api-key\nk1\n--hf-token\nk2".into());
+            assert_eq!(generation.launcher_variable(), Some(variable));
+        }
+    }
+}
+
 /// Every variable of the guide's pipeline, with the meaning that the guide gives it.
 #[test]
 fn every_variable_of_the_pipeline_has_its_meaning_or_is_refused_with_the_reason() {

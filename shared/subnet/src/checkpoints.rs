@@ -10,7 +10,7 @@ use grail_protocol::generation_params::GenerationParams;
 use grail_store::bucket::Bucket;
 use grail_store::checkpoint::{
     CachedCheckpoint, CheckpointChanges, CheckpointError, FetchEvent, FetchLimits, Fetcher, Hold, Metadata, Refused, clean,
-    discover, fetch_metadata, refuse_code, weights_hash,
+    clean_but_the_last, discover, fetch_metadata, refuse_code, weights_hash,
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -198,11 +198,21 @@ impl Checkpoints {
     /// goes back to an older one.
     pub fn clean(&self, terms: &Terms) -> impl FnOnce() + Send + use<> {
         let (cache, window) = (self.cache.clone(), terms.revision.window);
-        move || match clean(&cache, &[window]) {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::info!(count = removed.len(), "Old checkpoints were removed from the cache."),
-            Err(error) => tracing::warn!(%error, "The checkpoint cache cannot be cleaned."),
-        }
+        move || tell_cleaned(clean(&cache, &[window]))
+    }
+
+    /// What bounds the cache while no checkpoint can be used: the one in use stays, and what the next attempt may go on with.
+    pub fn bound(&self) -> impl FnOnce() + Send + use<> {
+        let (cache, current) = (self.cache.clone(), self.reload_command().map(|command| command.revision.window));
+        move || tell_cleaned(clean_but_the_last(&cache, current.as_slice()))
+    }
+}
+
+fn tell_cleaned(cleaned: Result<Vec<PathBuf>, CheckpointError>) {
+    match cleaned {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => tracing::info!(count = removed.len(), "Old checkpoints were removed from the cache."),
+        Err(error) => tracing::warn!(%error, "The checkpoint cache cannot be cleaned."),
     }
 }
 

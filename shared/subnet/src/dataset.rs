@@ -116,13 +116,26 @@ impl CheckedDataset {
     /// # Errors
     /// Another number of rows than the network's, on one of its chains; a chain that does not answer.
     pub async fn must_suit(&self, chain: &dyn Chain) -> Result<(), Failure> {
-        if self.unlike_the_networks().is_none() {
+        if !self.depends_on_the_chain() {
             return Ok(());
         }
-        match genesis(chain).await?.as_ref().and_then(settings::network_of) {
+        self.must_suit_block_0(genesis(chain).await?.as_ref())
+    }
+
+    /// The same with what a node has told of its block 0.
+    ///
+    /// # Errors
+    /// Another number of rows than the network's, on one of its chains.
+    pub fn must_suit_block_0(&self, genesis: Option<&[u8; 32]>) -> Result<(), Failure> {
+        match genesis.and_then(settings::network_of) {
             Some(_) => self.must_be_the_networks(),
             None => Ok(()),
         }
+    }
+
+    /// Whether only block 0 tells if this can be mined with.
+    pub fn depends_on_the_chain(&self) -> bool {
+        self.unlike_the_networks().is_some()
     }
 }
 

@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use grail_engines::{Engine, Reply, describe};
+use grail_engines::{Engine, Reply, describe, keyed};
 use grail_link::message::Revision;
 use grail_protocol::generation_params::GenerationParams;
-use grail_secrets::Address;
+use grail_secrets::{Address, Secret};
 use reqwest::header::CONTENT_TYPE;
 use tokio::sync::Semaphore;
 
@@ -71,8 +71,16 @@ impl Completions {
     /// # Errors
     /// When the HTTP client cannot be built.
     pub fn new(engine: Engine, max_concurrent: u32) -> Result<Self, reqwest::Error> {
-        let http =
-            reqwest::Client::builder().connect_timeout(Duration::from_secs(3)).timeout(REQUEST_LIMIT).no_proxy().build()?;
+        Self::keyed(engine, max_concurrent, &[])
+    }
+
+    /// The same, for a server that was started with `credentials`.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be built.
+    pub fn keyed(engine: Engine, max_concurrent: u32, credentials: &[(String, Secret)]) -> Result<Self, reqwest::Error> {
+        let client = reqwest::Client::builder().connect_timeout(Duration::from_secs(3)).timeout(REQUEST_LIMIT).no_proxy();
+        let http = keyed(client, credentials)?;
         Ok(Self { engine, http, in_flight: Semaphore::new(max_concurrent as usize) })
     }
 

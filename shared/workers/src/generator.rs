@@ -185,13 +185,16 @@ impl Kept for Slot {
             program: self.settings.programs.path(ChildPrograms::GenLauncher),
             socket: self.settings.socket.clone(),
             arguments: generation.launcher_arguments(),
-            environment: vec![
+            environment: [
                 ("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()),
                 ("CUDA_VISIBLE_DEVICES".into(), self.settings.gpus.join(",").into()),
                 ("OMP_WAIT_POLICY".into(), "passive".into()),
                 ("GRAIL_CHILD_RECORDS".into(), self.settings.records.clone().into()),
                 ("GRAIL_PROBES".into(), self.settings.probes.clone().into()),
-            ],
+            ]
+            .into_iter()
+            .chain(generation.launcher_variable())
+            .collect(),
         }
     }
 

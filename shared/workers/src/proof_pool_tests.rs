@@ -40,6 +40,16 @@ impl Sensor for Scripted {
 
 /// A pool of one worker on GPU 7 whose memory is `used`.
 fn pool(folder: &Path, script: &str, used: u64) -> (ProofPool, Board, Sender<u64>, Sender<u32>) {
+    pool_with(folder, script, used, |_| ())
+}
+
+/// The same; `hold` does something with the thread for small things on the disk before anything is started.
+fn pool_with(
+    folder: &Path,
+    script: &str,
+    used: u64,
+    hold: impl FnOnce(&Spawner),
+) -> (ProofPool, Board, Sender<u64>, Sender<u32>) {
     let worker = folder.join("grail-proof-worker");
     std::fs::write(&worker, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(&worker, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -60,7 +70,9 @@ fn pool(folder: &Path, script: &str, used: u64) -> (ProofPool, Board, Sender<u64
     while board.snapshot().gpus.is_empty() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    (ProofPool::start(settings, Spawner::start().unwrap(), board.clone()), board, fill, report)
+    let spawner = Spawner::start().unwrap();
+    hold(&spawner);
+    (ProofPool::start(settings, spawner, board.clone()), board, fill, report)
 }
 
 async fn until(board: &Board, what: &str, wanted: impl Fn(&ChildStatus, &VecDeque<ChildEvent>) -> bool) -> ChildStatus {
@@ -131,4 +143,28 @@ async fn a_condemned_worker_is_taken_out_of_service() {
     assert_eq!(child.death.as_ref().unwrap().class, DeathClass::Condemned);
     assert!(child.last_end.unwrap().contains("three workers disagree"));
     assert_eq!(child.pid, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_is_no_fault_of_the_child() {
+    let folder = tempfile::tempdir().unwrap();
+    let (let_go, held) = channel::<()>();
+    let hangs = |spawner: &Spawner| {
+        spawner.aside().offer(move || held.recv().unwrap_or_default());
+    };
+    let (pool, board, _fill, _report) = pool_with(folder.path(), "exec sleep 600", 0, hangs);
+    let end = tokio::time::Instant::now() + Duration::from_secs(120);
+    // The first waits for the disk, the others no more: eight of them would have been a quarantine within a minute.
+    let tried = loop {
+        let child = board.snapshot().children["proof-worker 0"].clone();
+        assert!(child.state != ChildState::Quarantined && tokio::time::Instant::now() < end, "{child:#?}");
+        if child.ends >= 3 {
+            break child;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!((tried.starts, tried.death.as_ref().map(|death| death.class)), (0, Some(DeathClass::HostDisk)));
+    let_go.send(()).unwrap();
+    until(&board, "a start once the disk is back", |child, _| child.starts == 1 && child.pid.is_some()).await;
+    pool.stop().await;
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use grail_engines::Engine;
 use grail_link::message::Revision;
 use grail_protocol::generation_params::GenerationParams;
+use grail_secrets::Secret;
 use grail_workers::completions::{Completion, CompletionError, Completions};
 use grail_workers::{Replica, Replicas, Serving, Traffic};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,7 +36,8 @@ fn completion(versions: &[&str], end: &str) -> String {
     )
 }
 
-/// Answers its connections with `answers` in turn (the last one for ever), and counts them.
+/// Answers its connections with `answers` in turn (the last one for ever), and counts them. `KEYED` is left out of what is said to
+/// somebody with the key.
 async fn serve(answers: Vec<String>) -> (Serving, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -47,7 +49,9 @@ async fn serve(answers: Vec<String>) -> (Serving, Arc<AtomicUsize>) {
             let text = answers[seen.fetch_add(1, Ordering::SeqCst).min(answers.len() - 1)].clone();
             tokio::spawn(async move {
                 let mut request = vec![0; 4096];
-                let _ = stream.read(&mut request).await;
+                let read = stream.read(&mut request).await.unwrap_or(0);
+                let keyed = String::from_utf8_lossy(&request[..read]).to_lowercase().contains("authorization: bearer k1\r\n");
+                let text = if keyed { text.replace("KEYED", "") } else { text };
                 let _ = stream.write_all(text.as_bytes()).await;
             });
         }
@@ -56,8 +60,12 @@ async fn serve(answers: Vec<String>) -> (Serving, Arc<AtomicUsize>) {
 }
 
 async fn ask(answers: Vec<String>) -> (Result<Completion, CompletionError>, usize) {
+    ask_with(&[], answers).await
+}
+
+async fn ask_with(credentials: &[(String, Secret)], answers: Vec<String>) -> (Result<Completion, CompletionError>, usize) {
     let (serving, count) = serve(answers).await;
-    let client = Completions::new(Engine::Sglang, 4).unwrap();
+    let client = Completions::keyed(Engine::Sglang, 4, credentials).unwrap();
     let (_server, serving) = watch::channel(Some(serving));
     let home = Replicas::new(vec![Replica { serving, traffic: Traffic::default() }]).home();
     let completion = client.complete(&home, &[1, 2, 3], &PARAMS, &revision()).await;
@@ -87,4 +95,13 @@ async fn a_completion_that_crossed_an_update_is_not_taken_and_not_asked_for_agai
     let (completion, asked) = ask(vec![answer("200 OK", &completion(&["old", &new], "stop"))]).await;
     assert!(matches!(completion, Err(CompletionError::OtherRevision { found, .. }) if found == "old"));
     assert_eq!(asked, 1);
+}
+
+#[tokio::test]
+async fn requests_carry_the_key_that_the_server_was_started_with() {
+    let locked = answer("200 OK", &completion(&[&revision().to_string()], "stop")).replacen("200 OK", "KEYED200 OK", 1);
+    let key = ("--api-key".to_owned(), Secret::new("k1"));
+    let (completion, asked) = ask_with(std::slice::from_ref(&key), vec![locked.clone()]).await;
+    assert_eq!((completion.unwrap().ids, asked), (vec![5, 2], 1));
+    assert!(ask(vec![locked]).await.0.is_err(), "nobody else gets anything");
 }

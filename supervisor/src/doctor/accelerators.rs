@@ -12,7 +12,7 @@ use grail_workers::plan::{self, Plan};
 use grail_workers::{ChildPrograms, Programs};
 
 use super::greeting::{Unfit, trial_of_worker};
-use super::row::Row;
+use super::row::{Row, Verdict};
 
 const GPUS: &str = "GPUs";
 const WORKER: &str = "proof worker";
@@ -171,10 +171,16 @@ pub(super) async fn server(settings: &Settings) -> Row {
         let help = ask(&spawner, settings, vec!["-m".into(), engine.module().into(), "--help".into()]).await?;
         Ok::<_, String>((version, Some(help)))
     };
-    match tokio::time::timeout(IMPORT_PATIENCE, asked).await {
+    let row = match tokio::time::timeout(IMPORT_PATIENCE, asked).await {
         Ok(Ok((version, help))) => server_row(engine, &python, &version, help.as_ref()),
         Ok(Err(error)) => server_failed(engine, &error),
         Err(_) => server_failed(engine, &format!("{python} did not import it within {} s", IMPORT_PATIENCE.as_secs())),
+    };
+    match generation.exposed() {
+        Some(exposed) if row.verdict == Verdict::Ok => {
+            Row::warning(SERVER, format!("{}; {exposed}", row.found), "leave them out, or let nobody else use this host")
+        }
+        _ => row,
     }
 }
 

@@ -8,7 +8,7 @@ use grail_protocol::window::object_key;
 use grail_settings::Settings;
 use grail_store::bucket::{Bucket, BucketError, RetryPolicy};
 use grail_subnet::buckets::Buckets;
-use grail_subnet::chain::{BucketCommitment, Chain};
+use grail_subnet::chain::BucketCommitment;
 use grail_subnet::join::settle_on;
 
 use super::row::Row;
@@ -35,9 +35,8 @@ pub(super) enum Readers {
 }
 
 impl Readers {
-    /// Lets block 0 decide, as a start does.
-    pub(super) async fn learn(settings: &Settings, chain: &dyn Chain, buckets: &mut Buckets) -> Self {
-        let told = within(chain.genesis()).await.ok().and_then(Result::ok);
+    /// Lets block 0 decide, as a start does. `told` is what the chain says of it, if it says anything.
+    pub(super) fn learn(settings: &Settings, told: Option<Option<[u8; 32]>>, buckets: &mut Buckets) -> Self {
         match settle_on(settings, told.flatten(), buckets) {
             Err(errors) => Self::Elsewhere(errors.to_string()),
             // Where the account's own address is set, it is the same on every network.

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use grail_process::{limits, ports};
 use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
 use grail_settings::{Loaded, ProofSlots, Settings, Storage};
-use grail_subnet::dataset::check_dataset;
+use grail_subnet::dataset::CheckedDataset;
+use grail_supervision::exit::Failure;
+use grail_settings::Chain;
 use grail_supervision::state::StateFolder;
 use grail_workers::open_files;
 use nix::sys::statvfs::statvfs;
@@ -251,10 +253,27 @@ pub(super) fn variables(loaded: &Loaded) -> Row {
     }
 }
 
-pub(super) fn dataset(settings: &Settings) -> Row {
-    match check_dataset(settings) {
-        Ok(checked) => Row::ok("dataset", format!("every row of {} was read; {}", checked.path.display(), checked.summary())),
-        Err(error) => Row::failed_as_told("dataset", &error),
+/// `told` is what the chain says of its block 0, if it says anything. A start decides the same way.
+pub(super) fn dataset_row(settings: &Settings, checked: &Result<CheckedDataset, Failure>, told: Option<Option<[u8; 32]>>) -> Row {
+    let checked = match checked {
+        Ok(checked) => checked,
+        Err(error) => return Row::failed_as_told("dataset", error),
+    };
+    let found = format!("every row of {} was read; {}", checked.path.display(), checked.summary());
+    let named = !matches!(settings.chain, Chain::Network { genesis: None, .. });
+    match told {
+        None if !named && checked.depends_on_the_chain() => {
+            let found = format!("{found}; it is not the network's, and the chain does not tell its block 0");
+            Row::warning(
+                "dataset",
+                found,
+                "where that is finney's or test's, a start refuses it; ask again when the chain answers",
+            )
+        }
+        told => match checked.must_suit_block_0(told.flatten().as_ref()) {
+            Ok(()) => Row::ok("dataset", found),
+            Err(error) => Row::failed_as_told("dataset", &error),
+        },
     }
 }
 

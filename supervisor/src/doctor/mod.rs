@@ -26,6 +26,7 @@ use grail_protocol::keys::address_of;
 use grail_settings::{Loaded, Settings};
 use grail_subnet::buckets::Buckets;
 use grail_subnet::chain::Standing;
+use grail_subnet::dataset::check_dataset;
 use grail_subnet::join::open_chain;
 
 pub use row::{Row, Verdict, json, table};
@@ -47,11 +48,11 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
         let (settings, layout) = (settings.clone(), layout.clone());
         // Rows that read files and ask the driver.
         tokio::task::spawn_blocking(move || {
-            let dataset = host::dataset(&settings);
+            let dataset = check_dataset(&settings);
             (dataset, accelerators::gpus(&layout, running))
         })
     };
-    let (mut rows, beacon, worker, server, blocking) = tokio::join!(
+    let ((mut rows, told), beacon, worker, server, blocking) = tokio::join!(
         outside(settings, running),
         subnet::beacon(&settings.beacon),
         accelerators::worker(settings, &layout),
@@ -62,15 +63,15 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
     rows.insert(at, beacon);
     rows.extend([host::open_files(settings), host::ports(settings, running), state]);
     match blocking {
-        Ok((dataset, gpus)) => rows.extend([dataset, gpus]),
+        Ok((dataset, gpus)) => rows.extend([host::dataset_row(settings, &dataset, told), gpus]),
         Err(error) => rows.push(Row::not_asked("dataset, GPUs", error.to_string())),
     }
     rows.extend([worker, server, host::variables(loaded)]);
     rows
 }
 
-/// What hangs together: from the wallet to what a checkpoint takes on disk.
-async fn outside(settings: &Settings, running: bool) -> Vec<Row> {
+/// What hangs together: from the wallet to what a checkpoint takes on disk. And the chain's block 0, if it tells that.
+async fn outside(settings: &Settings, running: bool) -> (Vec<Row>, Option<Option<[u8; 32]>>) {
     let (wallet, hotkey) = subnet::wallet(settings);
     let mut rows = vec![wallet];
     let mut buckets = Buckets::open(&settings.storage, PATIENCE, false).await;
@@ -91,9 +92,12 @@ async fn outside(settings: &Settings, running: bool) -> Vec<Row> {
         }
     };
     rows.extend(chain_rows);
-    let readers = match (&mut buckets, &chain) {
-        (Ok(buckets), Ok(chain)) => bucket::Readers::learn(settings, chain.as_ref(), buckets).await,
-        _ => bucket::Readers::Known,
+    let (readers, told) = match (&mut buckets, &chain) {
+        (Ok(buckets), Ok(chain)) => {
+            let told = within(chain.genesis()).await.ok().and_then(Result::ok);
+            (bucket::Readers::learn(settings, told, buckets), told)
+        }
+        _ => (bucket::Readers::Known, None),
     };
     let configured = buckets.as_ref().ok().map(|buckets| &buckets.commitment);
     rows.extend(subnet::standing_rows(settings.netuid, hotkey.as_ref(), configured, &standing, window.is_some()));
@@ -116,7 +120,7 @@ async fn outside(settings: &Settings, running: bool) -> Vec<Row> {
     rows.extend(bucket_rows);
     let whole = found.and_then(|found| found.whole);
     rows.extend([checkpoint, host::disk(settings, whole), host::memory(settings, whole, running)]);
-    rows
+    (rows, told)
 }
 
 async fn checkpoint_of(

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub struct Faults {
     /// The clock makes no blocks.
     pub frozen: bool,
+    /// Number in the header of the newest finalised block.
+    pub finalized_number: Option<u64>,
     /// Nobody gets a connection.
     pub down: bool,
     /// Methods that are never answered.

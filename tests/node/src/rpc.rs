@@ -115,7 +115,15 @@ fn answer(shared: &Shared, method: &str, params: &Value, connection: &UnboundedS
             None => json!(text(&chain.tip().hash)),
         },
         "chain_getFinalizedHead" => json!(text(&chain.finalized().hash)),
-        "chain_getHeader" => at(&chain, &params[0]).map_or(Value::Null, header),
+        "chain_getHeader" => {
+            let mut told = at(&chain, &params[0]).map_or(Value::Null, header);
+            if let Some(number) = shared.faults().finalized_number
+                && params[0] == json!(text(&chain.finalized().hash))
+            {
+                told["number"] = json!(format!("0x{number:x}"));
+            }
+            told
+        }
         "chain_getBlock" => match at(&chain, &params[0]) {
             Some(block) => {
                 let extrinsics: Vec<String> = block.extrinsics.iter().map(|bytes| hexed(bytes)).collect();

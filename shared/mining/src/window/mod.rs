@@ -113,6 +113,24 @@ pub struct Miner {
     pub vigils: Vec<Watch>,
 }
 
+/// Why a block must not be believed that the clock does not allow, by the times that the chain tells.
+async fn refusal(chain: &dyn Chain, heads: &Heads, block: u64) -> Option<String> {
+    let time = async |block| match tokio::time::timeout(CHAIN_PATIENCE, chain.block_time(block)).await {
+        Ok(time) => time.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", CHAIN_PATIENCE.as_secs())),
+    };
+    match time(block).await {
+        Ok(its) => {
+            let known = match heads.newest() {
+                Some((known, _)) => time(known).await.ok(),
+                None => None,
+            };
+            heads.refuses(clock::unix_seconds(), (block, its), known)
+        }
+        Err(why) => Some(format!("the node tells block {block}, and does not have its time ({why})")),
+    }
+}
+
 /// Why a window has no file in the bucket.
 enum NoFile {
     /// It could not be mined at all.
@@ -199,21 +217,7 @@ impl Miner {
 
     /// A head that the clock does not allow, if the chain has it, and its time is one that it can have.
     async fn confirmed(&mut self, block: u64) -> Result<u64, String> {
-        let time = async |block| match tokio::time::timeout(CHAIN_PATIENCE, self.chain.block_time(block)).await {
-            Ok(time) => time.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", CHAIN_PATIENCE.as_secs())),
-        };
-        let refused = match time(block).await {
-            Ok(its) => {
-                let known = match self.heads.newest() {
-                    Some((known, _)) => time(known).await.ok(),
-                    None => None,
-                };
-                self.heads.refuses(clock::unix_seconds(), (block, its), known)
-            }
-            Err(why) => Some(format!("the node tells block {block}, and does not have its time ({why})")),
-        };
-        let Some(why) = refused else { return Ok(block) };
+        let Some(why) = refusal(self.chain.as_ref(), &self.heads, block).await else { return Ok(block) };
         if self.heads.doubt(block) {
             tracing::warn!(why, "A head is not believed: the clock does not allow it.");
         }

@@ -196,7 +196,14 @@ impl Miner {
     async fn prepare(&mut self, clockwork: &Clockwork) -> Result<(Arc<Terms>, WindowFacts), Obstacle> {
         self.board.window(|status| status.phase = "looking for the checkpoint".into());
         self.follow_subnet().await?;
-        let terms = self.checkpoints.terms_for(clockwork.window).await?;
+        let terms = match self.checkpoints.terms_for(clockwork.window).await {
+            Ok(terms) => terms,
+            Err(why) => {
+                // Cleaned is once a window is mined, and that may be a long time from now.
+                self.cache_disk.offer(self.checkpoints.bound());
+                return Err(why.into());
+            }
+        };
         let facts = self.facts(clockwork).await?;
         Ok((terms, facts))
     }

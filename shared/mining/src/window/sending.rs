@@ -121,9 +121,16 @@ impl Dispatch {
         Delivery { window: self.window, file: self.file, place: self.place, took, condemned }
     }
 
-    /// Other bytes than were sent, which could not be removed: on disk, as whatever must not be judged.
+    /// What could not be removed and is not what was sent, or would be judged instead of it: on disk, as whatever must not be judged.
     async fn condemned(&self, error: &UploadError) -> Option<CondemnedFile> {
-        let UploadError::Different { stays: true, .. } = error else { return None };
+        let stays = match error {
+            UploadError::Different { stays, .. } | UploadError::Ignored { stays, .. } => *stays,
+            UploadError::Shadowed { .. } => true,
+            _ => false,
+        };
+        if !stays {
+            return None;
+        }
         let (file, why) = (self.file.clone(), error.to_string());
         let condemned = CondemnedFile { file, why, groups_too: false, anything_else: true };
         let files = vec![condemned.clone()];

@@ -4,11 +4,12 @@
 //!
 //! What is watched is on disk (`spool::sent`), so a start goes on with it, whichever window it comes in.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use grail_process::clock;
+use grail_process::{Aside, HeldUp, clock};
 use grail_protocol::constants::{MAX_FILE_BYTES, ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
 use grail_store::bucket::{Bucket, BucketError};
 use grail_subnet::chain::{Chain, ChainError};
@@ -17,10 +18,11 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{CHAIN_PATIENCE, Harvest, Miner, OPEN_PATIENCE, Opened, conclude};
+use super::{CHAIN_PATIENCE, Harvest, Heads, Miner, OPEN_PATIENCE, Opened, conclude, refusal};
 use crate::events::{FileStays, FileWithdrawn};
 use crate::spool::{self, CondemnedFile, FileSystem, Uploaded, WindowSheet};
 use crate::status::{Board, FinishedWindow};
+use crate::upload::{remove_twin, twin};
 
 /// Windows after the deadline in which a file may still be judged.
 const WATCHED_WINDOWS: f64 = 2.0;
@@ -60,6 +62,7 @@ struct Vigil {
     journal: Journal,
     board: Board,
     spool: std::path::PathBuf,
+    spool_disk: Aside,
     window: u64,
     file: Uploaded,
     place: Place,
@@ -122,6 +125,7 @@ impl Miner {
             journal: self.journal.clone(),
             board: self.board.clone(),
             spool: self.spool.clone(),
+            spool_disk: self.spool_disk.clone(),
             window,
             file,
             place: place.clone(),
@@ -134,13 +138,17 @@ impl Miner {
     /// Goes on with the files of earlier runs that may still be judged.
     pub(super) async fn take_up_vigils(&mut self) {
         let root = self.spool.clone();
-        let reading = tokio::task::spawn_blocking(move || spool::sent(&FileSystem, &root));
-        let found = match tokio::time::timeout(OPEN_PATIENCE, reading).await {
-            Ok(Ok(Ok(found))) => found,
-            Ok(Ok(Err(error))) => {
+        let found = match self.spool_disk.ask(OPEN_PATIENCE, move || spool::sent(&FileSystem, &root)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
                 return tracing::warn!(%error, "Which files earlier runs have sent cannot be told; they are not watched.");
             }
-            _ => return tracing::warn!("The disk does not say which files earlier runs have sent; they are not watched."),
+            Err(error) => {
+                return tracing::warn!(
+                    %error,
+                    "The disk does not say which files earlier runs have sent; they are not watched."
+                );
+            }
         };
         for (window, sent) in found {
             let there = sent.known().map_or(There::Unknown, |file| There::File(file.sha256.clone()));
@@ -174,9 +182,9 @@ impl Miner {
         let condemned: Vec<_> = sent.filter(|file| file.key == key && !file.sheet.judges_like(sheet)).map(condemn).collect();
         if let (false, Some(spool)) = (condemned.is_empty(), opened.spool.clone()) {
             let files = condemned.clone();
-            let noting = tokio::task::spawn_blocking(move || spool.condemn(None, files));
-            if let Ok(Ok(Err(error))) = tokio::time::timeout(OPEN_PATIENCE, noting).await {
-                tracing::warn!(%error, window, "That the file is to be withdrawn is not on disk.");
+            let noted = self.spool_disk.ask(OPEN_PATIENCE, move || spool.condemn(None, files)).await;
+            if let Some(error) = refusal_of(noted) {
+                tracing::warn!(error, window, "That the file is to be withdrawn is not on disk.");
             }
         }
         for condemned in condemned {
@@ -234,11 +242,14 @@ impl Vigil {
         let block = Duration::from_secs_f64(self.chain.nominal_block_seconds());
         let limit = REMOVAL.0.min(block.mul_f64(REMOVAL.1));
         let end = self.file.sheet.deadline + WATCHED_WINDOWS * WINDOW_LENGTH as f64 * block.as_secs_f64();
+        let mut heads = Heads::new(block.as_secs_f64());
+        // What finality may have come to is bounded from here on.
+        _ = heads.heard(self.file.sheet.deadline - WINDOW_LENGTH as f64 * block.as_secs_f64(), Ok(self.window));
         let mut refused: Option<(Condemnation, String)> = None;
         while clock::unix_seconds() < end {
             let verdict = match &self.condemned {
                 Some(condemned) => Ok(Ok(Some(condemned.clone()))),
-                None => tokio::time::timeout(CHAIN_PATIENCE, self.look()).await,
+                None => tokio::time::timeout(CHAIN_PATIENCE, self.look(&mut heads)).await,
             };
             match verdict {
                 Ok(Ok(None)) => return,
@@ -268,10 +279,10 @@ impl Vigil {
     }
 
     /// Why every row would be rejected; `None` where that cannot happen any more; an error where it still can.
-    async fn look(&self) -> Result<Option<Condemnation>, ChainError> {
+    async fn look(&self, heads: &mut Heads) -> Result<Option<Condemnation>, ChainError> {
         let (window, was) = (self.window, &self.file.sheet.block_hash);
         // In this order: of a final block the hash that is read then is the last word.
-        let is_final = self.chain.is_final(window).await?;
+        let is_final = self.is_final(heads).await?;
         let now = self.chain.block_hash(window).await?;
         match (now == *was, is_final) {
             (false, _) => Ok(Some(Condemnation { why: replaced(window, was, &now), groups_too: true, anything_else: false })),
@@ -280,17 +291,38 @@ impl Vigil {
         }
     }
 
+    /// Whether the window's first block is final. A number that no head may have is no finality either: it would end the watch.
+    async fn is_final(&self, heads: &mut Heads) -> Result<bool, ChainError> {
+        let newest = self.chain.finalized().await?;
+        if newest < self.window {
+            return Ok(false);
+        }
+        if heads.allows(clock::unix_seconds(), newest) {
+            return Ok(true);
+        }
+        let Some(why) = refusal(self.chain.as_ref(), heads, newest).await else { return Ok(true) };
+        if heads.doubt(newest) {
+            tracing::warn!(
+                why,
+                window = self.window,
+                "Finality is not believed: the clock does not allow it. The file is watched on."
+            );
+        }
+        Ok(false)
+    }
+
     /// Takes the file out of the bucket. An error says why it is not certain that it is out.
     async fn withdraw(&self, condemned: &Condemnation, limit: Duration) -> Result<(), String> {
         let mut there = self.place.lock().await;
-        let removed = match tokio::time::timeout(limit, self.remove(&there, condemned.anything_else, limit / 3)).await {
-            Ok(removed) => removed?,
-            Err(_) => return Err(format!("no answer within {limit:?}")),
-        };
-        if removed {
+        let removed = tokio::time::timeout(limit, self.remove(&there, condemned.anything_else, limit / 3)).await;
+        let removed = removed.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")));
+        if removed == Ok(true) {
             *there = There::Removed;
             self.tell(&condemned.why);
         }
+        drop(there);
+        let twin = self.remove_twin(limit).await;
+        removed.and(twin)?;
         if !condemned.anything_else {
             self.forget(condemned.groups_too).await;
         }
@@ -316,6 +348,17 @@ impl Vigil {
         }
     }
 
+    /// Removes what lies beside the file's key and would be judged in its place. Nobody of ours writes there, so it needs no turn.
+    async fn remove_twin(&self, limit: Duration) -> Result<(), String> {
+        let why = match tokio::time::timeout(limit, remove_twin(&self.bucket, &self.file.key)).await {
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Ok(Some(why))) => why,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {limit:?}"),
+        };
+        Err(format!("validators would judge {} in its place, and it is not known to be gone: {why}", twin(&self.file.key)))
+    }
+
     /// What the bucket holds. Something of the file's size that does not come within `patience` is taken for the file.
     async fn ask(&self, anything_else: bool, patience: Duration) -> Result<Lies, BucketError> {
         let Some(head) = self.bucket.head(&self.file.key).await? else { return Ok(Lies::Well) };
@@ -335,9 +378,9 @@ impl Vigil {
     /// What is not forgotten is looked for once more by the next start, and not found.
     async fn forget(&self, groups_too: bool) {
         let (root, window, file) = (self.spool.clone(), self.window, self.file.clone());
-        let forgetting = tokio::task::spawn_blocking(move || spool::forget(&FileSystem, &root, window, &file, groups_too));
-        if let Ok(Ok(Err(error))) = tokio::time::timeout(OPEN_PATIENCE, forgetting).await {
-            tracing::warn!(%error, window, "The disk still says that the file was sent.");
+        let forget = move || spool::forget(&FileSystem, &root, window, &file, groups_too);
+        if let Some(error) = refusal_of(self.spool_disk.ask(OPEN_PATIENCE, forget).await) {
+            tracing::warn!(error, window, "The disk still says that the file was sent.");
         }
     }
 
@@ -353,6 +396,15 @@ impl Vigil {
             ..FinishedWindow::of(self.window)
         };
         conclude(&self.journal, &self.board, finished);
+    }
+}
+
+/// Why something is not on disk, if it is not.
+fn refusal_of<E: Display>(answer: Result<Result<(), E>, HeldUp>) -> Option<String> {
+    match answer {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(error) => Some(error.to_string()),
     }
 }
 

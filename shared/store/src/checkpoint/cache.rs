@@ -10,6 +10,7 @@
 //!
 //! Names change by renaming only, after everything below them is on the disk, so a process may end at any moment.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,10 @@ use super::{CheckpointError, Manifest, Metadata};
 pub(super) const METADATA: &str = "metadata.json";
 /// Attempts to get a directory that others rename or remove at the same moment.
 const CLAIMS: usize = 64;
+/// Directories of a kind that an attempt may go on with: a checkpoint's, and its base's.
+const SPARED: usize = 2;
+/// The same of links that were fetched: no chain has more (`chain`).
+const MOST_LINKS: usize = 64;
 
 /// What a directory of the cache holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,26 +112,64 @@ pub(super) fn is_weights(name: &str) -> bool {
 /// # Errors
 /// [`CheckpointError::Local`]; what was removed before stays removed.
 pub fn clean(cache_root: &Path, keep: &[u64]) -> Result<Vec<PathBuf>, CheckpointError> {
+    remove(disposable(cache_root, keep)?)
+}
+
+/// As [`clean`], for attempts that come to nothing: spares what the next one may go on with, and no more of it however often that
+/// happens and whatever is published meanwhile. Of each kind that is what was touched last.
+///
+/// # Errors
+/// As [`clean`].
+pub fn clean_but_the_last(cache_root: &Path, keep: &[u64]) -> Result<Vec<PathBuf>, CheckpointError> {
+    let kinds = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        (name.starts_with("delta-"), name.ends_with(".partial"))
+    };
+    let mut all = disposable(cache_root, keep)?;
+    all.sort_by_cached_key(|dir| std::cmp::Reverse(touched(dir)));
+    let mut kept = HashMap::<_, usize>::new();
+    all.retain(|dir| {
+        let kind = kinds(dir);
+        let count = kept.entry(kind).or_default();
+        *count += 1;
+        *count > if kind == (true, true) { MOST_LINKS } else { SPARED }
+    });
+    remove(all)
+}
+
+fn remove(dirs: Vec<PathBuf>) -> Result<Vec<PathBuf>, CheckpointError> {
     let mut removed = Vec::new();
+    for dir in dirs {
+        // The claim lives until it is removed.
+        if let Some(_claim) = abandoned(&dir) {
+            std::fs::remove_dir_all(&dir).map_err(local(&dir))?;
+            removed.push(dir);
+        }
+    }
+    Ok(removed)
+}
+
+/// When something in a directory was changed last.
+fn touched(dir: &Path) -> Option<SystemTime> {
+    let inside = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    inside.chain([dir.to_owned()]).filter_map(|path| path.metadata().and_then(|metadata| metadata.modified()).ok()).max()
+}
+
+fn disposable(cache_root: &Path, keep: &[u64]) -> Result<Vec<PathBuf>, CheckpointError> {
+    let mut found = Vec::new();
     let entries = match std::fs::read_dir(cache_root) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(removed),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
         Err(error) => return Err(local(cache_root)(error)),
     };
     for entry in entries {
         let entry = entry.map_err(local(cache_root))?;
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let name = entry.file_name().to_string_lossy().into_owned();
-        // The claim lives until it is removed.
-        if is_dir
-            && is_disposable(&name, keep)
-            && let Some(_claim) = abandoned(&entry.path())
-        {
-            std::fs::remove_dir_all(entry.path()).map_err(local(entry.path()))?;
-            removed.push(entry.path());
+        if is_dir && is_disposable(&entry.file_name().to_string_lossy(), keep) {
+            found.push(entry.path());
         }
     }
-    Ok(removed)
+    Ok(found)
 }
 
 fn is_disposable(name: &str, keep: &[u64]) -> bool {
@@ -154,6 +197,8 @@ pub(super) struct Partial {
     target: PathBuf,
     /// Where locks work.
     lock: Option<File>,
+    /// Whether the next attempt finds it again.
+    is_shared: bool,
 }
 
 /// What an attempt to make something comes to.
@@ -172,7 +217,9 @@ impl Partial {
         for _ in 0..CLAIMS {
             std::fs::create_dir_all(&path).map_err(local(&path))?;
             match claim(&path) {
-                Ok(Claim::Ours(lock)) => return Ok(Taken::Ours(Self { path, target, lock: Some(lock) })),
+                Ok(Claim::Ours(lock)) => {
+                    return Ok(Taken::Ours(Self { path, target, lock: Some(lock), is_shared: true }));
+                }
                 Ok(Claim::Others) => return Ok(Taken::Others),
                 Ok(Claim::Unlockable(error)) => {
                     tracing::warn!(
@@ -200,8 +247,8 @@ impl Partial {
         for _ in 0..CLAIMS {
             let path = target.with_extension(format!("{:016x}.partial", RandomState::new().hash_one(window)));
             match std::fs::create_dir(&path).and_then(|()| claim(&path)) {
-                Ok(Claim::Ours(lock)) => return Ok(Self { path, target, lock: Some(lock) }),
-                Ok(Claim::Unlockable(_)) => return Ok(Self { path, target, lock: None }),
+                Ok(Claim::Ours(lock)) => return Ok(Self { path, target, lock: Some(lock), is_shared: false }),
+                Ok(Claim::Unlockable(_)) => return Ok(Self { path, target, lock: None, is_shared: false }),
                 // Somebody cleans at this very moment, or has the same name.
                 Ok(Claim::Others) => {}
                 Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::AlreadyExists) => {
@@ -223,9 +270,10 @@ impl Partial {
         let _ = std::fs::remove_dir_all(&self.path);
     }
 
-    /// Keeps what is there if another attempt may succeed, else removes it. Returns the error.
+    /// Keeps what is there if another attempt may succeed with it, else removes it. Returns the error.
     pub(super) fn give_up(self, error: CheckpointError) -> CheckpointError {
-        if !error.may_pass() {
+        // In a folder of its own nobody would look again, and each attempt would leave another.
+        if !self.is_shared || !error.may_pass() {
             self.discard();
         }
         error
@@ -273,7 +321,7 @@ impl Partial {
     /// Renames the directory over what is there, unless that is as good: another process may have made the same meanwhile. After a
     /// power failure it may be gone, or empty.
     pub(super) fn put(self) -> Result<(PathBuf, Hold), CheckpointError> {
-        let Self { path, target, lock } = self;
+        let Self { path, target, lock, .. } = self;
         for _ in 0..CLAIMS {
             match std::fs::rename(&path, &target) {
                 Ok(()) => {
@@ -364,6 +412,50 @@ mod tests {
         clean(root.path(), &[60]).unwrap();
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 4);
         assert!(clean(&root.path().join("absent"), &[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn attempts_that_fail_leave_no_more_however_many_there_are() {
+        let root = tempfile::tempdir().unwrap();
+        let passes = || CheckpointError::Altered { window: 1, name: "half".into(), got: String::new(), want: String::new() };
+        assert!(passes().may_pass());
+        let names = || {
+            let entries = std::fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let mut names: Vec<_> = entries.collect();
+            names.sort();
+            names
+        };
+        // In folders of their own, where locks do not work, the next attempt would not find them.
+        for _ in 0..3 {
+            let own = Partial::create(root.path(), Kind::Checkpoint, 30).unwrap();
+            std::fs::write(own.path().join("half"), "").unwrap();
+            own.give_up(passes());
+        }
+        assert_eq!(names(), [""; 0]);
+        // A checkpoint after the other is published, and none can be used: some come to nothing, some are whole.
+        let touch = |path: &Path, second: u64| {
+            let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second);
+            File::open(path).unwrap().set_modified(time).unwrap();
+        };
+        // Somebody uses it, so it stays.
+        let old = checkpoint_dir(root.path(), 30);
+        std::fs::create_dir(&old).unwrap();
+        touch(&old, 30);
+        let used = Hold::on(&old);
+        for window in (60..=300).step_by(30) {
+            let partial = ours(root.path(), Kind::Checkpoint, window).unwrap();
+            touch(partial.path(), window);
+            let path = partial.path().to_owned();
+            partial.give_up(passes());
+            assert!(path.exists(), "the next attempt goes on with it");
+            let whole = checkpoint_dir(root.path(), window + 1);
+            std::fs::create_dir(&whole).unwrap();
+            touch(&whole, window);
+            clean_but_the_last(root.path(), &[1]).unwrap();
+        }
+        let want = ["checkpoint-270.partial", "checkpoint-271", "checkpoint-30", "checkpoint-300.partial", "checkpoint-301"];
+        assert_eq!(names(), want);
+        drop(used);
     }
 
     #[test]

@@ -32,7 +32,7 @@ mod weights;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{checkpoint_dir, clean, verify_dir};
+pub use cache::{checkpoint_dir, clean, clean_but_the_last, verify_dir};
 pub use code::refuse_code;
 pub use documents::fetch_metadata;
 pub use error::CheckpointError;

@@ -132,8 +132,8 @@ impl Chain for LocalChain {
         ready(Ok(self.genesis + block as f64 * self.block_seconds)).boxed()
     }
 
-    fn is_final(&self, _: u64) -> BoxFuture<'_, Result<bool, ChainError>> {
-        ready(Ok(true)).boxed()
+    fn finalized(&self) -> BoxFuture<'_, Result<u64, ChainError>> {
+        self.head()
     }
 
     fn nominal_block_seconds(&self) -> f64 {

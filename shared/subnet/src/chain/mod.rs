@@ -121,8 +121,8 @@ pub trait Chain: Send + Sync {
     fn block_hash(&self, block: u64) -> BoxFuture<'_, Result<String, ChainError>>;
     /// Unix seconds of a block: on-chain for an existing one, expected for a later one.
     fn block_time(&self, block: u64) -> BoxFuture<'_, Result<f64, ChainError>>;
-    /// Whether an existing block cannot be replaced by another any more.
-    fn is_final(&self, block: u64) -> BoxFuture<'_, Result<bool, ChainError>>;
+    /// Number of the newest block that, like all before it, cannot be replaced by another any more.
+    fn finalized(&self) -> BoxFuture<'_, Result<u64, ChainError>>;
     /// Nominal seconds of one block.
     fn nominal_block_seconds(&self) -> f64;
     /// The subnet as a hotkey (an address) sees it.

@@ -112,8 +112,8 @@ impl Chain for NetworkChain {
         self.time(block).boxed()
     }
 
-    fn is_final(&self, block: u64) -> BoxFuture<'_, Result<bool, ChainError>> {
-        async move { Ok(self.node.finalized().await?.1 >= block) }.boxed()
+    fn finalized(&self) -> BoxFuture<'_, Result<u64, ChainError>> {
+        async { Ok(self.node.finalized().await?.1) }.boxed()
     }
 
     fn nominal_block_seconds(&self) -> f64 {

@@ -13,6 +13,7 @@
 //! | `crashed` | any other signal | restart |
 //! | `bad_configuration` | exit code 64 | quarantine |
 //! | `cannot_start` | its program cannot be executed | restart |
+//! | `host_disk` | the disk of its socket hangs or refuses; the child was never there | restart, not counted |
 //! | `late` | no hello within the start-up limit | restart |
 //! | `protocol` | a bad frame, an unexpected message, a wrong peer | restart |
 //! | `wrong_proof` | an answer that must not be signed | restart |
@@ -46,6 +47,7 @@ pub enum DeathClass {
     Crashed(i32),
     BadConfiguration,
     CannotStart,
+    HostDisk,
     Late,
     Protocol,
     WrongProof,
@@ -84,6 +86,7 @@ impl DeathClass {
             | Self::Killed
             | Self::Crashed(_)
             | Self::CannotStart
+            | Self::HostDisk
             | Self::Late
             | Self::Protocol
             | Self::WrongProof
@@ -94,9 +97,9 @@ impl DeathClass {
         }
     }
 
-    /// Whether it counts towards quarantine. A stranger on the GPU says nothing about the child.
+    /// Whether it counts towards quarantine. A stranger on the GPU, and the host's disk, say nothing about the child.
     pub fn counts(self) -> bool {
-        !matches!(self, Self::Stopped | Self::GpuHeld)
+        !matches!(self, Self::Stopped | Self::GpuHeld | Self::HostDisk)
     }
 
     /// For operators.
@@ -113,6 +116,7 @@ impl DeathClass {
             Self::Crashed(signal) => format!("it crashed with signal {signal}"),
             Self::BadConfiguration => "it refused its arguments".into(),
             Self::CannotStart => "it could not be started".into(),
+            Self::HostDisk => "the host's disk did not let it start".into(),
             Self::Late => "it did not say hello in time".into(),
             Self::Protocol => "it broke the protocol".into(),
             Self::WrongProof => "it answered with a proof that must not be signed".into(),
@@ -146,8 +150,10 @@ pub enum Cause {
     Condemned(String),
     /// It may hold a mixture of weights.
     WeightsUnfit(String),
-    /// The program cannot be executed, its socket not bound.
+    /// The program cannot be executed.
     CannotStart(String),
+    /// Its socket cannot be bound.
+    HostDisk(String),
     /// The GPU's memory did not come back.
     GpuHeld(String),
     /// No hello.
@@ -167,6 +173,7 @@ impl Cause {
             | Self::Condemned(why)
             | Self::WeightsUnfit(why)
             | Self::CannotStart(why)
+            | Self::HostDisk(why)
             | Self::GpuHeld(why)
             | Self::Late(why)
             | Self::Hang(why) => Some(why),
@@ -247,6 +254,7 @@ pub fn classify(facts: &Facts<'_>) -> DeathClass {
     match facts.cause {
         Cause::Stopped if facts.exit != Exit::Stuck => return DeathClass::Stopped,
         Cause::CannotStart(_) => return DeathClass::CannotStart,
+        Cause::HostDisk(_) => return DeathClass::HostDisk,
         Cause::GpuHeld(_) => return DeathClass::GpuHeld,
         _ if facts.exit == Exit::Stuck => return DeathClass::Unkillable,
         Cause::Differs(_) => return DeathClass::Differs,

@@ -244,6 +244,13 @@ fn cases() -> Vec<Case> {
             ..EXITED
         },
         Case {
+            what: "a disk that hangs before it is started",
+            cause: Cause::HostDisk("the disk of the sockets (state.folder): no answer within 5s".into()),
+            exit: Exit::None,
+            class: DeathClass::HostDisk,
+            ..EXITED
+        },
+        Case {
             what: "a GPU in other hands",
             cause: Cause::GpuHeld("python (pid 4242) holds 71 GiB of GPU 3".into()),
             exit: Exit::None,

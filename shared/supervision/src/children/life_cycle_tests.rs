@@ -121,6 +121,10 @@ fn the_eighth_death_in_five_minutes_quarantines_and_a_stranger_on_the_gpu_does_n
         assert_eq!(bench.life.wait(bench.now), Some(POLICY.restart.longest));
         assert_eq!(bench.pass(31.0), Some(Action::Spawn));
     }
+    for _ in 0..20 {
+        assert_eq!(bench.on(Event::Gone(DeathClass::HostDisk, 0.0)), None);
+        assert_eq!(bench.pass(31.0), Some(Action::Spawn));
+    }
     let mut bench = Bench::spawned();
     for _ in 0..7 {
         assert_eq!(bench.on(Event::Gone(DeathClass::Killed, 0.0)), None);
@@ -222,6 +226,7 @@ fn class() -> impl Strategy<Value = DeathClass> {
         2 => Just(DeathClass::Hang),
         2 => Just(DeathClass::HostMemory),
         2 => Just(DeathClass::GpuHeld),
+        2 => Just(DeathClass::HostDisk),
         1 => Just(DeathClass::GpuLost),
         1 => Just(DeathClass::Stopped),
     ]

@@ -91,7 +91,7 @@ impl Door {
             let _here = runtime.enter();
             Listener::bind(&socket)
         });
-        let listener = bound.await.map_err(|error| format!("the disk of the sockets: {error}"))?;
+        let listener = bound.await.map_err(|error| format!("the disk of the sockets (state.folder): {error}"))?;
         Ok(Self { listener: Some(listener.map_err(|error| error.to_string())?), aside: aside.clone() })
     }
 }
@@ -107,7 +107,7 @@ impl Drop for Door {
 /// Binds the child's socket and starts it.
 pub async fn spawn(opening: Opening<'_>, name: &str) -> Result<(Door, Child), Cause> {
     let failed = |error: &dyn std::fmt::Display| Cause::CannotStart(error.to_string());
-    let door = Door::open(opening.socket.clone(), opening.spawner.aside()).await.map_err(|error| failed(&error))?;
+    let door = Door::open(opening.socket.clone(), opening.spawner.aside()).await.map_err(Cause::HostDisk)?;
     let mut arguments: Vec<OsString> = vec!["--socket".into(), opening.socket.into()];
     arguments.extend(opening.arguments);
     let launch = Launch {
