@@ -18,8 +18,8 @@ use nix::unistd::Pid;
 use crate::environment::FAMILY;
 use crate::identity::Identity;
 use crate::proc::{self, ProcessFacts};
+use crate::recorder::Recorder;
 use crate::records;
-use crate::spawn::Recorder;
 
 /// Who belongs to this process. The lock is held from fork to entry and from reaping to removal, so that a sweep never takes a
 /// child for an orphan.

@@ -28,6 +28,7 @@ use crate::clock;
 use crate::environment::FAMILY;
 use crate::identity::Identity;
 use crate::orphans::Own;
+use crate::recorder::Recorder;
 use crate::records::{self, Record, Records, TOKEN};
 
 /// Why a child could not be started.
@@ -70,12 +71,6 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 const REAP_LOOK: Duration = Duration::from_millis(20);
 /// Longest wait for a killed process where a thread waits.
 const DROP_LIMIT: Duration = Duration::from_millis(500);
-/// Longest wait for a record to reach the disk. A child whose record does not is told of, and runs.
-const RECORD_LIMIT: Duration = Duration::from_secs(3);
-/// Longest wait where a thread has something small done that a disk may hold up.
-const SMALL_LIMIT: Duration = Duration::from_millis(250);
-/// Small things that may wait for the disk.
-const MOST_WAITING: usize = 1024;
 
 type Reply = tokio::sync::oneshot::Sender<io::Result<Started>>;
 
@@ -90,27 +85,6 @@ enum Request {
 struct Started {
     process: std::process::Child,
     recorded: io::Result<()>,
-}
-
-/// Writes children down, where they are to be, without being held up by the disk.
-#[derive(Debug, Clone)]
-pub(crate) struct Recorder {
-    records: Option<Records>,
-    aside: Aside,
-}
-
-impl Recorder {
-    fn write(&self, record: Record) -> io::Result<()> {
-        let Some(records) = self.records.clone() else { return Ok(()) };
-        self.aside.wait(RECORD_LIMIT, move || records.write(&record))?
-    }
-
-    /// The child was reaped. Where the disk hangs, its record goes once the disk is back.
-    pub fn remove(&self, pid: u32) {
-        let Some(records) = self.records.clone() else { return };
-        // A record that stays is judged by its start time later, and does no harm.
-        let _ = self.aside.wait(SMALL_LIMIT, move || records.remove(pid));
-    }
 }
 
 /// Starts children from one thread that lives as long as the process. Clone it freely.
@@ -140,7 +114,7 @@ impl Spawner {
 
     fn with(records: Option<Records>) -> io::Result<Self> {
         let (requests, inbox) = mpsc::channel();
-        let recorder = Recorder { records, aside: Aside::start("records", MOST_WAITING)? };
+        let recorder = Recorder::start(records)?;
         let spawner = Self { requests, own: Own::of_this_process()?, recorder: recorder.clone() };
         let own = spawner.own.clone();
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
@@ -184,7 +158,7 @@ impl Spawner {
 
     /// The thread for small things around children that a disk may hold up: records, sockets.
     pub fn aside(&self) -> &Aside {
-        &self.recorder.aside
+        self.recorder.aside()
     }
 
     /// Waits until no start is under way any more, those that nobody waits for included: their children are ended and their
@@ -195,7 +169,7 @@ impl Spawner {
             let _ = settled.await;
         }
         // Whatever was to be done before it is done.
-        let _ = self.recorder.aside.ask(Duration::MAX, || ()).await;
+        let _ = self.recorder.aside().ask(Duration::MAX, || ()).await;
     }
 
     /// Starts a child in its own session and process group, its output piped, its life tied to this process.
