@@ -27,7 +27,7 @@ use crate::bounds::Limits;
 use crate::clock;
 use crate::environment::FAMILY;
 use crate::identity::Identity;
-use crate::orphans::Own;
+use crate::orphans::OwnProcesses;
 use crate::recorder::Recorder;
 use crate::records::{self, Record, Records, TOKEN};
 
@@ -91,7 +91,7 @@ struct Started {
 #[derive(Debug, Clone)]
 pub struct Spawner {
     requests: mpsc::Sender<Request>,
-    own: Own,
+    own: OwnProcesses,
     recorder: Recorder,
 }
 
@@ -115,7 +115,7 @@ impl Spawner {
     fn with(records: Option<Records>) -> io::Result<Self> {
         let (requests, inbox) = mpsc::channel();
         let recorder = Recorder::start(records)?;
-        let spawner = Self { requests, own: Own::of_this_process()?, recorder: recorder.clone() };
+        let spawner = Self { requests, own: OwnProcesses::of_this_process()?, recorder: recorder.clone() };
         let own = spawner.own.clone();
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
             for request in inbox {
@@ -200,7 +200,7 @@ impl Spawner {
 }
 
 /// Runs on the spawner thread: starts, enters and records a child.
-fn start(mut launch: Launch, limits: Option<Limits>, own: &Own, recorder: &Recorder) -> io::Result<Started> {
+fn start(mut launch: Launch, limits: Option<Limits>, own: &OwnProcesses, recorder: &Recorder) -> io::Result<Started> {
     let token = records::token()?;
     launch.environment.push((TOKEN.into(), token.clone().into()));
     if !launch.environment.iter().any(|(name, _)| name == FAMILY) {
@@ -217,7 +217,7 @@ fn start(mut launch: Launch, limits: Option<Limits>, own: &Own, recorder: &Recor
 
 /// Takes the status of a process that has ended, and forgets it. The lock makes sure that its number is not used again before
 /// it is forgotten. `None` while it runs, sits in the kernel, or is in a debugger's hands: nobody here may wait for that.
-fn reap(process: &mut std::process::Child, own: &Own, recorder: &Recorder) -> Option<ExitStatus> {
+fn reap(process: &mut std::process::Child, own: &OwnProcesses, recorder: &Recorder) -> Option<ExitStatus> {
     let mut held = own.lock();
     let status = match process.try_wait() {
         Ok(None) => return None,
@@ -233,7 +233,7 @@ fn reap(process: &mut std::process::Child, own: &Own, recorder: &Recorder) -> Op
 
 /// Kills a process with its group where nothing can wait for it. One that does not end in time is left to the next sweep; its
 /// record stays.
-fn kill_now(process: &mut std::process::Child, own: &Own, recorder: &Recorder) {
+fn kill_now(process: &mut std::process::Child, own: &OwnProcesses, recorder: &Recorder) {
     let _ = killpg(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL);
     let start = clock::monotonic();
     while start.elapsed() < DROP_LIMIT {
@@ -328,7 +328,7 @@ pub struct Child {
     ended: EndOf,
     status: Option<ExitStatus>,
     unrecorded: Option<io::Error>,
-    own: Own,
+    own: OwnProcesses,
     recorder: Recorder,
 }
 
