@@ -2,9 +2,9 @@
 
 SHELL = bash
 
-.PHONY: setup build demo test test-faults test-servers lint conformance bench clean
+.PHONY: setup build release demo test test-faults test-servers lint conformance bench clean
 
-# What is set up beside libtorch: for the tests, a Python with transformers and the real SGLang.
+# What is set up beside libtorch: a Python with transformers, real servers.
 SETUP =
 
 setup:
@@ -13,15 +13,21 @@ setup:
 build: setup
 	cargo build --workspace --bins
 
+# What a host installs (docs/gpu-hosts.md): stripped, without the bucket server of demonstrations; ten minutes on two cores.
+release: setup
+	cargo build --release --no-default-features --package grail-supervisor --package grail-gen-launcher --package grail-proof-worker
+	@ls -lh target/release/grail-supervisor target/release/grail-gen-launcher target/release/grail-proof-worker
+
 demo: build
 	@demo/run.sh
 
-test: SETUP = --reference --sglang
 # Seconds that the installation of SGLang may take here; without it the tests that need it are left out, and say so.
-test: export GRAIL_SERVERS_LIMIT ?= 400
+test: export GRAIL_SERVERS_LIMIT ?= 900
+# libtorch first; then a Python with transformers and the real SGLang are made beside lint and build, which need neither.
 # What failed, what took longest and what was skipped is printed again at the end, where it is looked for; CI fails on a skip that
 # tests/expected-skips.txt does not have.
-test: lint build
+test:
+	@python3 scripts/setup.py --reference --sglang --beside $(MAKE) --no-print-directory lint build
 	@mkdir -p target
 	@set -o pipefail; code=0; cargo test --workspace --no-fail-fast 2>&1 | tee target/test.log || \
 		{ code=1; awk '/^---- /{on=1} /^(failures:|test result:|[0-9]+ of [0-9]+ )/{on=0} on' target/test.log; }; \

@@ -50,10 +50,11 @@ pub struct Serve {
     ///
     /// On CUDA the proof is computed in bf16, where TF32 plays next to no part (it concerns f32 products and is off by
     /// default): level 1 changes the sums inside bf16 products, little else. Level 2 repeats itself to the bit but leaves the
-    /// kernels that validators use. Neither makes different GPUs agree.
+    /// kernels that validators use, SDPA or FlashAttention-2. Neither makes different GPUs agree.
     #[arg(long, value_name = "0|1|2", default_value = "0")]
     pub precision_tuning: PrecisionTuning,
-    /// sdpa (fused kernels) or eager (matmul, f32 softmax, matmul); without it the precision tuning decides.
+    /// sdpa (fused kernels, on CUDA the one that libtorch chooses) or eager (matmul, f32 softmax, matmul); without it the
+    /// precision tuning decides. FlashAttention-2, which the network's 0.0.60 forces on CUDA, is not here.
     #[arg(long, value_name = "sdpa|eager")]
     pub attention: Option<Attention>,
 }

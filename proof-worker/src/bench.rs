@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 use self::baseline::Baseline;
 use self::report::{Report, Row};
-use self::rival::Rival;
+use self::rival::BenchWorker;
 use self::workload::Workload;
 
 /// What is measured, and on what.
@@ -84,7 +84,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     };
     let mut rivals = Vec::new();
     for mode in &arguments.modes {
-        let mut rival = Rival::start(*mode, arguments.dtype, arguments.threads, folder.path()).await?;
+        let mut rival = BenchWorker::start(*mode, arguments.dtype, arguments.threads, folder.path()).await?;
         rival.load(&model).await?;
         rivals.push(rival);
     }

@@ -8,6 +8,8 @@
 
 pub mod oracle;
 pub mod points;
+#[cfg(test)]
+mod scripts;
 pub mod set_clock;
 pub mod side_by_side;
 pub mod testnet;

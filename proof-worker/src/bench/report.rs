@@ -6,7 +6,7 @@ use grail_link::message::Reloaded;
 use grail_model::{Drift, Mode, Runtime};
 use serde::Serialize;
 
-use super::rival::{Pass, Rival};
+use super::rival::{BenchWorker, PassTimes};
 use super::workload::Workload;
 
 const MIB: f64 = (1 << 20) as f64;
@@ -81,11 +81,11 @@ pub struct Row {
 impl Row {
     /// What was seen of a rival.
     pub fn new(
-        rival: &Rival,
+        rival: &BenchWorker,
         exact: Option<Drift>,
         baseline: Option<Drift>,
         starved: Option<Drift>,
-        examined: Pass,
+        examined: PassTimes,
         reload: Reloaded,
     ) -> Self {
         let seconds: Vec<f64> = rival.passes.iter().map(|pass| pass.round_trip).collect();

@@ -15,7 +15,7 @@ const MIB: f64 = (1 << 20) as f64;
 
 /// What one pass took, in seconds.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Pass {
+pub struct PassTimes {
     /// From the job's first byte on the socket to the last answer's last.
     pub round_trip: f64,
     /// All of it but the forward pass.
@@ -35,7 +35,7 @@ pub fn processor_seconds(pid: u32) -> anyhow::Result<f64> {
 }
 
 /// A worker in one mode.
-pub struct Rival {
+pub struct BenchWorker {
     pub mode: Mode,
     child: Child,
     _spawner: Spawner,
@@ -54,13 +54,13 @@ pub struct Rival {
     /// Most that was resident during the timed passes, MiB.
     pub peak: f64,
     /// Timed passes.
-    pub passes: Vec<Pass>,
-    pub last: Pass,
+    pub passes: Vec<PassTimes>,
+    pub last: PassTimes,
     /// The last pass's proofs.
     pub proofs: Vec<Proof>,
 }
 
-impl Rival {
+impl BenchWorker {
     /// Starts a worker and waits until it says hello.
     pub async fn start(mode: Mode, dtype: Precision, threads: usize, folder: &Path) -> anyhow::Result<Self> {
         let listener = Listener::bind(&folder.join("run").join(format!("{mode}.sock")))?;
@@ -93,7 +93,7 @@ impl Rival {
             predicted: None,
             peak: 0.0,
             passes: Vec::new(),
-            last: Pass::default(),
+            last: PassTimes::default(),
             proofs: Vec::new(),
         };
         let FromWorker::Hello(_) = rival.receive().await? else { bail!("{mode}: the first message is no hello") };
@@ -146,7 +146,7 @@ impl Rival {
     /// Does the whole job once, as jobs of `size` sequences.
     pub async fn prove_by(&mut self, size: usize, workload: &Workload, examine: Option<ExamineTerms>) -> anyhow::Result<()> {
         self.proofs.clear();
-        self.last = Pass::default();
+        self.last = PassTimes::default();
         let processor = processor_seconds(self.child.pid())?;
         for sequences in workload.sequences.chunks(size) {
             let revision = self.revision.clone().context("no model is loaded")?;

@@ -6,8 +6,8 @@ use scale_info::form::PortableForm;
 use scale_info::{Field, PortableRegistry, TypeDef};
 use scale_value::{Composite, Value, ValueDef, Variant};
 
-use crate::metadata::MetadataError;
-use crate::storage::Decoded;
+/// A decoded value; every part carries the number of its type.
+pub type Decoded = Value<u32>;
 
 /// Bytes of metadata: the largest runtime known has a third of a megabyte, ten times as much with its documentation.
 pub(crate) const METADATA_BYTES: usize = 4 << 20;
@@ -31,15 +31,15 @@ pub(crate) enum Unreadable {
 }
 
 /// Judges a runtime's types: none may hold itself but through a list or an enum, of which an empty one or another variant is an
-/// end.
-pub(crate) fn judge_types(types: &PortableRegistry) -> Result<(), MetadataError> {
+/// end. The error is what is too much.
+pub(crate) fn judge_types(types: &PortableRegistry) -> Result<(), String> {
     let mut levels = vec![None; types.types.len()];
     for (number, entry) in types.types.iter().enumerate() {
-        let number = u32::try_from(number).map_err(|error| MetadataError::Excess(error.to_string()))?;
+        let number = u32::try_from(number).map_err(|error| error.to_string())?;
         if let TypeDef::Variant(variant) = &entry.ty.type_def
             && variant.variants.len() > VARIANTS
         {
-            return Err(MetadataError::Excess(format!("type {number} has {} variants", variant.variants.len())));
+            return Err(format!("type {number} has {} variants", variant.variants.len()));
         }
         levels_of(types, number, 0, &mut levels)?;
     }
@@ -47,8 +47,8 @@ pub(crate) fn judge_types(types: &PortableRegistry) -> Result<(), MetadataError>
 }
 
 /// Levels of what a type holds. Above the bound nothing is followed any more, so that this ends too.
-fn levels_of(types: &PortableRegistry, ty: u32, above: usize, known: &mut [Option<usize>]) -> Result<usize, MetadataError> {
-    let excess = || MetadataError::Excess(format!("type {ty} holds itself, or types more than {DEPTH} levels deep"));
+fn levels_of(types: &PortableRegistry, ty: u32, above: usize, known: &mut [Option<usize>]) -> Result<usize, String> {
+    let excess = || format!("type {ty} holds itself, or types more than {DEPTH} levels deep");
     let found = known.get(ty as usize).copied().flatten();
     // A type that is missing is told where it is needed.
     let Some(entry) = types.types.get(ty as usize) else { return Ok(0) };
@@ -174,7 +174,7 @@ mod tests {
     use scale_info::{Path, Registry, Type, TypeDefArray, TypeDefComposite, TypeDefTuple, TypeInfo, meta_type};
 
     use super::*;
-    use crate::metadata::Metadata;
+    use crate::metadata::{Metadata, MetadataError};
 
     /// A tree of nothing but branches.
     struct Tree;

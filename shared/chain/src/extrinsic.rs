@@ -7,11 +7,9 @@ use scale_value::Value;
 
 use crate::commitment;
 use crate::era::Era;
-use crate::metadata::{Extension, Metadata, MetadataError};
+use crate::metadata::{EXTRINSIC_VERSION, Extension, Metadata, MetadataError};
 use crate::storage::whole_value;
 
-/// The version that is written.
-pub const VERSION: u8 = 4;
 /// Version 4 with the bit that says it is signed.
 const SIGNED: u8 = 0x84;
 /// `MultiAddress::Id`.
@@ -200,7 +198,7 @@ pub fn sign(metadata: &Metadata, call: &[u8], terms: &Terms, hotkey: &Hotkey) ->
     if hotkey.scheme() != KeyScheme::Sr25519 {
         return Err(SigningError::Scheme(hotkey.address().into()));
     }
-    if !metadata.extrinsic_versions().contains(&VERSION) {
+    if !metadata.extrinsic_versions().contains(&EXTRINSIC_VERSION) {
         return Err(SigningError::Version(metadata.extrinsic_versions().to_vec()));
     }
     let contributions = contributions(metadata, terms)?;

@@ -13,6 +13,9 @@ use crate::bounds::{METADATA_BYTES, judge_types};
 
 pub use frame_metadata::v14::StorageHasher;
 
+/// The version of extrinsics that is written: by it the extensions are chosen.
+pub const EXTRINSIC_VERSION: u8 = 4;
+
 /// Something that this program relies on is not in the metadata, or the metadata cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetadataError {
@@ -106,7 +109,7 @@ impl Metadata {
             RuntimeMetadata::V16(metadata) => Self::from_v16(metadata)?,
             other => return Err(MetadataError::Version(other.version())),
         };
-        judge_types(&metadata.types)?;
+        judge_types(&metadata.types).map_err(MetadataError::Excess)?;
         Ok(metadata)
     }
 
@@ -141,7 +144,7 @@ impl Metadata {
     fn from_v16(metadata: v16::RuntimeMetadataV16) -> Result<Self, MetadataError> {
         let listed = metadata.extrinsic.transaction_extensions;
         // Extensions are listed once and chosen by extrinsic version; this program writes version 4.
-        let chosen = match metadata.extrinsic.transaction_extensions_by_version.get(&crate::extrinsic::VERSION) {
+        let chosen = match metadata.extrinsic.transaction_extensions_by_version.get(&EXTRINSIC_VERSION) {
             Some(indices) => indices.iter().map(|index| index.0 as usize).collect(),
             None => (0..listed.len()).collect::<Vec<_>>(),
         };

@@ -9,8 +9,7 @@ use twox_hash::XxHash64;
 use crate::bounds::{Reader, Unreadable};
 use crate::metadata::{Metadata, MetadataError, StorageHasher, StorageItem};
 
-/// A decoded value; every part carries the number of its type.
-pub type Decoded = Value<u32>;
+pub use crate::bounds::Decoded;
 
 /// Why a key cannot be made or a value cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,14 +1,15 @@
-//! The registry of environments, choosing a task by seed, and scoring (grail-environments 1, 2.2, 5, 6.1).
+//! The registry of environments: what a checkpoint names, opened (grail-environments 1, 2.2, 5, 6.1).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::ThinkingMode;
-use crate::dataset::{Dataset, DatasetError};
+use crate::dataset::Dataset;
+use crate::error::EnvironmentError;
 use crate::gsm8k::{self, Problem};
-use crate::python_text::{decimal_digit, strip};
+use crate::task::{Evaluation, Gold, Split, Task, row_index, task_number};
 
 /// The environments that a checkpoint's metadata may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,75 +28,6 @@ pub enum EnvironmentId {
     Sat,
     /// GPU kernels; not active in protocol v5.
     TritonKernel,
-}
-
-/// A split as `env_params` names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Split {
-    /// `train`
-    Train,
-    /// `val`: rows that the protocol takes out of the source's train split.
-    Val,
-    /// `validation`
-    Validation,
-    /// `test`
-    Test,
-}
-
-/// Why an environment cannot be opened. Each means: do not mine this checkpoint's windows.
-#[derive(Debug, thiserror::Error)]
-pub enum EnvironmentError {
-    /// An id that the protocol does not register.
-    #[error("Unknown environment id `{id}` (known: {known}). Every miner fails in it; do not mine this checkpoint.")]
-    Unknown {
-        /// The id.
-        id: String,
-        /// The registered ids.
-        known: String,
-    },
-    /// A registered id without rules here.
-    #[error("The environment `{id}` has no rules in this version (built: {built}). Do not mine this checkpoint.")]
-    NotBuilt {
-        /// The id.
-        id: &'static str,
-        /// The ids that have rules.
-        built: &'static str,
-    },
-    /// `env_params` is no object.
-    #[error("env_params must be a JSON object, got {found}. Do not mine this checkpoint.")]
-    Params {
-        /// The value, as JSON.
-        found: String,
-    },
-    /// A split that the environment does not have.
-    #[error("The environment `{id}` has no split {found}: it must be {accepted}. Do not mine this checkpoint.")]
-    Split {
-        /// The environment.
-        id: &'static str,
-        /// The value, as JSON.
-        found: String,
-        /// What would have been accepted.
-        accepted: &'static str,
-    },
-    /// A split that ends up without rows.
-    #[error("The split `{split}` of {path} is empty: {why}. Use a larger data set.")]
-    EmptySplit {
-        /// The data set.
-        path: PathBuf,
-        /// The split.
-        split: Split,
-        /// The rule that left it empty.
-        why: String,
-    },
-    /// The data set cannot be used.
-    #[error(transparent)]
-    Dataset(#[from] DatasetError),
-}
-
-impl EnvironmentError {
-    pub(crate) fn split(id: &'static str, found: &str, accepted: &'static str) -> Self {
-        Self::Split { id, found: format!("`{found}`"), accepted }
-    }
 }
 
 impl EnvironmentId {
@@ -183,99 +115,6 @@ impl std::fmt::Display for EnvironmentId {
     }
 }
 
-impl Split {
-    /// The name, as it begins a task's id.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::Val => "val",
-            Self::Validation => "validation",
-            Self::Test => "test",
-        }
-    }
-}
-
-impl std::fmt::Display for Split {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(self.as_str())
-    }
-}
-
-/// One task: what is asked, and what an evaluation compares with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Task {
-    /// `<split>_<index>`, with the index as it was asked for.
-    pub id: String,
-    /// The content of the single user message.
-    pub user_message: String,
-    /// What the environment needs to score a completion.
-    pub gold: Gold,
-}
-
-/// What an environment needs to score a completion.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Gold {
-    /// The `answer` field of a gsm8k row.
-    Gsm8k(String),
-}
-
-/// The score of one completion.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Evaluation {
-    /// `total_reward`: the components' weighted sum.
-    pub reward: f64,
-    /// Whether the answer is right; says nothing about form.
-    pub success: bool,
-    /// The parts of the reward, in the order in which they are added.
-    pub components: Vec<Component>,
-}
-
-/// One part of a reward.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Component {
-    /// What is rewarded.
-    pub name: &'static str,
-    /// The value before weighting.
-    pub value: f64,
-    /// Its weight.
-    pub weight: f64,
-}
-
-impl Evaluation {
-    /// Adds `weight * value` left to right in f64, as both sides must.
-    pub(crate) fn weighted(success: bool, components: Vec<Component>) -> Self {
-        let reward = components.iter().fold(0.0, |sum, component| sum + component.weight * component.value);
-        Self { reward, success, components }
-    }
-}
-
-/// The row that a seed chooses out of `rows`: the seed as a fraction of 2^32, scaled in f64 and truncated.
-///
-/// Used by gsm8k; 0 for an empty list.
-pub fn row_index(seed: u32, rows: usize) -> usize {
-    (f64::from(seed) / 4_294_967_296.0 * rows as f64) as usize
-}
-
-/// The number in a task id: the integer after the last underscore, 0 where there is none.
-///
-/// Python's `int` decides what an integer is: white space around it, a sign, digits of any script. A number beyond 2^127
-/// also counts as none.
-pub fn task_number(task_id: &str) -> i128 {
-    let last = strip(task_id.rsplit('_').next().unwrap_or_default());
-    let (negative, digits) = match last.strip_prefix('-') {
-        Some(digits) => (true, digits),
-        None => (false, last.strip_prefix('+').unwrap_or(last)),
-    };
-    if digits.is_empty() {
-        return 0;
-    }
-    let value = digits
-        .chars()
-        .try_fold(0_i128, |value, character| value.checked_mul(10)?.checked_add(i128::from(decimal_digit(character)?)));
-    value.map_or(0, |value| if negative { -value } else { value })
-}
-
 /// An opened environment: the rules of one id over the rows of one split. Cheap to clone; never changes.
 #[derive(Debug, Clone)]
 pub struct Environment {
@@ -356,8 +195,11 @@ impl Environment {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::PathBuf;
+
     use serde_json::json;
+
+    use super::*;
 
     fn data(rows: usize, name: &str) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();

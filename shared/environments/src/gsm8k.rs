@@ -4,9 +4,10 @@ use grail_protocol::python_random::PythonRandom;
 
 use crate::completion::Completion;
 use crate::dataset::{Dataset, DatasetError, SourceSplit};
-use crate::environment::{Component, Evaluation, Split};
+use crate::error::EnvironmentError;
 use crate::python_text::{is_decimal, is_space, lines, strip};
-use crate::{EnvironmentError, ThinkingMode};
+use crate::task::{Component, Evaluation, Split};
+use crate::thinking::ThinkingMode;
 
 /// How many rows the network's data set has (openai/gsm8k, `main`): whoever has others asks other questions.
 pub const NETWORK_ROWS: [(SourceSplit, usize); 2] = [(SourceSplit::Train, 7473), (SourceSplit::Test, 1319)];

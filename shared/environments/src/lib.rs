@@ -14,16 +14,18 @@ pub mod chat;
 pub mod completion;
 pub mod dataset;
 mod environment;
+mod error;
 pub mod gsm8k;
 mod jinja;
 mod prompt;
 pub mod python_text;
+mod task;
 mod thinking;
 
 pub use chat::{ChatError, ChatTokenizer, Message};
 pub use dataset::{Dataset, DatasetError};
-pub use environment::{
-    Component, Environment, EnvironmentError, EnvironmentId, Evaluation, Gold, Split, Task, row_index, task_number,
-};
+pub use environment::{Environment, EnvironmentId};
+pub use error::EnvironmentError;
 pub use prompt::Prompt;
+pub use task::{Component, Evaluation, Gold, Split, Task, row_index, task_number};
 pub use thinking::{Tags, ThinkingMode, UnknownThinkingMode};

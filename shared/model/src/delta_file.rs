@@ -8,9 +8,10 @@ use std::path::Path;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
-use crate::checkpoint::{WeightsError, kind};
+use crate::checkpoint::kind;
 use crate::delta::TensorDelta;
 use crate::weight_file::{WeightFile, threads};
+use crate::weights_error::WeightsError;
 
 const POSITIONS: &str = ".positions";
 const VALUES: &str = ".values";

@@ -28,8 +28,9 @@ mod startup;
 mod transfer;
 mod weight_file;
 mod weights;
+mod weights_error;
 
-pub use checkpoint::{Checkpoint, WeightsError};
+pub use checkpoint::Checkpoint;
 pub use config::{Architecture, ConfigError, ModelConfig, Rotary, RotaryScaling, stop_token_ids};
 pub use delta::DeltaError;
 pub use memory::{empty_cache, free_memory, take_peak};
@@ -39,3 +40,4 @@ pub use prove::{Drift, ExamineTerms, Examined, MemoryPlan, Mode, Proof, ProveErr
 pub use startup::{Runtime, startup};
 pub use tch::{Device, Kind, TchError, Tensor};
 pub use transfer::CopyError;
+pub use weights_error::WeightsError;

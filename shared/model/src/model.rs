@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::checkpoint::{Checkpoint, WeightsError};
+use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, ModelConfig};
 use crate::delta::DeltaError;
 use crate::native;
@@ -14,6 +14,7 @@ use crate::network::Network;
 use crate::numerics::Attention;
 use crate::transfer::CopyError;
 use crate::weights::{self, Weights};
+use crate::weights_error::WeightsError;
 
 mod apply_files;
 

@@ -1,7 +1,7 @@
 //! Proofs: sketches and log-probabilities of finished rollouts, and what a validator wants to know beyond them.
 //!
 //! ```text
-//!  sequences ──┬─ exact   chunks of 16, padded, logits of all positions      what the validator computes, to the bit
+//!  sequences ──┬─ exact   chunks of 16, padded, logits of all positions      to the bit what a validator with the same kernels has
 //!              └─ packed  batches under a token budget, no padding,          the same numbers but for the last bits,
 //!                         logits of completion positions only                at a multiple of the speed
 //! ```

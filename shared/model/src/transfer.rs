@@ -9,9 +9,10 @@
 use tch::{Device, Kind, TchError, Tensor};
 use twox_hash::xxhash3_128::Hasher as Xxh3;
 
-use crate::checkpoint::{Checkpoint, WeightsError, hex128};
+use crate::checkpoint::{Checkpoint, hex128};
 use crate::native;
 use crate::weight_file::{CHUNK, in_order, threads};
+use crate::weights_error::WeightsError;
 
 /// Size of one of the two staging buffers in bytes; a multiple of every type's width.
 const STAGING: usize = 16 << 20;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use safetensors::SafeTensorError;
 use safetensors::tensor::Metadata;
 
-use crate::checkpoint::WeightsError;
+use crate::weights_error::WeightsError;
 
 /// Bytes that one thread reads or changes at a time: they stay in the processor's cache for whoever looks at them next. A multiple
 /// of every type's width.

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, TchError, Tensor};
 use twox_hash::xxhash3_128::Hasher as Xxh3;
 
-use crate::checkpoint::{Checkpoint, WeightsError, hex128};
+use crate::checkpoint::{Checkpoint, hex128};
 use crate::config::ModelConfig;
 use crate::delta::{DeltaError, TensorDelta, exchange_in_place};
 use crate::delta_file::DeltaFile;
 use crate::native::{bytes_mut, is_plain};
 use crate::transfer::{self, CopyError, Staging};
 use crate::weight_file::threads;
+use crate::weights_error::WeightsError;
 
 /// The resident tensors by name, with what is needed to say which checkpoint they are.
 #[derive(Debug)]

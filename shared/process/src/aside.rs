@@ -37,11 +37,11 @@ impl From<HeldUp> for io::Error {
 #[derive(Debug, Clone)]
 pub struct Aside {
     queue: SyncSender<Work>,
-    doing: Arc<Mutex<Doing>>,
+    doing: Arc<Mutex<QueueState>>,
 }
 
 #[derive(Debug, Default)]
-struct Doing {
+struct QueueState {
     /// Pieces that are not done.
     left: usize,
     /// When the present one was begun.
@@ -55,7 +55,7 @@ impl Aside {
     /// When the operating system refuses a thread.
     pub fn start(name: &str, most: usize) -> io::Result<Self> {
         let (queue, inbox) = sync_channel(most);
-        let doing = Arc::<Mutex<Doing>>::default();
+        let doing = Arc::<Mutex<QueueState>>::default();
         let seen = doing.clone();
         std::thread::Builder::new().name(name.into()).spawn(move || run(&inbox, &seen))?;
         Ok(Self { queue, doing })
@@ -122,7 +122,7 @@ impl Aside {
     }
 }
 
-fn run(inbox: &Receiver<Work>, doing: &Mutex<Doing>) {
+fn run(inbox: &Receiver<Work>, doing: &Mutex<QueueState>) {
     for work in inbox {
         lock(doing).since = Some(clock::monotonic());
         // Whoever waits for the answer hears that there is none.
@@ -134,7 +134,7 @@ fn run(inbox: &Receiver<Work>, doing: &Mutex<Doing>) {
     }
 }
 
-fn lock(doing: &Mutex<Doing>) -> std::sync::MutexGuard<'_, Doing> {
+fn lock(doing: &Mutex<QueueState>) -> std::sync::MutexGuard<'_, QueueState> {
     doing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

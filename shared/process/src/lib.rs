@@ -14,6 +14,7 @@ pub mod orphans;
 pub mod ports;
 pub mod privacy;
 pub mod proc;
+mod recorder;
 pub mod records;
 mod spawn;
 pub mod steady;

@@ -18,17 +18,17 @@ use nix::unistd::Pid;
 use crate::environment::FAMILY;
 use crate::identity::Identity;
 use crate::proc::{self, ProcessFacts};
+use crate::recorder::Recorder;
 use crate::records;
-use crate::spawn::Recorder;
 
 /// Who belongs to this process. The lock is held from fork to entry and from reaping to removal, so that a sweep never takes a
 /// child for an orphan.
 #[derive(Debug, Clone)]
-pub(crate) struct Own(Arc<Mutex<Kin>>);
+pub(crate) struct OwnProcesses(Arc<Mutex<ProcessTree>>);
 
 /// What is known of our own.
 #[derive(Debug)]
-pub(crate) struct Kin {
+pub(crate) struct ProcessTree {
     /// Children that were started here and are not reaped yet.
     pub children: HashSet<u32>,
     /// Sessions of all that were started. A number is not given out again while a process of the session lives.
@@ -41,16 +41,16 @@ pub(crate) struct Kin {
     seen: HashSet<(u32, u64)>,
 }
 
-impl Own {
+impl OwnProcesses {
     /// The one of this process, whichever spawner asks. Children that there are when the first one does are others'.
     pub fn of_this_process() -> io::Result<Self> {
-        static OWN: OnceLock<Own> = OnceLock::new();
+        static OWN: OnceLock<OwnProcesses> = OnceLock::new();
         let family = records::token()?;
         let begin = || {
             let this = std::process::id();
             let strangers = this == 1 || proc::children(this).map_or(true, |children| !children.is_empty());
             let (children, sessions, seen) = (HashSet::new(), HashSet::new(), HashSet::new());
-            Self(Arc::new(Mutex::new(Kin { children, sessions, family, strangers, seen })))
+            Self(Arc::new(Mutex::new(ProcessTree { children, sessions, family, strangers, seen })))
         };
         Ok(OWN.get_or_init(begin).clone())
     }
@@ -59,12 +59,12 @@ impl Own {
         self.lock().family.clone()
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, Kin> {
+    pub fn lock(&self) -> MutexGuard<'_, ProcessTree> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kin {
+impl ProcessTree {
     /// A child was started; it leads a session of its own.
     pub fn enter(&mut self, pid: u32) {
         self.children.insert(pid);
@@ -119,7 +119,7 @@ pub fn become_subreaper() -> io::Result<()> {
 
 /// Kills the orphans of ours that live and reaps all that ended, with the record that a dead parent left of them. What a killed
 /// one leaves behind comes here in the next sweep.
-pub(crate) fn sweep(own: &Own, recorder: &Recorder) -> io::Result<Vec<Orphan>> {
+pub(crate) fn sweep(own: &OwnProcesses, recorder: &Recorder) -> io::Result<Vec<Orphan>> {
     // Spawning waits meanwhile, for well under a millisecond, or a few where strangers may be here.
     let mut kin = own.lock();
     let mut met = Vec::new();
@@ -145,7 +145,7 @@ pub(crate) fn sweep(own: &Own, recorder: &Recorder) -> io::Result<Vec<Orphan>> {
 }
 
 /// Kills all that is ours, children and everything below them. Returns how many of them still live.
-pub(crate) fn end_all(own: &Own) -> io::Result<usize> {
+pub(crate) fn end_all(own: &OwnProcesses) -> io::Result<usize> {
     let mut kin = own.lock();
     let all = proc::all()?;
     let ours: Vec<Identity> =

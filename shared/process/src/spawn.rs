@@ -27,7 +27,8 @@ use crate::bounds::Limits;
 use crate::clock;
 use crate::environment::FAMILY;
 use crate::identity::Identity;
-use crate::orphans::Own;
+use crate::orphans::OwnProcesses;
+use crate::recorder::Recorder;
 use crate::records::{self, Record, Records, TOKEN};
 
 /// Why a child could not be started.
@@ -70,12 +71,6 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 const REAP_LOOK: Duration = Duration::from_millis(20);
 /// Longest wait for a killed process where a thread waits.
 const DROP_LIMIT: Duration = Duration::from_millis(500);
-/// Longest wait for a record to reach the disk. A child whose record does not is told of, and runs.
-const RECORD_LIMIT: Duration = Duration::from_secs(3);
-/// Longest wait where a thread has something small done that a disk may hold up.
-const SMALL_LIMIT: Duration = Duration::from_millis(250);
-/// Small things that may wait for the disk.
-const MOST_WAITING: usize = 1024;
 
 type Reply = tokio::sync::oneshot::Sender<io::Result<Started>>;
 
@@ -92,32 +87,11 @@ struct Started {
     recorded: io::Result<()>,
 }
 
-/// Writes children down, where they are to be, without being held up by the disk.
-#[derive(Debug, Clone)]
-pub(crate) struct Recorder {
-    records: Option<Records>,
-    aside: Aside,
-}
-
-impl Recorder {
-    fn write(&self, record: Record) -> io::Result<()> {
-        let Some(records) = self.records.clone() else { return Ok(()) };
-        self.aside.wait(RECORD_LIMIT, move || records.write(&record))?
-    }
-
-    /// The child was reaped. Where the disk hangs, its record goes once the disk is back.
-    pub fn remove(&self, pid: u32) {
-        let Some(records) = self.records.clone() else { return };
-        // A record that stays is judged by its start time later, and does no harm.
-        let _ = self.aside.wait(SMALL_LIMIT, move || records.remove(pid));
-    }
-}
-
 /// Starts children from one thread that lives as long as the process. Clone it freely.
 #[derive(Debug, Clone)]
 pub struct Spawner {
     requests: mpsc::Sender<Request>,
-    own: Own,
+    own: OwnProcesses,
     recorder: Recorder,
 }
 
@@ -140,8 +114,8 @@ impl Spawner {
 
     fn with(records: Option<Records>) -> io::Result<Self> {
         let (requests, inbox) = mpsc::channel();
-        let recorder = Recorder { records, aside: Aside::start("records", MOST_WAITING)? };
-        let spawner = Self { requests, own: Own::of_this_process()?, recorder: recorder.clone() };
+        let recorder = Recorder::start(records)?;
+        let spawner = Self { requests, own: OwnProcesses::of_this_process()?, recorder: recorder.clone() };
         let own = spawner.own.clone();
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
             for request in inbox {
@@ -184,7 +158,7 @@ impl Spawner {
 
     /// The thread for small things around children that a disk may hold up: records, sockets.
     pub fn aside(&self) -> &Aside {
-        &self.recorder.aside
+        self.recorder.aside()
     }
 
     /// Waits until no start is under way any more, those that nobody waits for included: their children are ended and their
@@ -195,7 +169,7 @@ impl Spawner {
             let _ = settled.await;
         }
         // Whatever was to be done before it is done.
-        let _ = self.recorder.aside.ask(Duration::MAX, || ()).await;
+        let _ = self.recorder.aside().ask(Duration::MAX, || ()).await;
     }
 
     /// Starts a child in its own session and process group, its output piped, its life tied to this process.
@@ -226,7 +200,7 @@ impl Spawner {
 }
 
 /// Runs on the spawner thread: starts, enters and records a child.
-fn start(mut launch: Launch, limits: Option<Limits>, own: &Own, recorder: &Recorder) -> io::Result<Started> {
+fn start(mut launch: Launch, limits: Option<Limits>, own: &OwnProcesses, recorder: &Recorder) -> io::Result<Started> {
     let token = records::token()?;
     launch.environment.push((TOKEN.into(), token.clone().into()));
     if !launch.environment.iter().any(|(name, _)| name == FAMILY) {
@@ -243,7 +217,7 @@ fn start(mut launch: Launch, limits: Option<Limits>, own: &Own, recorder: &Recor
 
 /// Takes the status of a process that has ended, and forgets it. The lock makes sure that its number is not used again before
 /// it is forgotten. `None` while it runs, sits in the kernel, or is in a debugger's hands: nobody here may wait for that.
-fn reap(process: &mut std::process::Child, own: &Own, recorder: &Recorder) -> Option<ExitStatus> {
+fn reap(process: &mut std::process::Child, own: &OwnProcesses, recorder: &Recorder) -> Option<ExitStatus> {
     let mut held = own.lock();
     let status = match process.try_wait() {
         Ok(None) => return None,
@@ -259,7 +233,7 @@ fn reap(process: &mut std::process::Child, own: &Own, recorder: &Recorder) -> Op
 
 /// Kills a process with its group where nothing can wait for it. One that does not end in time is left to the next sweep; its
 /// record stays.
-fn kill_now(process: &mut std::process::Child, own: &Own, recorder: &Recorder) {
+fn kill_now(process: &mut std::process::Child, own: &OwnProcesses, recorder: &Recorder) {
     let _ = killpg(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL);
     let start = clock::monotonic();
     while start.elapsed() < DROP_LIMIT {
@@ -354,7 +328,7 @@ pub struct Child {
     ended: EndOf,
     status: Option<ExitStatus>,
     unrecorded: Option<io::Error>,
-    own: Own,
+    own: OwnProcesses,
     recorder: Recorder,
 }
 

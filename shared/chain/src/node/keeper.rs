@@ -58,13 +58,13 @@ pub(crate) struct Live {
 
 /// What the keeper tells.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct Announcements {
     pub link: watch::Sender<Link>,
     pub head: watch::Sender<Option<Head>>,
 }
 
 /// Runs until it is aborted.
-pub(crate) async fn keep(endpoints: Endpoints, patience: Arc<Patience>, told: Told) {
+pub(crate) async fn keep(endpoints: Endpoints, patience: Arc<Patience>, told: Announcements) {
     let mut keeper = Keeper { endpoints, patience, told, runtime: None, highest: 0, stale: false, judged: 0.0 };
     let mut failures: u32 = 0;
     for turn in 0_usize.. {
@@ -95,7 +95,7 @@ pub(crate) async fn keep(endpoints: Endpoints, patience: Arc<Patience>, told: To
 struct Keeper {
     endpoints: Endpoints,
     patience: Arc<Patience>,
-    told: Told,
+    told: Announcements,
     /// Survives the connection, because metadata is large and changes seldom; but what one node has told is another's no proof.
     runtime: Option<(Address, Arc<Runtime>)>,
     highest: u64,

@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use error::NodeError;
 pub use keeper::Head;
-use keeper::{Link, Live, Told, at_most_a_second, header_number};
+use keeper::{Announcements, Link, Live, at_most_a_second, header_number};
 pub use runtime::Runtime;
 use runtime::{bytes_of, hash_of};
 use session::Session;
@@ -78,7 +78,7 @@ impl Node {
         let patience = Arc::new(patience);
         let (link, link_told) = watch::channel(Link::Opening);
         let (head, head_told) = watch::channel(None);
-        let keeper = tokio::spawn(keeper::keep(endpoints, patience.clone(), Told { link, head }));
+        let keeper = tokio::spawn(keeper::keep(endpoints, patience.clone(), Announcements { link, head }));
         Self { link: link_told, head: head_told, patience, _keeper: Arc::new(AbortOnDropHandle::new(keeper)) }
     }
 

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::cache::{METADATA, Partial, is_weights, verify_on_disk};
 use super::changes::{self, Changes, LinkError};
+use super::disk::check_room;
 use super::error::local;
-use super::objects::check_room;
 use super::ownership::Hold;
 use super::rebuild::rebuild;
 use super::sparse::{SparseError, SparseFormat};

@@ -10,12 +10,14 @@ use grail_process::clock;
 use super::assemble::{Assembly, DELTA_BODY, DELTA_METADATA, Link, broken_at, check_hash, write_metadata};
 use super::cache::{Kind, Partial, Taken, checkpoint_dir, under_way, verify_dir, verify_dir_without_weights, verify_on_disk};
 use super::chain::{self, Base, Chain, Sources};
+use super::disk::blocking;
 use super::documents::{Documents, fetch_metadata};
 use super::error::local;
 use super::event::{CheckpointChanges, FetchEvent, Observer};
+use super::limits::FetchLimits;
 use super::objects::{Objects, Published};
 use super::ownership::Hold;
-use super::refused::{Refused, subject};
+use super::refused::subject;
 use super::weights::{tied_weights_hash, weights_hash};
 use super::{CheckpointError, Metadata, keys};
 use crate::bucket::Bucket;
@@ -27,25 +29,6 @@ const LINKS_AT_ONCE: usize = 4;
 
 /// A metadata document, or why it cannot be believed.
 type Document = Result<Metadata, CheckpointError>;
-
-/// What a fetch may cost and whom it trusts.
-#[derive(Clone, Debug)]
-pub struct FetchLimits {
-    /// Bytes of all files of one directory together, as announced by the bucket and again while unpacking.
-    pub total_bytes: u64,
-    /// SS58 address whose `manifest.sig` is required; `None` trusts the bucket's credentials alone.
-    pub trainer: Option<String>,
-    /// What need not be downloaded again, because it was found damaged and is still the same.
-    pub refused: Refused,
-    /// Another process that makes the same checkpoint and does not get on for so long is not waited for any more.
-    pub patience: Duration,
-}
-
-impl Default for FetchLimits {
-    fn default() -> Self {
-        Self { total_bytes: 200 << 30, trainer: None, refused: Refused::default(), patience: Duration::from_secs(120) }
-    }
-}
 
 /// A verified checkpoint on disk.
 #[derive(Clone, Debug, PartialEq)]
@@ -472,15 +455,4 @@ fn hash_of_files(dir: &Path, window: u64, metadata: &Metadata) -> Result<Option<
     }
     check_hash(window, metadata, got)?;
     Ok(Some(want.to_owned()))
-}
-
-/// Runs disk and hash work off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    place: &Path,
-    work: impl FnOnce() -> Result<T, CheckpointError> + Send + 'static,
-) -> Result<T, CheckpointError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(local(place)(std::io::Error::other(error))),
-    }
 }

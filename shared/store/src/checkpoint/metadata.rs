@@ -183,7 +183,7 @@ impl Metadata {
         if self.file_manifest.files().next().is_none() {
             return unverifiable("its manifest is empty");
         }
-        refuse_names(window, &self.file_manifest)
+        refuse_names(window, self.file_manifest.files().map(|(name, _)| name))
     }
 
     /// The published weights hash; an empty one is what some publishers write for "none".

@@ -5,12 +5,11 @@ use std::path::Path;
 
 use flate2::read::GzDecoder;
 use futures::{StreamExt, TryStreamExt};
-use nix::sys::statvfs::statvfs;
 use sha2::{Digest, Sha256};
 
+use super::disk::{blocking, check_room};
 use super::error::local;
 use super::event::{FetchEvent, Observer};
-use super::fetch::blocking;
 use super::keys::{delta_key, full_key};
 use super::{CheckpointError, FetchLimits, Manifest};
 use crate::bucket::{Bucket, BucketError, ObjectHead};
@@ -19,9 +18,6 @@ use crate::bucket::{Bucket, BucketError, ObjectHead};
 const FILES_AT_ONCE: usize = 4;
 /// Small questions that are asked at the same time.
 const QUESTIONS_AT_ONCE: usize = 16;
-/// Bytes that stay free on a disk that is filled on purpose.
-const SPARE_BYTES: u64 = 256 << 20;
-
 /// Which of a checkpoint's two directories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Published {
@@ -190,17 +186,6 @@ async fn locate(
     }
 }
 
-/// Refuses to begin what the disk has no room for.
-pub(super) fn check_room(dir: &Path, bytes: u64) -> Result<(), CheckpointError> {
-    let disk = statvfs(dir).map_err(|errno| local(dir)(errno.into()))?;
-    let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-    let needed = bytes.saturating_add(SPARE_BYTES);
-    if bytes == 0 || free >= needed {
-        return Ok(());
-    }
-    Err(CheckpointError::NoRoom { path: dir.to_owned(), needed, free })
-}
-
 /// Unpacks `packed` into `target`, at most `limit` bytes, and removes it. Returns the SHA-256 of what it held, or why it cannot be
 /// unpacked.
 fn gunzip(packed: &Path, target: &Path, limit: u64) -> Result<Result<String, String>, CheckpointError> {
@@ -241,18 +226,4 @@ pub(super) async fn small_object(bucket: &Bucket, key: &str, limit: u64) -> Resu
     let unpacked = GzDecoder::new(compressed.as_ref()).take(limit).read_to_end(&mut plain);
     unpacked.map_err(|error| CheckpointError::Metadata { place: format!("{key}.gz"), why: error.to_string() })?;
     Ok(Some(plain))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_disk_has_no_room_for_is_refused_with_both_numbers() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(check_room(folder.path(), 0).is_ok());
-        let error = check_room(folder.path(), 1 << 60).unwrap_err();
-        assert!(matches!(&error, CheckpointError::NoRoom { free, .. } if *free > 0), "{error}");
-        assert!(error.to_string().contains("GRAIL_CACHE_DIR"), "{error}");
-    }
 }
