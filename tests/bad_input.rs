@@ -17,7 +17,7 @@ use grail_tests::{Finished, Host, free_port, one_at_a_time, workspace};
 
 /// Runs the miner and expects that it refuses before anything is started.
 fn refused(host: &Host, arguments: &[&str], code: i32, words: &[&str]) -> Finished {
-    let finished = host.start(arguments).finish(Duration::from_secs(60));
+    let finished = host.start(arguments).finish(Duration::from_secs(120));
     assert_eq!(finished.code, code, "{arguments:?}\n{}\n{}", finished.stdout, finished.stderr);
     for word in words {
         assert!(finished.stderr.contains(word), "{word:?} is missing in\n{}", finished.stderr);
@@ -257,10 +257,10 @@ fn a_second_supervisor_on_the_same_state_is_refused() {
     let _turn = one_at_a_time();
     let host = host();
     let mut first = host.start(&["run"]);
-    host.await_status("the first supervisor", &mut first, 60, |status| status["pid"].is_u64());
+    host.await_status("the first supervisor", &mut first, 120, |status| status["pid"].is_u64());
     let second = host
         .start(&["run", "--set", &format!("storage.local_address=127.0.0.1:{}", free_port())])
-        .finish(Duration::from_secs(30));
+        .finish(Duration::from_secs(120));
     assert_eq!(second.code, 75, "{}", second.stderr);
     assert!(second.stderr.contains(&first.pid().to_string()), "{}", second.stderr);
     assert_eq!(host.run(&["status"]).code, 0);
@@ -298,7 +298,7 @@ fn skipped(damage: impl Fn(&Host), words: &[&str]) {
         let finished = status["finished"].as_array().map(Vec::as_slice).unwrap_or_default();
         finished.iter().any(|window| window["window"].as_u64().is_some_and(|start| start >= 30))
     };
-    let status = host.await_status("a skipped window", &mut miner, 60, skipped_later);
+    let status = host.await_status("a skipped window", &mut miner, 120, skipped_later);
     let finished = status["finished"].as_array().unwrap();
     let window = finished.iter().find(|window| window["window"].as_u64().is_some_and(|start| start >= 30)).unwrap();
     assert_eq!(window["outcome"], "skipped", "{window:#}\n{}", miner.output());
@@ -418,13 +418,13 @@ fn an_id_outside_the_vocabulary_never_reaches_a_server() {
     let published = host.run(&["publish-checkpoint", checkpoint.to_str().unwrap(), "--max-tokens", "192"]);
     assert_eq!(published.code, 0, "{}", published.stderr);
     let mut miner = host.start(&["run"]);
-    let status = host.await_status("refused prompts", &mut miner, 90, |status| {
+    let status = host.await_status("refused prompts", &mut miner, 120, |status| {
         status["window"]["dropped"]["prompt failed"].as_u64() >= Some(3)
     });
     assert_eq!(status["window"]["generated"], 0, "{status:#}");
     assert_eq!(status["children"]["generation"]["progress"], 0, "nothing was asked of the server: {status:#}");
     miner.signal(nix::sys::signal::Signal::SIGTERM);
-    let finished = miner.finish(Duration::from_secs(60));
+    let finished = miner.finish(Duration::from_secs(120));
     assert_eq!(finished.code, 0, "{}", finished.stderr);
     assert!(finished.stderr.contains("the tokenizer gives id 676, the model has 676"), "{}", finished.stderr);
 }

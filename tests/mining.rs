@@ -95,11 +95,11 @@ fn windows_are_mined_reloaded_and_accepted() {
     let host = Host::new(BLOCK_SECONDS, LEAD);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run", "--windows", "2"]);
-    host.await_status("a group of the first window", &mut miner, 60, |status| number(status, "/window/spooled") >= 1);
+    host.await_status("a group of the first window", &mut miner, 120, |status| number(status, "/window/spooled") >= 1);
     let published = host.publish("checkpoint-b", &[]);
     assert_eq!(published.code, 0, "{}", published.stderr);
-    let first = host.await_status("the first window", &mut miner, 90, |status| uploads(status) == 1);
-    let second = host.await_status("the second checkpoint in the workers", &mut miner, 60, |status| {
+    let first = host.await_status("the first window", &mut miner, 120, |status| uploads(status) == 1);
+    let second = host.await_status("the second checkpoint in the workers", &mut miner, 120, |status| {
         uploads(status) == 1
             && number(status, "/window/spooled") >= 1
             && status["window"]["window"] != first["finished"][0]["window"]
@@ -131,14 +131,14 @@ fn a_delta_is_mined_in_place_and_a_kill_in_mid_roll_costs_nothing_but_time() {
     let host = Host::new(BLOCK_SECONDS, LEAD);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
-    let first = host.await_status("a group", &mut miner, 60, |status| number(status, "/window/spooled") >= 1);
+    let first = host.await_status("a group", &mut miner, 120, |status| number(status, "/window/spooled") >= 1);
     let before = workspace().join("demo/checkpoint-a");
     let published = host.publish("checkpoint-b", &["--delta-from", before.to_str().unwrap()]);
     assert_eq!(published.code, 0, "{}", published.stderr);
     let delta = host.path().join("buckets/grail-trainer/grail/checkpoints");
     let deltas = std::fs::read_dir(delta).unwrap().filter(|entry| entry.as_ref().unwrap().path().join("DELTA").exists()).count();
     assert_eq!(deltas, 1, "the second checkpoint is a DELTA and nothing else");
-    let second = host.await_status("the second checkpoint in the workers", &mut miner, 60, |status| {
+    let second = host.await_status("the second checkpoint in the workers", &mut miner, 120, |status| {
         number(status, "/window/spooled") >= 1 && status["window"]["revision"] != first["window"]["revision"]
     });
     assert_eq!(child_pids(&first), child_pids(&second), "a change replaces no process");
@@ -162,7 +162,7 @@ fn sigterm_in_mid_window_uploads_what_is_finished() {
     let host = Host::new(2.0, 6.0).variable("R2_WRITE_SECRET_ACCESS_KEY", "hush-hush").variable("WANDB_API_KEY", "hush-hush");
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
-    host.await_status("two finished groups", &mut miner, 90, |status| number(status, "/window/spooled") >= 2);
+    host.await_status("two finished groups", &mut miner, 120, |status| number(status, "/window/spooled") >= 2);
     let family = tree(miner.pid());
     assert!(family.len() >= 5, "supervisor, launcher, server, two workers: {family:?}");
     for child in &family[1..] {
@@ -170,7 +170,7 @@ fn sigterm_in_mid_window_uploads_what_is_finished() {
         assert!(!String::from_utf8_lossy(&environment).contains("hush"), "a secret reached process {child:?}");
     }
     miner.signal(Signal::SIGTERM);
-    let finished = miner.finish(Duration::from_secs(40));
+    let finished = miner.finish(Duration::from_secs(120));
     assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
     assert_all_gone(&family);
     assert!(host.uploaded().len() == 1, "{}\n{}", finished.stdout, finished.stderr);
@@ -184,12 +184,12 @@ fn a_worker_killed_in_mid_window_costs_no_group() {
     let host = Host::new(BLOCK_SECONDS, LEAD);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run", "--windows", "1"]);
-    let status = host.await_status("a busy worker", &mut miner, 60, |status| {
+    let status = host.await_status("a busy worker", &mut miner, 120, |status| {
         number(status, "/window/spooled") >= 1 && status["children"]["proof-worker 0"]["state"] == "busy"
     });
     let victim = i32::try_from(status["children"]["proof-worker 0"]["pid"].as_i64().unwrap()).unwrap();
     kill(Pid::from_raw(victim), Signal::SIGKILL).unwrap();
-    let status = host.await_status("a new worker with the weights", &mut miner, 30, |status| {
+    let status = host.await_status("a new worker with the weights", &mut miner, 120, |status| {
         let worker = &status["children"]["proof-worker 0"];
         worker["pid"].as_i64().is_some_and(|pid| pid != i64::from(victim)) && worker["revision"].is_string()
     });
@@ -209,7 +209,7 @@ fn a_killed_supervisor_leaves_no_orphan_and_its_groups_are_uploaded_by_the_next(
     let host = Host::new(BLOCK_SECONDS, LEAD);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
-    let before = host.await_status("three finished groups", &mut miner, 60, |status| number(status, "/window/spooled") >= 3);
+    let before = host.await_status("three finished groups", &mut miner, 120, |status| number(status, "/window/spooled") >= 3);
     let family = tree(miner.pid());
     miner.signal(Signal::SIGKILL);
     assert_eq!(miner.finish(END).code, -1);
