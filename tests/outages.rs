@@ -26,7 +26,6 @@ const BLOCK_SECONDS: f64 = 0.4;
 const LEAD: f64 = 5.0;
 /// The first window with a checkpoint.
 const FIRST: u64 = 30;
-const SECOND: u64 = 60;
 const HOUR: i64 = 3600;
 
 fn main() -> ExitCode {
