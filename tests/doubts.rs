@@ -73,13 +73,13 @@ fn another_checkpoint_is_ready() -> Result<String, String> {
     let mut miner = stage.host.start(&["run"]);
     let pid = miner.pid();
     let more = |status: &Value| status["pid"] == pid && status["window"]["spooled"].as_u64() >= Some(5);
-    stage.host.await_status("a group of the second run", &mut miner, 60, more);
+    stage.host.await_status("a group of the second run", &mut miner, 120, more);
     let folder = stage.host.path().join("buckets/grail-trainer/grail/checkpoints/checkpoint-29");
     std::fs::create_dir_all(&folder)
         .and_then(|()| std::fs::write(folder.join("READY-29"), ""))
         .map_err(|error| error.to_string())?;
     miner.signal(Signal::SIGTERM);
-    let code = miner.finish(Duration::from_secs(60)).code;
+    let code = miner.finish(Duration::from_secs(120)).code;
     let (log, object) = (stage.host.log(), stage.object());
     if code != 0 || object.is_some() || !log.contains("checkpoint 29 became the newest for this window") {
         return Err(format!("it ended with {code}, a file is in the bucket: {}\n{log}", object.is_some()));
@@ -123,16 +123,16 @@ impl Stage {
         }
         if earlier.is_some() {
             let gone = |status: &Value| status["events"]["file_withdrawn"].as_u64() >= Some(1) && self.object() != earlier;
-            self.host.await_status("the earlier file taken out", &mut miner, 60, gone);
+            self.host.await_status("the earlier file taken out", &mut miner, 120, gone);
             if before == Before::FileThatStays {
                 let told = |_: &Value| self.twin().exists() && self.host.log().contains("window-30.parquet.gz in its place");
-                self.host.await_status("what lies beside it in the log", &mut miner, 60, told);
+                self.host.await_status("what lies beside it in the log", &mut miner, 120, told);
                 self.bucket.lie(Vec::new());
             }
-            self.host.await_status("nothing beside it", &mut miner, 60, |_| !self.twin().exists());
+            self.host.await_status("nothing beside it", &mut miner, 120, |_| !self.twin().exists());
         }
         miner.signal(Signal::SIGTERM);
-        let code = miner.finish(Duration::from_secs(60)).code;
+        let code = miner.finish(Duration::from_secs(120)).code;
         self.host.rewrite(&Script::default());
         if code != 0 || (earlier.is_some() && self.object() == earlier) {
             return Err(format!("it ended with {code}, and the bucket holds what it held: {}", self.object() == earlier));
@@ -144,18 +144,18 @@ impl Stage {
     fn first_run(&self, before: Before) -> Result<Option<Vec<u8>>, String> {
         let mut miner = self.host.start(&["run"]);
         let spooled = |status: &Value| status["window"]["window"] == WINDOW && status["window"]["spooled"].as_u64() >= Some(4);
-        self.host.await_status("four durable groups", &mut miner, 60, spooled);
+        self.host.await_status("four durable groups", &mut miner, 120, spooled);
         match before {
             Before::NoFile => miner.signal(Signal::SIGKILL),
             Before::FileOfAKilledRun => {
                 points::arm(&self.host, "read-back");
                 miner.signal(Signal::SIGTERM);
-                points::await_reached(&self.host, "read-back", Duration::from_secs(60))?;
+                points::await_reached(&self.host, "read-back", Duration::from_secs(120))?;
                 miner.signal(Signal::SIGKILL);
             }
             Before::File | Before::FileThatStays => miner.signal(Signal::SIGTERM),
         }
-        miner.finish(Duration::from_secs(60));
+        miner.finish(Duration::from_secs(120));
         points::release(&self.host, "read-back");
         oracle::no_process_is_left(&self.host)?;
         let object = self.object();
@@ -199,15 +199,15 @@ impl Stage {
         };
         let pid = miner.pid();
         let found = |status: &Value| status["pid"] == pid && status["events"][kind].as_u64() >= Some(1);
-        self.host.await_status(kind, miner, 80, found);
+        self.host.await_status(kind, miner, 120, found);
     }
 
     /// The second run cannot remove the file and is killed; its workers were the fault.
     fn goes_on_in_a_third_run(&self, mut miner: Running) -> Result<Running, String> {
         let told = |_: &Value| self.host.log().contains("A file that must not be judged is still in the bucket");
-        self.host.await_status("the refusal in the log", &mut miner, 60, told);
+        self.host.await_status("the refusal in the log", &mut miner, 120, told);
         miner.signal(Signal::SIGKILL);
-        miner.finish(Duration::from_secs(10));
+        miner.finish(Duration::from_secs(120));
         oracle::no_process_is_left(&self.host)?;
         let denied = BucketCue { method: Method::DELETE, path: "window-30.parquet.gz", count: u32::MAX, lie: BucketLie::Denied };
         self.bucket.lie(vec![denied]);

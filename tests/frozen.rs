@@ -51,13 +51,16 @@ fn host() -> Host {
     host
 }
 
-fn await_true(what: &str, host: &Host, look: impl Fn() -> bool) -> f64 {
-    let began = Instant::now();
+/// Seconds until it was so, and the longest of them for which the machine stood still.
+fn await_true(what: &str, host: &Host, look: impl Fn() -> bool) -> (f64, f64) {
+    let (began, mut before, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
     while !look() {
         assert!(began.elapsed() < LIMIT, "{what}: not within {LIMIT:?}\n{}", host.log());
         std::thread::sleep(Duration::from_millis(20));
+        longest = longest.max(before.elapsed());
+        before = Instant::now();
     }
-    began.elapsed().as_secs_f64()
+    (began.elapsed().as_secs_f64(), longest.as_secs_f64())
 }
 
 fn spooled(status: &Value) -> bool {
@@ -138,11 +141,12 @@ fn frozen_state() -> Result<String, String> {
     await_upload(&host);
     let first = process(running.pid());
     running.signal(Signal::SIGTERM);
-    let seconds = await_true("the end of the stop", &host, || !lives(&first));
+    let (seconds, stood_still) = await_true("the end of the stop", &host, || !lives(&first));
     oracle::no_process_is_left(&host)?;
     disk.thaw()?;
     let finished = miner.take().unwrap().finish(LIMIT);
-    if finished.code != 0 {
+    // With this disk a stop takes its whole budget. On a machine that stands still at its end, the backstop may come first.
+    if finished.code != 0 && !(finished.code == 70 && stood_still > 1.0) {
         return Err(format!("it ended with {}\n{}", finished.code, host.log()));
     }
     accepted(&host)?;

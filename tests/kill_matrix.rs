@@ -29,7 +29,7 @@ const LEAD: f64 = 4.0;
 const SUPERVISOR_STOPPED: Duration = Duration::from_millis(2500);
 /// A stopped child goes on after this, if nobody has noticed and ended it.
 const CHILD_STOPPED: Duration = Duration::from_millis(7500);
-const REACH: Duration = Duration::from_secs(30);
+const REACH: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -189,9 +189,9 @@ fn run(cell: Cell, whole: bool) -> Result<String, String> {
 /// Brings the supervisor into the phase, sends the signal, and lets it go on. Tells what became of a stopped process.
 fn strike(cell: Cell, host: &Host, miner: &mut Running) -> Result<&'static str, String> {
     let point = cell.phase.name();
-    host.await_status("a first durable group", miner, 40, |status| spooled(status) >= 1);
+    host.await_status("a first durable group", miner, 120, |status| spooled(status) >= 1);
     if cell.phase == Idle {
-        host.await_status("an uploaded window", miner, 30, |status| newest_upload(status).is_some());
+        host.await_status("an uploaded window", miner, 120, |status| newest_upload(status).is_some());
     }
     points::arm(host, point);
     match cell.phase {
@@ -253,7 +253,7 @@ fn finish(cell: Cell, host: &Host, mut miner: Running) -> Result<String, String>
     let struck = host.status()["window"]["window"].as_u64().unwrap_or(0);
     let dies = cell.victim == Victim::Supervisor && cell.signal.0 != Signal::SIGSTOP;
     if dies || cell.phase == ShuttingDown {
-        let ended = miner.finish(Duration::from_secs(40));
+        let ended = miner.finish(Duration::from_secs(120));
         let killed = cell.victim == Victim::Supervisor && cell.signal.0 == Signal::SIGKILL;
         if !killed && ended.code != 0 {
             return Err(format!("the supervisor ended with {}", ended.code));
@@ -263,9 +263,9 @@ fn finish(cell: Cell, host: &Host, mut miner: Running) -> Result<String, String>
     }
     let pid = miner.pid();
     let goes_on = |status: &Value| status["pid"] == pid && newest_upload(status).is_some_and(|window| window >= struck);
-    host.await_status("a window after the fault", &mut miner, 60, goes_on);
+    host.await_status("a window after the fault", &mut miner, 120, goes_on);
     miner.signal(Signal::SIGTERM);
-    let ended = miner.finish(Duration::from_secs(40));
+    let ended = miner.finish(Duration::from_secs(120));
     if ended.code != 0 {
         return Err(format!("the supervisor ended with {}", ended.code));
     }

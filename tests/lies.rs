@@ -92,7 +92,7 @@ fn held_back(life: Option<u64>) -> Result<(Host, Running, String), String> {
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
     let ended = |status: &Value| status["finished"].as_array().is_some_and(|all| all.iter().any(|window| window["window"] == 30));
-    let status = host.await_status("the end of the window", &mut miner, 60, ended);
+    let status = host.await_status("the end of the window", &mut miner, 120, ended);
     let finished = status["finished"].as_array().cloned().unwrap_or_default();
     let window = finished.iter().find(|window| window["window"] == 30).ok_or("window 30 is not in the status")?;
     match window["reason"].as_str() {
@@ -106,9 +106,9 @@ fn held_back(life: Option<u64>) -> Result<(Host, Running, String), String> {
 
 /// Both workers were replaced: weights that were damaged in memory are whole again.
 fn goes_on_with_new_workers(host: &Host, mut miner: Running, before: &str) -> Result<String, String> {
-    host.await_status("a window with new workers", &mut miner, 60, uploaded);
+    host.await_status("a window with new workers", &mut miner, 120, uploaded);
     miner.signal(Signal::SIGTERM);
-    let code = miner.finish(Duration::from_secs(40)).code;
+    let code = miner.finish(Duration::from_secs(120)).code;
     host.rewrite(&Script::default());
     match oracle::judge(host, &[]) {
         Ok(account) if code == 0 && account.windows == [60] => Ok(format!("{before}; then {account}")),
@@ -149,7 +149,7 @@ fn checkpoint_attacks_its_reader() -> Result<String, String> {
     let mut miner = host.start(&["run"]);
     // Before window 30 there is none that is ready.
     let refused = |status: &Value| status["finished"].as_array()?.iter().find(|window| window["window"] != 0).cloned();
-    let status = host.await_status("the end of a window", &mut miner, 90, |status| refused(status).is_some());
+    let status = host.await_status("the end of a window", &mut miner, 120, |status| refused(status).is_some());
     let ended = refused(&status).unwrap_or_default();
     let reason = ended["reason"].as_str().unwrap_or_default().to_owned();
     if ended["outcome"] != "skipped" || !reason.contains("template") || !host.uploaded().is_empty() {
@@ -157,18 +157,20 @@ fn checkpoint_attacks_its_reader() -> Result<String, String> {
     }
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let spooled = |status: &Value| status["window"]["spooled"].as_u64().unwrap_or(0) > 0;
-    host.await_status("a group with the next checkpoint", &mut miner, 90, spooled);
+    host.await_status("a group with the next checkpoint", &mut miner, 120, spooled);
     let readers = || host.processes().into_iter().filter(|(_, line)| line.contains("read-checkpoint")).map(|(pid, _)| pid);
     let reader = readers().next().ok_or("there is no reader")?;
     kill(Pid::from_raw(reader.pid.cast_signed()), Signal::SIGKILL).map_err(|error| error.to_string())?;
-    let status = host.await_status("a window", &mut miner, 60, uploaded);
+    // It is replaced at once, asked or not.
+    host.await_status("another reader", &mut miner, 120, |_| readers().any(|other| other != reader));
+    let status = host.await_status("a window", &mut miner, 120, uploaded);
     let failed =
         |status: &Value| ["prompt failed", "generation failed"].iter().any(|cause| status["window"]["dropped"][cause].is_u64());
-    if failed(&status) || readers().all(|pid| pid == reader) {
-        return Err(format!("a reader's death cost groups, or it was not replaced\n{status:#}\n{}", host.log()));
+    if failed(&status) {
+        return Err(format!("a reader's death cost groups\n{status:#}\n{}", host.log()));
     }
     miner.signal(Signal::SIGTERM);
-    let code = miner.finish(Duration::from_secs(60)).code;
+    let code = miner.finish(Duration::from_secs(120)).code;
     host.rewrite(&Script::default());
     match oracle::judge(&host, &[]) {
         Ok(account) if code == 0 => Ok(format!("{reason}; then {account}")),
@@ -220,10 +222,10 @@ fn mined_in_spite_of_it(host: &Host, told: &[String], words: &[&str]) -> Result<
     let mut status = Value::Null;
     for word in told.iter().map(String::as_str).chain(words.iter().copied()) {
         let what = format!("a window in spite of it, and {word:?} in the log");
-        status = host.await_status(&what, &mut miner, 60, |status| uploaded(status) && host.log().contains(word));
+        status = host.await_status(&what, &mut miner, 120, |status| uploaded(status) && host.log().contains(word));
     }
     miner.signal(Signal::SIGTERM);
-    let ended = miner.finish(Duration::from_secs(40));
+    let ended = miner.finish(Duration::from_secs(120));
     // The validator's workers are fakes as well, and must not lie.
     host.rewrite(&Script::default());
     let judged = if ended.code == 0 { oracle::judge(host, &[]) } else { Err(format!("it ended with {}", ended.code)) };
@@ -314,9 +316,9 @@ fn part_lies(cues: Vec<BucketCue>, ahead: bool) -> Result<String, String> {
     let (host, bucket) = host_of_long_groups(cues)?;
     let mut miner = host.start(&["run"]);
     // They are more than five megabytes.
-    host.await_status("28 groups", &mut miner, 60, |status| status["window"]["spooled"].as_u64().unwrap_or(0) >= 28);
+    host.await_status("28 groups", &mut miner, 120, |status| status["window"]["spooled"].as_u64().unwrap_or(0) >= 28);
     miner.signal(Signal::SIGTERM);
-    let ended = miner.finish(Duration::from_secs(45));
+    let ended = miner.finish(Duration::from_secs(120));
     let fail = |why: String| Err(format!("{why}\n{:#}\n{}", host.status(), host.log()));
     if ended.code != 0 || bucket.lies().is_empty() {
         return fail(format!("it ended with {}, and these lies were told: {:?}", ended.code, bucket.lies()));
@@ -335,15 +337,15 @@ fn part_lies(cues: Vec<BucketCue>, ahead: bool) -> Result<String, String> {
 fn killed_with_parts() -> Result<String, String> {
     let (host, _bucket) = host_of_long_groups(vec![])?;
     let mut miner = host.start(&["run"]);
-    host.await_status("a part in the bucket", &mut miner, 60, |_| parts(&host) > 0);
+    host.await_status("a part in the bucket", &mut miner, 120, |_| parts(&host) > 0);
     miner.signal(Signal::SIGKILL);
-    miner.finish(Duration::from_secs(10));
+    miner.finish(Duration::from_secs(120));
     // What the next run says, not the last words of this one.
     std::fs::remove_file(host.path().join("state/status.json")).map_err(|error| error.to_string())?;
     let mut miner = host.start(&["run"]);
-    host.await_status("groups of a life before", &mut miner, 60, |status| status["window"]["spooled"].as_u64().unwrap_or(0) > 0);
+    host.await_status("groups of a life before", &mut miner, 120, |status| status["window"]["spooled"].as_u64().unwrap_or(0) > 0);
     miner.signal(Signal::SIGTERM);
-    let ended = miner.finish(Duration::from_secs(60));
+    let ended = miner.finish(Duration::from_secs(120));
     host.rewrite(&Script::default());
     match oracle::judge(&host, &[]) {
         Ok(account) if ended.code == 0 && account.uploaded > 0 && parts(&host) == 0 => Ok(account.to_string()),
@@ -364,9 +366,9 @@ fn several_bucket_lies(cues: Vec<BucketCue>, saved: bool) -> Result<String, Stri
     let host = host.with_bucket(&bucket).set("upload.timeout_seconds", "3").set("shutdown.budget_seconds", "60");
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
-    host.await_status("two durable groups", &mut miner, 40, |status| status["window"]["spooled"].as_u64().unwrap_or(0) >= 2);
+    host.await_status("two durable groups", &mut miner, 120, |status| status["window"]["spooled"].as_u64().unwrap_or(0) >= 2);
     miner.signal(Signal::SIGTERM);
-    let ended = miner.finish(Duration::from_secs(45));
+    let ended = miner.finish(Duration::from_secs(120));
     let fail = |why: String| Err(format!("{why}\n{:#}\n{}", host.status(), host.log()));
     if ended.code != 0 || lies.iter().any(|lie| bucket.lies().iter().all(|(told, _)| told != lie)) {
         return fail(format!("it ended with {}, and these lies were told: {:?}", ended.code, bucket.lies()));

@@ -56,7 +56,7 @@ fn soak(seed: u64, windows: u64) -> ExitCode {
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut night = Night { host: &host, bucket: &bucket, random, faults: BTreeMap::new(), deaths: BTreeMap::new() };
     let mut miner = host.start(&["run"]);
-    host.await_status("the first durable group", &mut miner, 60, |status| status["window"]["spooled"].as_u64() > Some(0));
+    host.await_status("the first durable group", &mut miner, 120, |status| status["window"]["spooled"].as_u64() > Some(0));
     let last = WINDOW_BLOCKS * (windows + 1);
     while host.status()["block"].as_u64().unwrap_or(0) < last {
         let pause = night.random.random_range(0.5..4.0);
@@ -70,9 +70,9 @@ fn soak(seed: u64, windows: u64) -> ExitCode {
         let good = |window: &serde_json::Value| window["outcome"] == "uploaded" && window["window"].as_u64() > Some(last);
         status["pid"] == pid && finished.iter().any(good)
     };
-    host.await_status("a window after the last fault", &mut miner, 90, calm);
+    host.await_status("a window after the last fault", &mut miner, 120, calm);
     miner.signal(Signal::SIGTERM);
-    let code = miner.finish(Duration::from_secs(40)).code;
+    let code = miner.finish(Duration::from_secs(120)).code;
     let faults = std::mem::take(&mut night.faults);
     report(&host, &bucket, &faults, windows, code)
 }
@@ -143,7 +143,7 @@ impl Night<'_> {
         let signal = *[Signal::SIGKILL, Signal::SIGTERM].choose(&mut self.random).unwrap();
         self.count(format!("supervisor {signal}"));
         miner.signal(signal);
-        miner.finish(Duration::from_secs(45));
+        miner.finish(Duration::from_secs(120));
         if let Err(orphans) = oracle::no_process_is_left(self.host) {
             panic!("{orphans}");
         }

@@ -37,12 +37,12 @@ fn spooled(status: &Value) -> u64 {
 /// Mines `groups`, is sent `signals`, ends in order, and everything is accounted for.
 fn mined(host: &Host, groups: u64, signals: &[Signal], look: impl Fn(i32) -> Result<(), String>) -> Result<String, String> {
     let mut miner = host.start(&["run"]);
-    host.await_status(&format!("{groups} durable groups"), &mut miner, 80, |status| spooled(status) >= groups);
+    host.await_status(&format!("{groups} durable groups"), &mut miner, 120, |status| spooled(status) >= groups);
     look(miner.pid())?;
     for signal in signals {
         miner.signal(*signal);
     }
-    let code = miner.finish(Duration::from_secs(60)).code;
+    let code = miner.finish(Duration::from_secs(120)).code;
     host.rewrite(&Script::default());
     let fail = |why: String| Err(format!("{why}\n{:#}\n{}", host.status(), host.log()));
     if code != 0 || host.log().contains("Too many open files") {
@@ -101,11 +101,11 @@ fn hung_up() -> Result<String, String> {
 fn not_hung_up() -> Result<String, String> {
     let host = host(0.05).after("trap '' HUP");
     let mut miner = host.start(&["run"]);
-    let status = host.await_status("two durable groups", &mut miner, 80, |status| spooled(status) >= 2);
+    let status = host.await_status("two durable groups", &mut miner, 120, |status| spooled(status) >= 2);
     miner.signal(Signal::SIGHUP);
-    host.await_status("more groups", &mut miner, 60, |now| spooled(now) >= spooled(&status) + 2);
+    host.await_status("more groups", &mut miner, 120, |now| spooled(now) >= spooled(&status) + 2);
     miner.signal(Signal::SIGTERM);
-    let code = miner.finish(Duration::from_secs(60)).code;
+    let code = miner.finish(Duration::from_secs(120)).code;
     host.rewrite(&Script::default());
     match oracle::account(&host) {
         Ok(account) if code == 0 && account.uploaded >= 4 => Ok(account.to_string()),

@@ -57,12 +57,12 @@ fn mine(windows: usize) -> Result<(), String> {
     let mut ended: BTreeMap<u64, (String, String)> = BTreeMap::new();
     while uploads(&ended) < windows && ended.len() - uploads(&ended) <= windows.div_ceil(MISSES_OF) {
         let last = ended.keys().next_back().copied().unwrap_or(0);
-        let status = host.await_status("the next window", &mut miner, 90, |status| newest(status) > Some(last));
+        let status = host.await_status("the next window", &mut miner, 120, |status| newest(status) > Some(last));
         ended.extend(outcomes(&status).into_iter().filter(|(window, _)| *window >= FIRST_WINDOW));
         if ended.len().is_multiple_of(WINDOWS_PER_CHECKPOINT) {
             // As early in the window as can be: what is published in one window must be whole in the same.
             let begun = node.height() / WINDOW_BLOCKS;
-            host.await_status("the next window's first block", &mut miner, 30, |_| node.height() / WINDOW_BLOCKS > begun);
+            host.await_status("the next window's first block", &mut miner, 120, |_| node.height() / WINDOW_BLOCKS > begun);
             trainer.publish()?;
             if node.height() / WINDOW_BLOCKS > begun + 1 {
                 return Err("this machine publishes slower than windows go by".into());
@@ -76,7 +76,7 @@ fn mine(windows: usize) -> Result<(), String> {
 
 fn stop(miner: Running) -> i32 {
     miner.signal(Signal::SIGTERM);
-    miner.finish(Duration::from_secs(40)).code
+    miner.finish(Duration::from_secs(120)).code
 }
 
 /// The trainer: checkpoints of two models in turn, as differences with a whole one now and then.

@@ -6,13 +6,11 @@
 )]
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::time::Duration;
 
 use grail_fakes::Script;
 use grail_store::window_file::read_window;
-use grail_tests::{Cast, Finished, Host, one_at_a_time, points};
+use grail_tests::{Cast, Finished, Host, one_at_a_time, points, write_program};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -100,14 +98,14 @@ fn a_window_that_was_uploaded_is_gone_on_with_and_uploaded_again_with_more() {
     let host = Host::new(6.0, 4.0).cast(Cast::Fakes, &script());
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut first = host.start(&["run"]);
-    let before = host.await_status("two finished groups", &mut first, 90, |status| spooled(status) >= 2);
+    let before = host.await_status("two finished groups", &mut first, 120, |status| spooled(status) >= 2);
     first.signal(Signal::SIGTERM);
     succeeds(first.finish(END));
     let uploaded = uploaded_groups(&host);
     assert!(uploaded.len() >= 2, "{uploaded:?}");
     let mut second = host.start(&["run"]);
     let more = uploaded.len() as u64 + 1;
-    let after = host.await_status("one more group", &mut second, 90, |status| spooled(status) >= more);
+    let after = host.await_status("one more group", &mut second, 120, |status| spooled(status) >= more);
     assert_eq!(after["window"]["window"], before["window"]["window"], "the same window goes on");
     second.signal(Signal::SIGTERM);
     succeeds(second.finish(END));
@@ -120,7 +118,7 @@ fn what_a_killed_supervisor_left_is_uploaded_although_no_child_comes_up_any_more
     let host = Host::new(0.7, 4.0).cast(Cast::Fakes, &script());
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
-    host.await_status("three finished groups", &mut miner, 60, |status| spooled(status) >= 3);
+    host.await_status("three finished groups", &mut miner, 120, |status| spooled(status) >= 3);
     miner.signal(Signal::SIGKILL);
     assert_eq!(miner.finish(END).code, -1);
     let left = groups_on_disk(&host);
@@ -139,10 +137,10 @@ fn a_file_that_was_being_sent_when_its_supervisor_died_is_found_in_the_bucket() 
     let host = Host::new(0.6, 4.0).cast(Cast::Fakes, &script()).with_failpoints();
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run"]);
-    host.await_status("three finished groups", &mut miner, 60, |status| spooled(status) >= 3);
+    host.await_status("three finished groups", &mut miner, 120, |status| spooled(status) >= 3);
     points::arm(&host, "read-back");
     miner.signal(Signal::SIGTERM);
-    points::await_reached(&host, "read-back", Duration::from_secs(30)).unwrap();
+    points::await_reached(&host, "read-back", Duration::from_secs(120)).unwrap();
     miner.signal(Signal::SIGKILL);
     miner.finish(END);
     points::release(&host, "read-back");
@@ -169,12 +167,7 @@ fn broken_programs(host: &Host) -> String {
     let broken = host.path().join("broken");
     std::fs::create_dir(&broken).unwrap();
     for program in ["grail-proof-worker", "grail-gen-launcher"] {
-        write_program(&broken.join(program), "#!/bin/sh\nexit 1\n");
+        write_program(&broken.join(program), "exit 1");
     }
     format!("programs.folder={}", broken.display())
-}
-
-fn write_program(path: &Path, text: &str) {
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }

@@ -255,8 +255,14 @@ async fn run(settings: &Settings, arguments: &RunArguments) -> Result<ExitCode, 
 fn check(settings: &Settings) -> Result<ExitCode, Failure> {
     let plan = plan::of_host(settings)?;
     let doubts = settings.doubt().into_iter().chain(settings.generation.exposed());
-    let doubt: String = doubts.map(|doubt| format!("Warning: {doubt}
-")).collect();
+    let doubt: String = doubts
+        .map(|doubt| {
+            format!(
+                "Warning: {doubt}
+"
+            )
+        })
+        .collect();
     print(&format!("The settings are in order.\n{doubt}{}", layout::outline(settings, &plan)));
     Ok(ExitCode::SUCCESS)
 }

@@ -14,6 +14,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+/// What does not come within this time never comes.
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_secs(1);
 const MODE: ThinkingMode = ThinkingMode::Instructed;
 
 /// A folder with a checkpoint's texts, and readers.
@@ -23,10 +26,15 @@ struct Room {
 }
 
 impl Room {
-    /// Smaller than the product's, so that leaving them takes less time.
+    /// Where nothing is to be left: no machine is so slow.
     fn new() -> Self {
+        Self::with_answers_of(LONG)
+    }
+
+    /// Smaller than the product's, so that leaving them takes less time.
+    fn with_answers_of(answer: Duration) -> Self {
         let limits = Limits { stack: 8 << 20, memory: 512 << 20 };
-        Self::within(Bounds { limits, answer: Duration::from_secs(1), ..Bounds::default() })
+        Self::within(Bounds { limits, load: LONG, answer, patience: 5 * LONG })
     }
 
     fn within(bounds: Bounds) -> Self {
@@ -69,7 +77,7 @@ impl Room {
     }
 
     async fn one_process(&self, but: u32) -> u32 {
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + LONG;
         loop {
             if let Some(pid) = self.processes().into_iter().find(|pid| *pid != but) {
                 return pid;
@@ -111,7 +119,7 @@ async fn a_wave_of_completions_is_answered_at_once_and_rightly() {
         "1152 completions of 512 tokens: {taken:?} with a reader, {:?} one after the other in this process",
         begun.elapsed()
     );
-    assert!(taken < Duration::from_secs(60), "{taken:?}");
+    assert!(taken < 2 * LONG, "{taken:?}");
     for question in ["Why?", "", "<|im_end|>é\u{1F600}\r\n"] {
         assert_eq!(reader.prompt_ids(question).await.unwrap(), own.prompt_ids(question, MODE).unwrap(), "{question:?}");
     }
@@ -129,10 +137,12 @@ fn growing(times: usize) -> Value {
 
 type Change = fn(&Room);
 
-/// What a checkpoint can do to whoever reads it, each with words of which its refusal says one.
-const ATTACKS: [(&str, Change, &[&str]); 6] = [
+/// What a checkpoint can do to whoever reads it, each with the computing time that an answer may take, where that is what ends it,
+/// and with words of which its refusal says one.
+const ATTACKS: [(&str, Duration, Change, &[&str]); 6] = [
     (
         "nested values",
+        LONG,
         |room| {
             room.template(
                 "{% set ns = namespace(x=[]) %}{% for a in range(400) %}{% for b in range(500) %}{% set ns.x = [ns.x] %}{% endfor %}\
@@ -143,6 +153,7 @@ const ATTACKS: [(&str, Change, &[&str]); 6] = [
     ),
     (
         "an indent",
+        LONG,
         |room| {
             room.template("{% set s = '\\n' * 3000000 %}{% for i in range(9) %}{% set s = s | indent(2000, true, true) %}{% endfor %}{{ s | length }}")
         },
@@ -150,6 +161,7 @@ const ATTACKS: [(&str, Change, &[&str]); 6] = [
     ),
     (
         "kept strings",
+        SHORT,
         |room| {
             room.template(
                 "{% set ns = namespace(x=[]) %}{% for i in range(4000) %}{% set ns.x = ns.x + ['x' * 2000000 ~ i] %}{% endfor %}{{ ns.x \
@@ -160,6 +172,7 @@ const ATTACKS: [(&str, Change, &[&str]); 6] = [
     ),
     (
         "a slow template",
+        SHORT,
         |room| {
             room.template(
                 "{% set s = 'x' * 3000000 %}{% for i in range(300) %}{% for j in range(300) %}{% if s.replace('xy', 'z') == 'q' %}{% \
@@ -168,9 +181,15 @@ const ATTACKS: [(&str, Change, &[&str]); 6] = [
         },
         &["computing time", "chat template"],
     ),
-    ("a normalizer", |room| room.tokenizer(|document| document["normalizer"] = growing(9)), &["MiB of memory", "computing time"]),
+    (
+        "a normalizer",
+        SHORT,
+        |room| room.tokenizer(|document| document["normalizer"] = growing(9)),
+        &["MiB of memory", "computing time"],
+    ),
     (
         "a catastrophic regex",
+        SHORT,
         |room| {
             let pattern = json!({"Regex": "^(([a-z ])+.)+[A-Z]([a-z ])+$|(?:(?:a+)+)+[^a]$"});
             let hostile = json!({"type": "Replace", "pattern": pattern, "content": "b"});
@@ -183,8 +202,8 @@ const ATTACKS: [(&str, Change, &[&str]); 6] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_checkpoint_does_to_its_reader_is_its_refusal_and_is_remembered() {
-    for (name, change, words) in ATTACKS {
-        let room = Room::new();
+    for (name, answer, change, words) in ATTACKS {
+        let room = Room::with_answers_of(answer);
         change(&room);
         let begun = Instant::now();
         let error = room.open("hostile").await.unwrap_err();
@@ -203,8 +222,8 @@ async fn what_a_checkpoint_does_to_its_reader_is_its_refusal_and_is_remembered()
 /// Whatever the renderer bounds by itself: the kernel bounds the rest.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_kernel_holds_a_reader_to_its_bounds() {
-    let bounds = Bounds { answer: Duration::from_secs(1), ..Bounds::default() };
-    let small = Room::within(Bounds { limits: Limits { stack: 8 << 20, memory: 96 << 20 }, ..bounds });
+    let bounds = Bounds { answer: SHORT, ..Bounds::default() };
+    let small = Room::within(Bounds { limits: Limits { stack: 8 << 20, memory: 96 << 20 }, answer: LONG, ..bounds });
     small.tokenizer(|document| document["normalizer"] = growing(6));
     let error = small.open("").await.unwrap_err().to_string();
     assert!(error.contains("needed more than 96 MiB of memory"), "{error}");
@@ -247,7 +266,7 @@ async fn a_reader_that_is_killed_costs_no_answer() {
 /// One question that kills readers costs its own answer only, again and again only so often.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadly_question_costs_itself_and_then_the_checkpoint() {
-    let bounds = Bounds { limits: Limits { stack: 8 << 20, memory: 256 << 20 }, ..Bounds::default() };
+    let bounds = Bounds { limits: Limits { stack: 8 << 20, memory: 256 << 20 }, answer: LONG, ..Bounds::default() };
     let room = Room::within(bounds);
     // Harmless words pass; one letter is a hundred megabytes and more.
     room.tokenizer(|document| {

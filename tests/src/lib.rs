@@ -177,10 +177,8 @@ impl Host {
 
     /// Every command is started by a shell that does this first, such as `ulimit -n 64`.
     pub fn after(mut self, shell: &str) -> Self {
-        use std::os::unix::fs::PermissionsExt;
         let path = self.path().join("started-by-a-shell");
-        std::fs::write(&path, format!("#!/bin/sh\n{shell}\nexec '{}' \"$@\"\n", self.program.display())).expect("a script");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("a script that can be executed");
+        write_program(&path, &format!("{shell}\nexec '{}' \"$@\"", self.program.display()));
         self.program = path;
         self
     }
@@ -409,10 +407,25 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// A port that nobody uses at this moment.
+/// A port that nobody uses at this moment, and nobody will be given before it is used: below those that the kernel gives out by
+/// itself, and another one each time.
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
+    static NEXT: Mutex<Option<u16>> = Mutex::new(None);
+    let range = 10_000..20_000_u16;
+    let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
+    // Neighbours begin at different places.
+    let begin = || range.start + (std::process::id().wrapping_mul(97) % 10_000) as u16;
+    let port = grail_process::ports::free(range.clone(), next.unwrap_or_else(begin)).expect("a port");
+    *next = Some(port + 1);
+    port
+}
+
+/// Writes a program that a shell runs. Another process writes it: a file that this one had open for writing could not be executed
+/// while a child that another thread just started still has it.
+pub fn write_program(path: &Path, script: &str) {
+    let write = "printf '#!/bin/sh\n%s\n' \"$2\" > \"$1\" && chmod 755 \"$1\"";
+    let written = Command::new("/bin/sh").args(["-c", write, "sh"]).arg(path).arg(script).status();
+    assert!(written.expect("a shell").success(), "{} cannot be written", path.display());
 }
 
 /// The process that has this pid now. A number alone may be another process's a moment later, beside a neighbour that starts many.

@@ -66,7 +66,7 @@ async fn messages_cross_a_socket_and_the_end_is_seen() {
         assert_eq!(link.inbox.receive().await.unwrap(), Some(FromWorker::JobDone { job: id, seconds: 0.0, seconds_beside: 0.0 }));
     }
     drop(link);
-    tokio::time::timeout(Duration::from_secs(5), child).await.expect("the child sees the end").unwrap();
+    tokio::time::timeout(Duration::from_secs(60), child).await.expect("the child sees the end").unwrap();
 }
 
 #[tokio::test]

@@ -10,9 +10,12 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+/// What does not come within this time never comes.
+const LONG: Duration = Duration::from_secs(60);
+
 async fn gone(pid: i32) -> bool {
     let start = clock::monotonic();
-    while start.elapsed() < Duration::from_secs(5) {
+    while start.elapsed() < LONG {
         // A zombie whose new parent has not reaped it yet still answers signal 0.
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         if kill(Pid::from_raw(pid), None).is_err() || state.contains(") Z ") {
@@ -42,7 +45,7 @@ async fn a_missing_program_is_named() {
 #[tokio::test]
 async fn stop_ends_grandchildren_that_ignore_term() {
     let spawner = Spawner::start().unwrap();
-    let mut child = spawner.spawn(shell("trap '' TERM; sh -c 'trap \"\" TERM; echo $$; sleep 60' & wait")).await.unwrap();
+    let mut child = spawner.spawn(shell("trap '' TERM; sh -c 'trap \"\" TERM; echo $$; sleep 300' & wait")).await.unwrap();
     let output = child.take_output().unwrap();
     let line = BufReader::new(output.stdout).lines().next_line().await.unwrap().unwrap();
     child.stop(Duration::from_millis(200)).await;
@@ -52,7 +55,7 @@ async fn stop_ends_grandchildren_that_ignore_term() {
 #[tokio::test]
 async fn the_group_goes_with_its_leader() {
     let spawner = Spawner::start().unwrap();
-    let mut child = spawner.spawn(shell("sleep 60 & echo $!; exit 3")).await.unwrap();
+    let mut child = spawner.spawn(shell("sleep 300 & echo $!; exit 3")).await.unwrap();
     let output = child.take_output().unwrap();
     let line = BufReader::new(output.stdout).lines().next_line().await.unwrap().unwrap();
     assert_eq!(child.exited().await.code(), Some(3));
@@ -65,14 +68,14 @@ fn debugger() {
     let Some(pid) = std::env::var("DEBUGGED_PID").ok().and_then(|pid| pid.parse().ok()) else { return };
     let attached = nix::sys::ptrace::attach(Pid::from_raw(pid));
     println!("attached: {}", attached.is_ok());
-    std::thread::sleep(Duration::from_secs(60));
+    std::thread::sleep(5 * LONG);
 }
 
 /// As a wedged driver does, a debugger keeps a killed process from being given out; it must not hold up anybody else.
 #[tokio::test]
 async fn a_process_that_is_not_given_out_blocks_nobody() {
     let spawner = Spawner::start().unwrap();
-    let mut child = spawner.spawn(shell("sleep 60")).await.unwrap();
+    let mut child = spawner.spawn(shell("sleep 300")).await.unwrap();
     let mut debugger = spawner
         .spawn(Launch {
             name: "debugger".into(),
@@ -114,6 +117,6 @@ async fn the_end_of_somebody_elses_child_is_an_event() {
     let early = tokio::time::timeout(Duration::from_millis(200), watched.ended()).await;
     assert!(early.is_err(), "it runs");
     kill(Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL).unwrap();
-    tokio::time::timeout(Duration::from_secs(5), watched.ended()).await.expect("its end is told");
+    tokio::time::timeout(LONG, watched.ended()).await.expect("its end is told");
     child.kill().await;
 }

@@ -60,11 +60,11 @@ async fn the_child_and_what_left_its_session_are_found_and_ended() {
     let records = Records::open(folder.path()).unwrap();
     let spawner = Spawner::recording(records.clone()).unwrap();
     // One descendant in the child's session whose environment says nothing, one that left the session.
-    let mut child = spawner.spawn(generation("env -i sleep 61 & setsid sleep 62 & echo started; wait")).await.unwrap();
+    let mut child = spawner.spawn(generation("env -i sleep 301 & setsid sleep 302 & echo started; wait")).await.unwrap();
     let output = child.take_output().unwrap();
     BufReader::new(output.stdout).lines().next_line().await.unwrap();
     let strangers = Spawner::start().unwrap();
-    let stranger = strangers.spawn(generation("sleep 63")).await.unwrap();
+    let stranger = strangers.spawn(generation("sleep 303")).await.unwrap();
     let before = read(&records);
     let mut found = Vec::new();
     // The shell needs a moment to start both.
@@ -77,7 +77,7 @@ async fn the_child_and_what_left_its_session_are_found_and_ended() {
     }
     assert_eq!(found.len(), 3, "{found:?}");
     assert!(found.iter().all(|survivor| survivor.child == "generation"));
-    let ended = tokio::task::spawn_blocking(move || end(&found, Duration::from_secs(5)).unwrap());
+    let ended = tokio::task::spawn_blocking(move || end(&found, Duration::from_secs(60)).unwrap());
     child.exited().await;
     assert!(ended.await.unwrap().is_empty());
     assert!(survivors(&before).unwrap().is_empty());

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use grail_process::{limits, ports};
 use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
+use grail_settings::Chain;
 use grail_settings::{Loaded, ProofSlots, Settings, Storage};
 use grail_subnet::dataset::CheckedDataset;
 use grail_supervision::exit::Failure;
-use grail_settings::Chain;
 use grail_supervision::state::StateFolder;
 use grail_workers::open_files;
 use nix::sys::statvfs::statvfs;

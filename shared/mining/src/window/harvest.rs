@@ -70,6 +70,8 @@ struct State {
     /// Files that are to be taken out of the bucket, until somebody does.
     condemned: Vec<CondemnedFile>,
     closed: bool,
+    /// How long anybody waits for the disk, where that is not [`DISK_PATIENCE`].
+    disk_patience: Option<Duration>,
     disk_rests_until: Option<Instant>,
     /// Who is told of every group that is kept.
     listener: Option<mpsc::UnboundedSender<(i64, Bytes)>>,
@@ -348,10 +350,10 @@ impl Harvest {
         work: impl FnOnce(&Spool) -> Result<T, SpoolError> + Send + 'static,
     ) -> Option<T> {
         let resting = self.state().disk_rests_until.is_some_and(|until| clock::monotonic() < until);
-        if resting || self.disk.held_up() >= DISK_PATIENCE { None } else { self.on_disk(work).await }
+        if resting || self.disk.held_up() >= self.patience() { None } else { self.on_disk(work).await }
     }
 
-    /// Does something with the spool, behind everything that was to be done before, and waits for it at most [`DISK_PATIENCE`], once
+    /// Does something with the spool, behind everything that was to be done before, and waits for it for a limited time, once
     /// for a disk that hangs. `None` when there is no spool, or the disk refuses or hangs; the first refusal in a row is told. What
     /// a disk that hangs was to do is done when it is back.
     pub async fn on_disk<T: Send + 'static>(
@@ -359,7 +361,7 @@ impl Harvest {
         work: impl FnOnce(&Spool) -> Result<T, SpoolError> + Send + 'static,
     ) -> Option<T> {
         let spool = self.spool.clone()?;
-        let why = match self.disk.ask(DISK_PATIENCE, move || work(&spool)).await {
+        let why = match self.disk.ask(self.patience(), move || work(&spool)).await {
             Ok(Ok(value)) => {
                 self.state().disk_rests_until = None;
                 return Some(value);
@@ -372,6 +374,10 @@ impl Harvest {
             self.journal.record(&SpoolRefused { window: self.judge.window, why });
         }
         None
+    }
+
+    fn patience(&self) -> Duration {
+        self.state().disk_patience.unwrap_or(DISK_PATIENCE)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -391,13 +397,21 @@ pub(super) mod tests {
     use crate::gate;
     use crate::spool::{FileSystem, UnderWay, WindowSheet};
 
+    /// A disk that is only slow holds up no test, and changes what it finds as little.
+    const LONG: Duration = Duration::from_secs(120);
+
+    fn patient(judge: Judge, spool: Spool) -> Harvest {
+        let disk = Aside::start("test", 64).unwrap();
+        let harvest = Harvest::new(judge, Some(Arc::new(spool)), disk, Journal::default(), Board::default());
+        harvest.state().disk_patience = Some(LONG);
+        harvest
+    }
+
     pub(in crate::window) fn harvest(folder: &std::path::Path, budget: u64) -> (Arc<Harvest>, Vec<i64>) {
         let hotkey = Hotkey::from_uri("//Alice").unwrap();
         let (spool, left) =
             Spool::open(Arc::new(FileSystem), folder, hotkey.address(), 600, &UnderWay::default(), budget).unwrap();
-        let judge = gate::tests::judge(&hotkey);
-        let disk = Aside::start("test", 64).unwrap();
-        (Arc::new(Harvest::new(judge, Some(Arc::new(spool)), disk, Journal::default(), Board::default())), left.groups)
+        (Arc::new(patient(gate::tests::judge(&hotkey), spool)), left.groups)
     }
 
     pub(in crate::window) fn group(index: i64, worker: u32) -> Group {
@@ -460,9 +474,7 @@ pub(super) mod tests {
         let hotkey = Hotkey::from_uri("//Alice").unwrap();
         let (spool, left) =
             Spool::open(Arc::new(FileSystem), folder, hotkey.address(), 600, &UnderWay::default(), u64::MAX).unwrap();
-        let judge = gate::tests::judge(&hotkey);
-        let disk = Aside::start("test", 64).unwrap();
-        let harvest = Harvest::new(judge, Some(Arc::new(spool)), disk, Journal::default(), Board::default());
+        let harvest = patient(gate::tests::judge(&hotkey), spool);
         let condemned = left.sent.condemned;
         (Arc::new(harvest.after(&Sent { condemned, ..sent_before() }, "key")), left.groups)
     }
@@ -535,6 +547,10 @@ pub(super) mod tests {
         let (hanging, _) = harvest(folder.path(), u64::MAX);
         let (release, held) = std::sync::mpsc::channel::<()>();
         assert!(hanging.disk.offer(move || held.recv().unwrap_or_default()));
+        // The thread is at it: what follows counts from here.
+        while hanging.disk.held_up().is_zero() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         // Whoever waits for the disk is cut off, as at the end of a window: the group is there all the same.
         let is_kept = async {
             while hanging.worker_of(0).is_none() {
@@ -546,8 +562,10 @@ pub(super) mod tests {
             () = is_kept => {}
             kept = hanging.keep(group(0, 0)) => assert_eq!(kept, Ok(false)),
         }
+        let patience = hanging.disk.held_up() + Duration::from_millis(500);
+        hanging.state().disk_patience = Some(patience);
         assert_eq!(hanging.keep(group(1, 1)).await, Ok(false));
-        assert!(hanging.disk.held_up() >= DISK_PATIENCE, "from here on nobody waits for it");
+        assert!(hanging.disk.held_up() >= patience, "from here on nobody waits for it");
         for index in 2..12 {
             assert_eq!(hanging.keep(group(index, 0)).await, Ok(false));
         }
@@ -556,6 +574,7 @@ pub(super) mod tests {
         while !hanging.disk.is_idle() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        hanging.state().disk_patience = Some(LONG);
         assert_eq!(hanging.on_disk(|_| Ok(())).await, Some(()));
         assert_eq!(harvest(folder.path(), u64::MAX).1, [0], "the second one was taken out before its turn came");
         assert_eq!(hanging.keep(group(12, 0)).await, Ok(true));

@@ -2,7 +2,7 @@
 //! and owns the server as the real one does; the server gives random ids, and fails where its script says so.
 
 use std::ffi::OsString;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +20,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 const BODY_LIMIT: usize = 1 << 20;
 const CONTEXT_LENGTH: u32 = 2048;
+/// Ports of its servers, as of the real ones: below those that the kernel gives to others in the meantime.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 fn main() -> ExitCode {
     let serves = std::env::args().nth(1).is_some_and(|first| first == "server");
@@ -96,7 +98,8 @@ impl Launcher {
             update.await?.error_for_status()?;
             return Ok(url.clone());
         }
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let from = PORTS.start + (std::process::id().wrapping_mul(97) % u32::from(PORTS.end - PORTS.start)) as u16;
+        let address = SocketAddr::from(([127, 0, 0, 1], grail_process::ports::free(PORTS, from)?));
         let arguments: Vec<OsString> = vec![
             "server".into(),
             "--address".into(),
