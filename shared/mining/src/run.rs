@@ -113,10 +113,10 @@ struct Workers {
 }
 
 impl Children for Workers {
-    async fn none_left(&self) -> &'static str {
+    async fn none_left(&self) -> String {
         tokio::select! {
-            () = self.workshop.proofs.none_left() => "every proof worker",
-            () = self.workshop.generator.none_left() => "every generation launcher",
+            () = self.workshop.proofs.none_left() => "every proof worker".into(),
+            () = self.workshop.generator.none_left() => "every generation launcher".into(),
         }
     }
 

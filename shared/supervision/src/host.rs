@@ -42,13 +42,13 @@ pub trait Workload {
     fn children(&self) -> Self::Children;
 
     /// The time for working and sending is over: what is still under way ends now.
-    fn break_off(&mut self);
+    fn break_off(&mut self) {}
 }
 
 /// The children of a workload, all of them.
 pub trait Children {
     /// Waits until too few are left to work with, and says who is missing ("every proof worker").
-    fn none_left(&self) -> impl Future<Output = &'static str>;
+    fn none_left(&self) -> impl Future<Output = String>;
 
     /// Ends them in order: their sockets are closed, they get a signal, they are killed.
     fn stop(&self) -> impl Future<Output = ()>;
@@ -158,7 +158,7 @@ impl Host {
                 name = signals.next() => {
                     tracing::info!(signal = name, "Stopping: finished groups are uploaded, then the children end. A second signal hurries it.");
                 }
-                who = children.none_left() => outcome = Err(exhausted(who)),
+                who = children.none_left() => outcome = Err(exhausted(&who)),
             }
             stop.cancel();
             backstop.arm();

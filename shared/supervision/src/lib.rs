@@ -28,3 +28,7 @@ pub mod secrets;
 pub mod shutdown;
 pub mod signals;
 pub mod state;
+
+/// For [`event!`].
+#[doc(hidden)]
+pub use tracing;

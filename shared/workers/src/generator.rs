@@ -2,7 +2,6 @@
 //! address from its launcher and then talks to the server itself.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use grail_engines::Calls;
@@ -12,12 +11,10 @@ use grail_process::{Spawner, clock};
 use grail_settings::Generation;
 use grail_supervision::board::Board;
 use grail_supervision::children::{
-    Cause, ChildEvent, Event, InService, Incoming, Kept, Life, LifePolicy, Opening, ProgressPolicy, RestartPolicy, broken, keep,
-    unexpected,
+    Cause, ChildEvent, Event, Incoming, Kept, Life, LifePolicy, Opening, ProgressPolicy, RestartPolicy, Team, broken, unexpected,
 };
 use grail_supervision::gpu::Gpus;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::elsewhere::{Elsewhere, Probing};
 use super::programs::{ChildPrograms, Programs};
@@ -70,9 +67,7 @@ pub struct Generator {
     judged: watch::Sender<Option<Revision>>,
     replicas: Replicas,
     refusals: Refusals,
-    stop: CancellationToken,
-    task: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
-    in_service: Arc<InService>,
+    team: Team,
 }
 
 impl Generator {
@@ -86,18 +81,17 @@ impl Generator {
         board: &Board,
     ) -> Self {
         let ((target, _), (judged, _)) = (watch::channel(None), watch::channel(None));
-        let (stop, refusals) = (CancellationToken::new(), Refusals::new(launchers.len() + elsewhere.len()));
-        let in_service = InService::new("generation launcher", launchers.len() + elsewhere.len());
-        let (mut task, mut replicas) = (tokio::task::JoinSet::new(), Vec::new());
+        let refusals = Refusals::new(launchers.len() + elsewhere.len());
+        let mut team = Team::new("generation launcher", launchers.len() + elsewhere.len());
+        let mut replicas = Vec::new();
         for (place, settings) in launchers.into_iter().enumerate() {
             let (report, serving) = watch::channel(None);
             let traffic = Traffic::default();
             let policy = policy(Duration::from_secs_f64(settings.generation.server_timeout));
-            let life = Life::new(settings.name.clone(), policy, board.clone(), in_service.clone());
-            let (gpus, stopping) = (settings.watch.clone(), stop.clone());
+            let (name, gpus) = (settings.name.clone(), settings.watch.clone());
             let (wanted, flow) = (target.subscribe(), traffic.watch());
             let slot = Slot { settings, place, spawner: spawner.clone(), wanted, report, refusals: refusals.clone(), flow };
-            task.spawn(async move { keep(slot, &life, &gpus, stopping).await });
+            team.keep(slot, name, policy, board, gpus);
             replicas.push(Replica { serving, traffic });
         }
         for server in elsewhere {
@@ -117,10 +111,10 @@ impl Generator {
                 refused: None,
                 in_doubt: false,
             };
-            task.spawn(probing.run(stop.clone()));
+            team.attend(|stop| probing.run(stop));
             replicas.push(Replica { serving, traffic });
         }
-        Self { target, judged, replicas: Replicas::new(replicas), refusals, stop, task: task.into(), in_service }
+        Self { target, judged, replicas: Replicas::new(replicas), refusals, team }
     }
 
     /// The servers, for their client.
@@ -130,7 +124,7 @@ impl Generator {
 
     /// Waits until every launcher is quarantined.
     pub async fn none_left(&self) {
-        self.in_service.none_left().await;
+        self.team.none_left().await;
     }
 
     /// Every server shall hold these weights. Asked again for weights that it refused, one tries again: a start may fail for
@@ -153,13 +147,12 @@ impl Generator {
 
     /// Ends launchers and servers and waits until all are gone.
     pub async fn stop(&self) {
-        self.stop.cancel();
-        while self.task.lock().await.join_next().await.is_some() {}
+        self.team.stop().await;
     }
 
     /// Kills what [`Generator::stop`] has left, and waits until it is gone.
     pub async fn kill(&self) {
-        self.task.lock().await.shutdown().await;
+        self.team.kill().await;
     }
 }
 

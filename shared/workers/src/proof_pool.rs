@@ -7,9 +7,8 @@ use std::time::Duration;
 use grail_link::message::{ApplyCommand, ExamineTerms, ProofJob, ProofSequence, ReloadCommand, Revision};
 use grail_process::Spawner;
 use grail_supervision::board::Board;
-use grail_supervision::children::{InService, Life, keep};
+use grail_supervision::children::{Life, Team};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
-use tokio_util::sync::CancellationToken;
 
 use super::job_queue::Pending;
 use super::proof::{Answer, ProofError};
@@ -27,10 +26,8 @@ pub struct ProofPool {
     resident: watch::Receiver<Vec<Option<Revision>>>,
     credits: Semaphore,
     next_job: std::sync::atomic::AtomicU64,
-    stop: CancellationToken,
-    slots: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
+    team: Team,
     pub(super) lives: Vec<(u32, Arc<Life>)>,
-    in_service: Arc<InService>,
 }
 
 impl ProofPool {
@@ -51,19 +48,14 @@ impl ProofPool {
             settings,
             held: report.clone(),
         });
-        let stop = CancellationToken::new();
-        let in_service = InService::new("proof worker", slots.len());
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut team = Team::new("proof worker", slots.len());
         let mut lives = Vec::new();
         for (place, slot) in slots.into_iter().enumerate() {
-            let name = format!("proof-worker {}", slot.slot);
-            let life = Life::new(name, policy(place), shared.board.clone(), in_service.clone());
-            lives.push((slot.slot, life.clone()));
-            let task = Slot::new(shared.clone(), wanted.clone(), report.clone(), place, slot);
-            let (gpus, stop) = (shared.settings.gpus.clone(), stop.clone());
-            tasks.spawn(async move { keep(task, &life, &gpus, stop).await });
+            let (number, name) = (slot.slot, format!("proof-worker {}", slot.slot));
+            let worker = Slot::new(shared.clone(), wanted.clone(), report.clone(), place, slot);
+            lives.push((number, team.keep(worker, name, policy(place), &shared.board, shared.settings.gpus.clone())));
         }
-        Self { shared, target, resident, credits, next_job: Default::default(), stop, slots: tasks.into(), lives, in_service }
+        Self { shared, target, resident, credits, next_job: Default::default(), team, lives }
     }
 
     /// Every worker shall hold these weights; idle ones reload at once, busy ones after their job. Asked again for weights that
@@ -162,18 +154,17 @@ impl ProofPool {
 
     /// Ends every worker and waits until all are gone.
     pub async fn stop(&self) {
-        self.stop.cancel();
-        while self.slots.lock().await.join_next().await.is_some() {}
+        self.team.stop().await;
     }
 
     /// Kills what [`ProofPool::stop`] has left, and waits until it is gone.
     pub async fn kill(&self) {
-        self.slots.lock().await.shutdown().await;
+        self.team.kill().await;
     }
 
     /// Waits until every worker is quarantined.
     pub async fn none_left(&self) {
-        self.in_service.none_left().await;
+        self.team.none_left().await;
     }
 }
 

@@ -36,8 +36,10 @@ pub trait Kept: Send {
     type Out: Send + 'static;
     /// How it is started.
     fn opening(&self) -> Opening<'_>;
-    /// The GPUs that it alone uses.
-    fn gpus(&self) -> &[String];
+    /// The GPUs that it alone uses: a start waits until nobody holds their memory, and their XIDs class its deaths.
+    fn gpus(&self) -> &[String] {
+        &[]
+    }
     /// Time it gets to end by itself.
     fn grace(&self) -> Duration;
     /// Judges its first message.
@@ -48,13 +50,13 @@ pub trait Kept: Send {
     /// Gives it work until it fails.
     fn serve(&mut self, link: Connection<Self::In, Self::Out>, life: &Life) -> impl Future<Output = Cause> + Send;
     /// It is about to be ended, or has ended: what it had to do is for others.
-    fn failing(&mut self, cause: &Cause, life: &Life);
+    fn failing(&mut self, _cause: &Cause, _life: &Life) {}
     /// It is gone; whatever it held is held no more.
-    fn vacated(&mut self, life: &Life);
+    fn vacated(&mut self, _life: &Life) {}
 }
 
 /// Keeps a child until it is stopped or quarantined.
-pub async fn keep<K: Kept>(mut child: K, life: &Life, gpus: &Gpus, stop: CancellationToken) {
+pub(super) async fn keep<K: Kept>(mut child: K, life: &Life, gpus: &Gpus, stop: CancellationToken) {
     life.tell(Event::Start);
     loop {
         tokio::select! {

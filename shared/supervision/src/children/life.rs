@@ -18,7 +18,7 @@ const TICKS_PER_LOOK: u32 = 4;
 
 /// How many children of a kind are in service.
 #[derive(Debug)]
-pub struct InService {
+pub(super) struct InService {
     kind: &'static str,
     left: watch::Sender<usize>,
 }
@@ -58,7 +58,7 @@ pub struct Life {
 
 impl Life {
     /// A life that has not begun.
-    pub fn new(name: String, policy: LifePolicy, board: Board, in_service: Arc<InService>) -> Arc<Self> {
+    pub(super) fn new(name: String, policy: LifePolicy, board: Board, in_service: Arc<InService>) -> Arc<Self> {
         let cycle = Mutex::new(LifeCycle::new(policy));
         let nothing = || watch::channel(None).0;
         let life = Self { name, board, cycle, zero: clock::monotonic(), condemned: nothing(), doubted: nothing(), in_service };

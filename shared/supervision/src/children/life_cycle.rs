@@ -128,6 +128,15 @@ pub struct LifePolicy {
     pub frozen: Duration,
 }
 
+impl LifePolicy {
+    /// The same limit for every step, for children whose work is short.
+    pub fn uniform(limit: Duration) -> Self {
+        let step = ProgressPolicy { floor: limit, ceiling: limit, factor: 1.0 };
+        let restart = RestartPolicy::default();
+        Self { restart, stagger: Duration::ZERO, start_up: limit, cold_load: limit, warm_load: step, work: step, frozen: limit }
+    }
+}
+
 /// Longest time between two ticks of a living child; what is beyond was lost by the supervisor itself.
 const LONGEST_TICK: Duration = Duration::from_secs(2);
 

@@ -21,7 +21,7 @@ macro_rules! event {
             const KIND: &'static str = $kind;
             const LASTING: bool = $lasting;
             fn log(&self) {
-                tracing::$level!($($field = ?self.$field),+, $sentence);
+                $crate::tracing::$level!($($field = ?self.$field),+, $sentence);
             }
         }
     };
