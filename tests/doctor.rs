@@ -51,14 +51,14 @@ fn key(uri: &str) -> [u8; 32] {
 }
 
 /// A miner on a network: registered and published, a checkpoint in the trainer's bucket.
-struct Site {
+struct TestMiner {
     host: Host,
     node: TestNode,
     _bucket: LyingBucket,
     _runtime: tokio::runtime::Runtime,
 }
 
-impl Site {
+impl TestMiner {
     fn start() -> Self {
         Self::with(&workspace().join("demo/checkpoint-a").display().to_string(), |_| {})
     }
@@ -145,7 +145,7 @@ impl Rows {
 
 #[test]
 fn a_host_in_order_passes_and_each_fault_has_its_row() {
-    let site = Site::start();
+    let site = TestMiner::start();
     let rows = site.examine(&[]);
     // How much of these a machine that runs tests has is not the matter here; a want that would stop mining is.
     let machines = |row: &Value| ["disk", "memory", "open files"].iter().any(|what| row["what"] == *what);
@@ -203,7 +203,7 @@ fn a_host_in_order_passes_and_each_fault_has_its_row() {
 
 #[test]
 fn a_host_that_cannot_work_is_told_why() {
-    let site = Site::with("model", |folder| {
+    let site = TestMiner::with("model", |folder| {
         let model = folder.join("model");
         std::fs::create_dir(&model).unwrap();
         for entry in std::fs::read_dir(workspace().join("demo/checkpoint-a")).unwrap().flatten() {
@@ -236,7 +236,7 @@ fn a_host_that_cannot_work_is_told_why() {
     rows.has("server", "failed", "generation.sglang_python");
     // A worker that says hello like any other, and dies of its first proof.
     let cue = WorkerCue { slot: None, life: None, job: 1, count: 1, lie: WorkerLie::Die };
-    let site = Site { host: site.host.cast(Cast::Fakes, &Script { worker: vec![cue], ..Script::default() }), ..site };
+    let site = TestMiner { host: site.host.cast(Cast::Fakes, &Script { worker: vec![cue], ..Script::default() }), ..site };
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("storage.local_address={}", taken.local_addr().unwrap());
     let python = stand_in(site.host.path(), "echo usage: --port");
@@ -280,11 +280,11 @@ fn stand_in(folder: &Path, start: &str) -> String {
 #[test]
 fn a_command_shows_no_secret_in_any_output() {
     const CANARY: &str = "c4n4ry";
-    let site = Site::start();
+    let site = TestMiner::start();
     // The node and the bucket answer under whatever path.
     let endpoint = format!("{}/v1/{CANARY}-chain-0001?key={CANARY}-chain-0002", site.node.endpoint());
     let nobody = format!("http://user:{CANARY}-user-0003@127.0.0.1:{}/{CANARY}-path-0004", free_port());
-    let Site { host, node: _node, _bucket, _runtime } = site;
+    let TestMiner { host, node: _node, _bucket, _runtime } = site;
     let settings = host.path().join("host.toml");
     let text = std::fs::read_to_string(&settings).unwrap() + &format!("[beacon]\nrelays = '{nobody}'\n");
     let text =

@@ -20,7 +20,7 @@ use grail_protocol::generation_params::GenerationParams;
 use grail_supervision::board::{Board, ChildStatus};
 use grail_supervision::children::ChildState;
 use grail_workers::completions::Completions;
-use grail_workers::{Elsewhere, Generator, Serving};
+use grail_workers::{ExternalServer, Generator, Serving};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -149,7 +149,7 @@ fn revision(window: u64) -> Revision {
 impl Rig {
     async fn start(engine: Engine, state: State) -> Self {
         let stub = Stub::start(engine, state).await;
-        let server = Elsewhere {
+        let server = ExternalServer {
             name: NAME.into(),
             url: stub.url.clone().into(),
             engine,

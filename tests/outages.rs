@@ -73,14 +73,14 @@ fn main() -> ExitCode {
 }
 
 /// A host with a checkpoint on a node, and its miner.
-struct Site {
+struct TestMiner {
     host: Host,
     node: TestNode,
     miner: Running,
     _runtime: tokio::runtime::Runtime,
 }
 
-impl Site {
+impl TestMiner {
     fn open(prepare: impl FnOnce(Host) -> Host) -> Self {
         Self::with_blocks(BLOCK_SECONDS, prepare)
     }
@@ -158,7 +158,7 @@ impl Site {
 
 /// The whole family stands still for more than a window, as in a suspend.
 fn suspended() -> Result<String, String> {
-    let mut site = Site::open(|host| host);
+    let mut site = TestMiner::open(|host| host);
     let first = site.mining();
     let family = tree(site.miner.pid());
     let all = |signal| family.iter().filter(|process| !process.signal(signal).unwrap_or(false)).count();
@@ -173,7 +173,7 @@ fn suspended() -> Result<String, String> {
 /// The host's wall clock jumps in mid-window and is set right two windows later.
 fn clock_set(seconds: i64) -> Result<String, String> {
     let (mut clock, mut bucket) = (None, None);
-    let mut site = Site::open(|host| {
+    let mut site = TestMiner::open(|host| {
         let (host, wall) = WallClock::of(host);
         let lying = LyingBucket::start(&host.path().join("buckets"), Vec::new()).unwrap();
         let host = host.with_bucket(&lying);
@@ -192,7 +192,7 @@ fn clock_set(seconds: i64) -> Result<String, String> {
 
 /// The chain tells nothing from the middle of a window until its file is uploaded.
 fn silent(fault: impl Fn(&TestNode, bool)) -> Result<String, String> {
-    let mut site = Site::open(|host| host);
+    let mut site = TestMiner::open(|host| host);
     let first = site.mining();
     fault(&site.node, true);
     site.uploaded(first);
@@ -220,14 +220,14 @@ fn silent(fault: impl Fn(&TestNode, bool)) -> Result<String, String> {
 /// A node tells heads that no clock allows, in the middle of a window and after it: nothing of the present window is removed, and the
 /// next ones are mined.
 fn absurd_heads() -> Result<String, String> {
-    let mut site = Site::with_blocks(0.6, |host| host);
-    let groups = |site: &Site, window: u64| {
+    let mut site = TestMiner::with_blocks(0.6, |host| host);
+    let groups = |site: &TestMiner, window: u64| {
         let folder = std::fs::read_dir(site.host.path().join(format!("state/spool/{window}"))).into_iter().flatten().flatten();
         folder.filter(|entry| entry.file_name().to_string_lossy().starts_with("group-")).count()
     };
-    let doubts = |site: &Site| site.host.log().matches("A head is not believed").count();
+    let doubts = |site: &TestMiner| site.host.log().matches("A head is not believed").count();
     // The next true head comes a moment later, so it is told until it was seen.
-    let tell = |site: &Site, head: u64| {
+    let tell = |site: &TestMiner, head: u64| {
         let (before, end) = (doubts(site), std::time::Instant::now() + Duration::from_secs(60));
         while doubts(site) == before {
             assert!(std::time::Instant::now() < end, "head {head} was not doubted\n{}", site.host.log());
@@ -264,7 +264,7 @@ fn absurd_heads() -> Result<String, String> {
 
 /// The window's first block is replaced while the file lies in the bucket and finality stands still.
 fn reorganised() -> Result<String, String> {
-    let mut site = Site::open(|host| host);
+    let mut site = TestMiner::open(|host| host);
     let first = site.mining();
     site.node.hold_finality_back(1000);
     let first = newest_upload(&site.uploaded(first));
@@ -290,7 +290,7 @@ fn reorganised() -> Result<String, String> {
 /// it mines the window anew, whatever becomes of the removal of the earlier file beside it. `told` is what it says of that.
 fn reorganised_between_runs(lies: Vec<BucketCue>, told: &str) -> Result<String, String> {
     let mut bucket = None;
-    let mut site = Site::with_blocks(1.2, |host| {
+    let mut site = TestMiner::with_blocks(1.2, |host| {
         let lying = LyingBucket::start(&host.path().join("buckets"), lies.clone()).unwrap();
         let host = host.with_bucket(&lying);
         bucket = Some(lying);
@@ -317,7 +317,7 @@ fn reorganised_between_runs(lies: Vec<BucketCue>, told: &str) -> Result<String, 
 /// A run ends between the upload and the finality of the window's first block, the block is replaced, and the next run starts in
 /// a later window: it withdraws the file beside the mining.
 fn reorganised_while_nobody_watches(end: Signal) -> Result<String, String> {
-    let mut site = Site::open(|host| host);
+    let mut site = TestMiner::open(|host| host);
     let first = site.mining();
     site.node.hold_finality_back(1000);
     let first = newest_upload(&site.uploaded(first));
@@ -349,7 +349,7 @@ fn reorganised_while_nobody_watches(end: Signal) -> Result<String, String> {
 /// A window that cannot be mined is skipped in time and uploads nothing, and the next one, for which there is a good checkpoint,
 /// is mined from its beginning.
 fn skipped(publish: impl Fn(&Host), why: &str) -> Result<String, String> {
-    let mut site = Site::with_checkpoint(BLOCK_SECONDS, |host| host, publish);
+    let mut site = TestMiner::with_checkpoint(BLOCK_SECONDS, |host| host, publish);
     // It is tried again while a group would be in time, and never into the next window; a machine that is loaded or stands still
     // makes one of them late, and the next one is looked at.
     let mut first = FIRST;
@@ -394,7 +394,7 @@ fn too_hot(host: &Host) {
 /// The bucket takes the first window's file in time and says so in the middle of the second one.
 fn two_at_once() -> Result<String, String> {
     let mut bucket = None;
-    let mut site = Site::open(|host| {
+    let mut site = TestMiner::open(|host| {
         let lying = LyingBucket::start(&host.path().join("buckets"), Vec::new()).unwrap();
         let host = host.with_bucket(&lying);
         bucket = Some(lying);
@@ -482,7 +482,7 @@ fn restore_anchor(host: &Host) {
 /// With a newest checkpoint that cannot be used nothing is mined, least of all with the one before; it is said, nothing is downloaded
 /// in vain again and again, and as soon as it is sound it is mined with.
 fn bad_checkpoint(publish: fn(&Host), why: &str, mend: fn(&Host)) -> Result<String, String> {
-    let mut site = Site::open(|host| host);
+    let mut site = TestMiner::open(|host| host);
     let first = site.mining();
     publish(&site.host);
     let bad = newest_checkpoint(&site.host);
@@ -510,7 +510,7 @@ fn bad_checkpoint(publish: fn(&Host), why: &str, mend: fn(&Host)) -> Result<Stri
 fn late_checkpoint() -> Result<String, String> {
     let shard = |host: &Host| checkpoints(host).join("checkpoint-0/FULL/model.safetensors");
     let mut bucket = None;
-    let mut site = Site::with_checkpoint(
+    let mut site = TestMiner::with_checkpoint(
         1.2,
         |host| {
             let failing = BucketCue { method: Method::GET, path: "list-type=2", count: 4, lie: BucketLie::Status500 };
@@ -538,7 +538,7 @@ fn late_checkpoint() -> Result<String, String> {
 /// A run is killed, and the next one finds its groups durable, its own bucket well, and the trainer's without an answer.
 fn trainer_hangs() -> Result<String, String> {
     let mut bucket = None;
-    let mut site = Site::with_blocks(1.2, |host| {
+    let mut site = TestMiner::with_blocks(1.2, |host| {
         let lying = LyingBucket::start(&host.path().join("buckets"), Vec::new()).unwrap();
         let host = host.with_bucket(&lying);
         bucket = Some(lying);
@@ -562,7 +562,7 @@ fn trainer_hangs() -> Result<String, String> {
 /// The network's readers do not look at signatures, so validators go on with what this one cannot verify: nothing is uploaded
 /// rather than something of the checkpoint before.
 fn unsigned_checkpoint() -> Result<String, String> {
-    let mut site = Site::open(|host| host);
+    let mut site = TestMiner::open(|host| host);
     let first = site.mining();
     testnet::publish(&site.host, "checkpoint-b", &[]);
     std::fs::write(newest_full(&site.host).join("manifest.sig"), "00".repeat(64)).unwrap();
@@ -580,7 +580,7 @@ fn unsigned_checkpoint() -> Result<String, String> {
 
 /// Killed while the workers take a new checkpoint: the next start loads it, and the window is mined with it.
 fn killed_in_a_reload() -> Result<String, String> {
-    let mut site = Site::open(|host| host);
+    let mut site = TestMiner::open(|host| host);
     let first = site.mining();
     testnet::publish(&site.host, "checkpoint-b", &[]);
     points::arm(&site.host, "reloading");

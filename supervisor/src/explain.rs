@@ -268,9 +268,9 @@ mod tests {
 
     use super::*;
 
-    struct Told(Vec<Entry>);
+    struct StoryLines(Vec<Entry>);
 
-    impl Told {
+    impl StoryLines {
         fn tell<E: Event + Serialize>(mut self, event: E) -> Self {
             let seq = self.0.len() as u64;
             let data = serde_json::to_value(event).unwrap();
@@ -303,7 +303,7 @@ mod tests {
             kind: "child_died".into(),
             data: serde_json::json!({ "child": "proof-worker 0", "class": "killed by the OS" }),
         };
-        let mut told = Told(Vec::new())
+        let mut told = StoryLines(Vec::new())
             .tell(opened(570, 0))
             .tell(opened(600, 2))
             .tell(kept(3, true))
@@ -340,8 +340,8 @@ mod tests {
 
     #[test]
     fn an_unknown_window_has_no_story_and_an_unfinished_one_says_so() {
-        assert_eq!(Told(Vec::new()).tell(opened(600, 0)).story(630), None);
-        let text = Told(Vec::new()).tell(opened(600, 0)).story(600).unwrap();
+        assert_eq!(StoryLines(Vec::new()).tell(opened(600, 0)).story(630), None);
+        let text = StoryLines(Vec::new()).tell(opened(600, 0)).story(600).unwrap();
         assert!(text.contains("not on record"), "{text}");
     }
 }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use grail_fakes::{LyingBucket, MINER_BUCKET, READ_PAIR, Script, WRITE_PAIR};
 use grail_process::proc::{self, ProcessFacts};
-use grail_process::{Identity, Standing};
+use grail_process::{Identity, Liveness};
 use grail_settings::{Form, TABLE};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -435,7 +435,7 @@ pub fn process(pid: i32) -> Identity {
 
 /// Whether exactly this process exists and is no zombie.
 pub fn lives(process: &Identity) -> bool {
-    process.standing().is_ok_and(|standing| standing == Standing::Alive)
+    process.standing().is_ok_and(|standing| standing == Liveness::Alive)
 }
 
 /// Sends exactly this process a signal; it must live.

@@ -32,7 +32,7 @@ pub struct Version(pub [u32; 3]);
 
 /// A version as Python's packages have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Told {
+struct PrintedVersion {
     /// As it was printed.
     text: String,
     release: Version,
@@ -40,7 +40,7 @@ struct Told {
     development: bool,
 }
 
-impl Told {
+impl PrintedVersion {
     /// The version that follows the package's name on a line of its own, or is a line of its own. Whatever else a start of Python
     /// prints (conda, a module system, warnings) is passed over.
     fn find(engine: Engine, printed: &str) -> Option<Self> {
@@ -80,7 +80,7 @@ impl Told {
     }
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for PrintedVersion {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.text)
     }
@@ -97,7 +97,7 @@ impl fmt::Display for Version {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
     engine: Engine,
-    version: Told,
+    version: PrintedVersion,
     flags: BTreeSet<String>,
 }
 
@@ -230,7 +230,8 @@ impl Installed {
     /// Where it is no server that can be used.
     pub fn read(engine: Engine, version: &str, help: &str) -> Result<Self, Unsuited> {
         let (engine_name, printed) = (engine.name(), || version.chars().take(200).collect());
-        let found = Told::find(engine, version).ok_or_else(|| Unsuited::NoVersion { engine: engine_name, printed: printed() })?;
+        let found = PrintedVersion::find(engine, version)
+            .ok_or_else(|| Unsuited::NoVersion { engine: engine_name, printed: printed() })?;
         let words = help.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '-'));
         let flags: BTreeSet<String> = words.filter(|word| word.starts_with("--") && word.len() > 2).map(str::to_owned).collect();
         if !flags.contains("--port") {
@@ -265,7 +266,7 @@ impl Installed {
             ),
             Engine::Vllm => (Version([0, 23, 0]), &["--enable-sleep-mode", "--enforce-eager"]),
         };
-        let version = Told { text: version.to_string(), release: version, development: false };
+        let version = PrintedVersion { text: version.to_string(), release: version, development: false };
         Self { engine, version, flags: flags.iter().map(|flag| (*flag).to_owned()).collect() }
     }
 
@@ -535,13 +536,13 @@ mod tests {
             ("sglang 0.5.10+g0123abc", "0.5.10+g0123abc", [0, 5, 10], true),
             ("sglang 0.0.0", "0.0.0", [0, 0, 0], true),
         ] {
-            let told = Told::find(Engine::Sglang, printed);
-            assert_eq!(told, Some(Told { text: text.into(), release: Version(release), development }), "{printed}");
+            let told = PrintedVersion::find(Engine::Sglang, printed);
+            assert_eq!(told, Some(PrintedVersion { text: text.into(), release: Version(release), development }), "{printed}");
         }
-        let cpu = Told::find(Engine::Vllm, "INFO 11-21 of the loader\nvllm_cpu 0.23.0+cpu").unwrap();
+        let cpu = PrintedVersion::find(Engine::Vllm, "INFO 11-21 of the loader\nvllm_cpu 0.23.0+cpu").unwrap();
         assert_eq!((cpu.release, cpu.development), (Version([0, 23, 0]), false));
         for printed in ["", "Python 3", "No module named sglang", "vllm 0.23.0", "sglang unknown", "3.11"] {
-            let told = Told::find(Engine::Sglang, printed);
+            let told = PrintedVersion::find(Engine::Sglang, printed);
             assert!(told.is_none() || printed == "3.11", "{printed}: {told:?}");
         }
     }

@@ -46,7 +46,7 @@ pub struct WindowFacts {
 }
 
 /// Everything a group needs.
-pub struct Workshop {
+pub struct MinerResources {
     /// The key; it signs here and nowhere else.
     pub hotkey: Arc<Hotkey>,
     /// Client of the generation server.
@@ -141,25 +141,25 @@ impl<F: Fn(Milestone) + Send> Telling for F {}
 /// # Errors
 /// Why it must not be uploaded.
 pub async fn make(
-    workshop: Arc<Workshop>,
+    resources: Arc<MinerResources>,
     terms: Arc<Terms>,
     facts: Arc<WindowFacts>,
     index: i64,
     block: u64,
     tell: impl Telling,
 ) -> Result<Group, Dropped> {
-    let seed = environment_seed(workshop.hotkey.address(), &facts.block_hash, index);
+    let seed = environment_seed(resources.hotkey.address(), &facts.block_hash, index);
     let prompt = terms.chat.prompt(&terms.environment, seed).await.map_err(|error| Dropped::Prompt(error.to_string()))?;
     tell(Milestone::Prompted(prompt.ids.len() as u32));
-    let rollouts = generate(&workshop, &terms, &prompt, &tell).await?;
-    workshop.board.window(|window| window.generated += 1);
+    let rollouts = generate(&resources, &terms, &prompt, &tell).await?;
+    resources.board.window(|window| window.generated += 1);
     check_completions(&terms, &rollouts)?;
-    let ProvedBatch { worker, revision, proofs } = prove(&workshop, &terms, &facts, &prompt, &rollouts).await?;
+    let ProvedBatch { worker, revision, proofs } = prove(&resources, &terms, &facts, &prompt, &rollouts).await?;
     fence(&terms.revision, &rollouts, &revision)?;
     check_proofs(terms.params.max_new_tokens, &rollouts, &proofs)?;
-    workshop.board.window(|window| window.proved += 1);
+    resources.board.window(|window| window.proved += 1);
     grail_supervision::failpoint::pass("signing").await;
-    let maker = RowMaker { workshop: &workshop, terms: &terms, facts: &facts, index, block, prompt: &prompt };
+    let maker = RowMaker { resources: &resources, terms: &terms, facts: &facts, index, block, prompt: &prompt };
     let rows = maker.rows(rollouts, proofs)?;
     Ok(Group { index, worker, rows })
 }
@@ -170,8 +170,13 @@ struct Scored {
     evaluation: Evaluation,
 }
 
-async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt, tell: &impl Telling) -> Result<Vec<Scored>, Dropped> {
-    let replicas = workshop.generator.replicas();
+async fn generate(
+    resources: &MinerResources,
+    terms: &Terms,
+    prompt: &Prompt,
+    tell: &impl Telling,
+) -> Result<Vec<Scored>, Dropped> {
+    let replicas = resources.generator.replicas();
     // The server that was there when the group was begun may have ended since: its successor is waited for, as the requests do.
     let found = replicas.awaited(&terms.revision).await;
     let found = found.ok_or_else(|| Dropped::Generation("no server will ever hold these weights".into()))?;
@@ -179,7 +184,7 @@ async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt, tell: &im
     let serving = replicas.serving();
     let ours = serving.iter().filter(|serving| serving.revision == terms.revision);
     let context = ours.map(|serving| serving.context_length).fold(found.context_length, u32::min);
-    let longest = u64::from(workshop.max_model_length.min(context));
+    let longest = u64::from(resources.max_model_length.min(context));
     if !fits(prompt.ids.len(), terms.params.max_new_tokens, longest) {
         return Err(Dropped::PromptTooLong);
     }
@@ -189,7 +194,7 @@ async fn generate(workshop: &Workshop, terms: &Terms, prompt: &Prompt, tell: &im
     }
     let home = replicas.home();
     let requests = (0..ROLLOUTS_PER_PROBLEM).map(|place| {
-        let answer = workshop.completions.complete(&home, &prompt.ids, &terms.params, &terms.revision);
+        let answer = resources.completions.complete(&home, &prompt.ids, &terms.params, &terms.revision);
         async move { (place, answer.await) }
     });
     let mut requests: FuturesUnordered<_> = requests.collect();
@@ -223,7 +228,7 @@ fn check_completions(terms: &Terms, rollouts: &[Scored]) -> Result<(), Dropped> 
 }
 
 async fn prove(
-    workshop: &Workshop,
+    resources: &MinerResources,
     terms: &Terms,
     facts: &WindowFacts,
     prompt: &Prompt,
@@ -240,7 +245,7 @@ async fn prove(
         eos_token_id: terms.chat.eos_token_id(),
     };
     let sequences = rollouts.iter().map(sequence).collect();
-    let proofs = workshop.proofs.prove(terms.revision.clone(), sequences, Some(examine)).await;
+    let proofs = resources.proofs.prove(terms.revision.clone(), sequences, Some(examine)).await;
     proofs.map_err(|error| match error {
         ProofError::Superseded(_) => Dropped::Revision,
         error => Dropped::Proof(error.to_string()),
@@ -272,7 +277,7 @@ fn check_proofs(longest: u64, rollouts: &[Scored], proofs: &[Proved]) -> Result<
 }
 
 struct RowMaker<'a> {
-    workshop: &'a Workshop,
+    resources: &'a MinerResources,
     terms: &'a Terms,
     facts: &'a WindowFacts,
     index: i64,
@@ -288,12 +293,12 @@ impl RowMaker<'_> {
     }
 
     fn row(&self, place: u32, rollout: Scored, proof: Proved, advantage: f64) -> Result<WindowRow, Dropped> {
-        let Self { workshop, terms, facts, .. } = self;
+        let Self { resources, terms, facts, .. } = self;
         let unfit = |what: &str| Dropped::Proof(format!("{what} does not fit the protocol's types"));
         let nonce = nonce(self.index, place).ok_or_else(|| unfit("the nonce"))?;
         let commit = self.commit(&rollout, proof, advantage)?;
         let challenge = challenge_text(&facts.block_hash, nonce);
-        let signature = hex::encode(workshop.hotkey.sign(challenge.as_bytes()));
+        let signature = hex::encode(resources.hotkey.sign(challenge.as_bytes()));
         Ok(WindowRow {
             window_start: i64::try_from(facts.window).map_err(|_| unfit("the window"))?,
             block: i64::try_from(self.block).map_err(|_| unfit("the block"))?,
@@ -308,7 +313,7 @@ impl RowMaker<'_> {
             commit,
             timestamp: clock::unix_seconds(),
             challenge,
-            hotkey: workshop.hotkey.address().to_owned(),
+            hotkey: resources.hotkey.address().to_owned(),
             signature,
         })
     }
@@ -333,7 +338,7 @@ impl RowMaker<'_> {
             commitments: Commitments::Sketches(proof.sketches),
             proof_version: PROOF_VERSION.into(),
             model: ModelReference { name: self.terms.model_name.clone(), layer_index: LAYER_INDEX },
-            signature: hex::encode(self.workshop.hotkey.sign(&digest)),
+            signature: hex::encode(self.resources.hotkey.sign(&digest)),
             beacon: serde_json::json!({ "randomness": self.facts.randomness }),
             rollout: Rollout {
                 total_reward: rollout.evaluation.reward,

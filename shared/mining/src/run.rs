@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use grail_chain::relays::Relays;
-use grail_process::{Aside, Spawner};
+use grail_process::{SideThread, Spawner};
 use grail_protocol::keys::{Hotkey, KeyScheme};
 use grail_settings::Settings;
 use grail_subnet::buckets::{Buckets, preflight};
@@ -24,11 +24,13 @@ use grail_supervision::shutdown::Shutdown;
 use grail_supervision::state::StateFolder;
 use grail_workers::completions::Completions;
 use grail_workers::plan::{self, Plan};
-use grail_workers::{ChildPrograms, Elsewhere, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings, open_files};
+use grail_workers::{
+    ChildPrograms, ExternalServer, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings, open_files,
+};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::groups::Workshop;
+use crate::groups::MinerResources;
 use crate::schedule::{Rules, Schedule};
 use crate::status::Board;
 use crate::window::{Heads, Miner, Subnet};
@@ -98,7 +100,7 @@ impl Workload for Mining {
     }
 
     fn children(&self) -> Workers {
-        Workers { workshop: self.miner.workshop.clone(), readers: self.miner.checkpoints.readers().clone() }
+        Workers { resources: self.miner.resources.clone(), readers: self.miner.checkpoints.readers().clone() }
     }
 
     fn break_off(&mut self) {
@@ -108,24 +110,24 @@ impl Workload for Mining {
 
 /// Everything that the miner starts.
 struct Workers {
-    workshop: Arc<Workshop>,
+    resources: Arc<MinerResources>,
     readers: Readers,
 }
 
 impl Children for Workers {
     async fn none_left(&self) -> String {
         tokio::select! {
-            () = self.workshop.proofs.none_left() => "every proof worker".into(),
-            () = self.workshop.generator.none_left() => "every generation launcher".into(),
+            () = self.resources.proofs.none_left() => "every proof worker".into(),
+            () = self.resources.generator.none_left() => "every generation launcher".into(),
         }
     }
 
     async fn stop(&self) {
-        tokio::join!(self.workshop.proofs.stop(), self.workshop.generator.stop(), self.readers.stop());
+        tokio::join!(self.resources.proofs.stop(), self.resources.generator.stop(), self.readers.stop());
     }
 
     async fn kill(&self) {
-        tokio::join!(self.workshop.proofs.kill(), self.workshop.generator.kill(), self.readers.stop());
+        tokio::join!(self.resources.proofs.kill(), self.resources.generator.kill(), self.readers.stop());
     }
 }
 
@@ -194,7 +196,7 @@ fn miner(
     let credentials = settings.generation.credentials();
     let completions = Completions::keyed(engine, max_concurrent, &credentials)
         .map_err(|error| Failure::internal("make the HTTP client", error))?;
-    let elsewhere = settings.generation.servers.iter().enumerate().map(|(place, url)| Elsewhere {
+    let elsewhere = settings.generation.servers.iter().enumerate().map(|(place, url)| ExternalServer {
         name: format!("generation server {place}"),
         url: url.clone(),
         engine,
@@ -212,7 +214,7 @@ fn miner(
     };
     let schedule =
         Schedule::new(rules, prepared.chain.nominal_block_seconds()).map_err(|error| Failure::internal("plan time", error))?;
-    let workshop = Workshop {
+    let resources = MinerResources {
         hotkey: prepared.hotkey.clone(),
         completions,
         generator,
@@ -229,16 +231,16 @@ fn miner(
         signer: settings.trainer.clone(),
         buckets: prepared.buckets.clone(),
     };
-    let workshop = Arc::new(workshop);
-    let changing = workshop.clone();
-    let disk = |name, most| Aside::start(name, most).map_err(|error| Failure::internal("start a thread", error));
+    let resources = Arc::new(resources);
+    let changing = resources.clone();
+    let disk = |name, most| SideThread::start(name, most).map_err(|error| Failure::internal("start a thread", error));
     let readers = Readers::new(spawner, folders.sockets.clone());
     let checkpoints = Checkpoints::new(trainer_bucket, &settings.cache, trainer, prepared.dataset.clone(), readers);
     Ok(Miner {
         chain: prepared.chain.clone(),
         subnet,
         relays: prepared.relays.clone(),
-        workshop,
+        resources,
         bucket: prepared.buckets.own.clone(),
         checkpoints: checkpoints.telling(move |change| changing.proofs.apply(change)),
         spool: folders.spool.clone(),
@@ -256,7 +258,7 @@ fn miner(
         shutdown_budget: settings.shutdown_budget,
         under_way: None,
         sendings: Vec::new(),
-        vigils: Vec::new(),
+        finality_watches: Vec::new(),
     })
 }
 

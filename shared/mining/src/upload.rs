@@ -102,7 +102,7 @@ pub enum UploadError {
 
 /// What the bucket holds.
 #[derive(Debug)]
-enum Look {
+enum ObjectCheck {
     Same,
     Absent,
     Earlier,
@@ -138,16 +138,16 @@ pub async fn upload(
         let spent = begun.elapsed();
         grail_supervision::failpoint::pass("read-back").await;
         let look = look(bucket, object, deadline).await;
-        if matches!(look, Look::Same) {
+        if matches!(look, ObjectCheck::Same) {
             return Ok(Receipt { spent, rounds });
         }
         let again = rounds < ROUNDS && left() > spent.as_secs_f64();
         let was_sent = sent.as_ref().is_some_and(Result::is_ok);
-        if again && was_sent && matches!(look, Look::Absent | Look::Earlier | Look::Different(_)) {
+        if again && was_sent && matches!(look, ObjectCheck::Absent | ObjectCheck::Earlier | ObjectCheck::Different(_)) {
             tracing::warn!(rounds, ?look, "The bucket does not hold what was sent; it is sent once more.");
             continue;
         }
-        if sent.is_none() && matches!(look, Look::Absent) {
+        if sent.is_none() && matches!(look, ObjectCheck::Absent) {
             return Err(UploadError::TooLate { late: -left() });
         }
         return Err(give_up(bucket, object, sent.and_then(Result::err), look).await);
@@ -216,25 +216,25 @@ pub async fn holds(bucket: &Bucket, key: &str, sha256: [u8; 32], deadline: f64) 
     asked.await.ok().flatten().unwrap_or(false)
 }
 
-async fn give_up(bucket: &Bucket, object: &WindowObject<'_>, failed: Option<BucketError>, look: Look) -> UploadError {
+async fn give_up(bucket: &Bucket, object: &WindowObject<'_>, failed: Option<BucketError>, look: ObjectCheck) -> UploadError {
     let different =
         |what: &str, removed: &str| UploadError::Different { what: what.into(), removed: removed.into(), stays: false };
     match (look, failed) {
-        (Look::Late(late), _) => match remove(bucket, object.key).await {
+        (ObjectCheck::Late(late), _) => match remove(bucket, object.key).await {
             Ok(removed) => UploadError::Ignored { late, removed, stays: false },
             Err(removed) => UploadError::Ignored { late, removed, stays: true },
         },
-        (Look::Different(what), _) => match remove(bucket, object.key).await {
+        (ObjectCheck::Different(what), _) => match remove(bucket, object.key).await {
             Ok(removed) => different(&what, &removed),
             Err(removed) => UploadError::Different { what, removed, stays: true },
         },
-        (Look::Earlier, Some(error)) => UploadError::EarlierStays(error),
-        (Look::Absent | Look::NoAnswer(_), Some(error)) => UploadError::Bucket(error),
-        (Look::Shadowed(why), _) => UploadError::Shadowed { key: twin(object.key), why },
-        (Look::NoAnswer(why), None) => UploadError::NotConfirmed(why),
-        (Look::Earlier, None) => different("it is still the earlier one", "it stays"),
-        (Look::Absent | Look::Same, None) => different("it is absent", "there is nothing to remove"),
-        (Look::Same, Some(error)) => UploadError::Bucket(error),
+        (ObjectCheck::Earlier, Some(error)) => UploadError::EarlierStays(error),
+        (ObjectCheck::Absent | ObjectCheck::NoAnswer(_), Some(error)) => UploadError::Bucket(error),
+        (ObjectCheck::Shadowed(why), _) => UploadError::Shadowed { key: twin(object.key), why },
+        (ObjectCheck::NoAnswer(why), None) => UploadError::NotConfirmed(why),
+        (ObjectCheck::Earlier, None) => different("it is still the earlier one", "it stays"),
+        (ObjectCheck::Absent | ObjectCheck::Same, None) => different("it is absent", "there is nothing to remove"),
+        (ObjectCheck::Same, Some(error)) => UploadError::Bucket(error),
     }
 }
 
@@ -251,37 +251,37 @@ async fn remove(bucket: &Bucket, key: &str) -> Result<String, String> {
 }
 
 /// HEAD and GET, as a validator would.
-async fn look(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Look {
+async fn look(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> ObjectCheck {
     let left = Duration::try_from_secs_f64(deadline - clock::unix_seconds()).unwrap_or_default();
     match tokio::time::timeout(left + LOOK_LIMIT, ask(bucket, object, deadline)).await {
         Ok(Ok(look)) => look,
-        Ok(Err(error)) => Look::NoAnswer(error.to_string()),
-        Err(_) => Look::NoAnswer(format!("no answer until {} s after the deadline", LOOK_LIMIT.as_secs())),
+        Ok(Err(error)) => ObjectCheck::NoAnswer(error.to_string()),
+        Err(_) => ObjectCheck::NoAnswer(format!("no answer until {} s after the deadline", LOOK_LIMIT.as_secs())),
     }
 }
 
-async fn ask(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Result<Look, BucketError> {
-    let Some(head) = bucket.head(object.key).await? else { return Ok(Look::Absent) };
+async fn ask(bucket: &Bucket, object: &WindowObject<'_>, deadline: f64) -> Result<ObjectCheck, BucketError> {
+    let Some(head) = bucket.head(object.key).await? else { return Ok(ObjectCheck::Absent) };
     let bytes = match bucket.get(object.key, MAX_FILE_BYTES).await {
-        Err(BucketError::TooLarge { .. }) => return Ok(Look::Different(format!("{} bytes", head.size))),
+        Err(BucketError::TooLarge { .. }) => return Ok(ObjectCheck::Different(format!("{} bytes", head.size))),
         bytes => bytes?,
     };
     let found = <[u8; 32]>::from(Sha256::digest(&bytes));
     if Some(found) == object.earlier && found != object.sha256 {
-        return Ok(Look::Earlier);
+        return Ok(ObjectCheck::Earlier);
     }
     let wanted = object.bytes.len();
     if bytes.len() != wanted || head.size != wanted as u64 {
-        return Ok(Look::Different(format!("{} bytes, announced as {}, instead of {wanted}", bytes.len(), head.size)));
+        return Ok(ObjectCheck::Different(format!("{} bytes, announced as {}, instead of {wanted}", bytes.len(), head.size)));
     }
     if found != object.sha256 {
-        return Ok(Look::Different("its SHA-256 differs".into()));
+        return Ok(ObjectCheck::Different("its SHA-256 differs".into()));
     }
     let written = written(&head);
     if written > deadline {
-        return Ok(Look::Late(written - deadline));
+        return Ok(ObjectCheck::Late(written - deadline));
     }
-    Ok(remove_twin(bucket, object.key).await?.map_or(Look::Same, Look::Shadowed))
+    Ok(remove_twin(bucket, object.key).await?.map_or(ObjectCheck::Same, ObjectCheck::Shadowed))
 }
 
 /// A bucket that keeps no times leaves the time of this look, which is later than the object's.
@@ -374,15 +374,17 @@ mod tests {
         assert!(holds(&fixture.bucket, KEY, object.sha256, deadline).await && !beside.exists());
         // One that cannot be removed: the window is lost, and the file stays for the case that somebody removes it in time.
         lay().await;
-        let Look::Shadowed(why) = look(&fixture.read_only(), &object, deadline).await else { panic!("it may not be removed") };
-        let error = give_up(&fixture.read_only(), &object, None, Look::Shadowed(why)).await.to_string();
+        let ObjectCheck::Shadowed(why) = look(&fixture.read_only(), &object, deadline).await else {
+            panic!("it may not be removed")
+        };
+        let error = give_up(&fixture.read_only(), &object, None, ObjectCheck::Shadowed(why)).await.to_string();
         assert!(error.contains(&format!("{KEY}.gz")) && error.contains("by hand") && error.contains("denied"), "{error}");
         assert!(fixture.path().exists() && beside.exists());
         assert!(!holds(&fixture.read_only(), KEY, object.sha256, deadline).await);
         // What is removed leaves nothing that would be judged in its place.
-        let late = give_up(&fixture.read_only(), &object, None, Look::Late(1.0)).await;
+        let late = give_up(&fixture.read_only(), &object, None, ObjectCheck::Late(1.0)).await;
         assert!(matches!(late, UploadError::Ignored { stays: true, .. }) && fixture.path().exists() && beside.exists(), "{late}");
-        let late = give_up(&fixture.bucket, &object, None, Look::Late(1.0)).await;
+        let late = give_up(&fixture.bucket, &object, None, ObjectCheck::Late(1.0)).await;
         assert!(
             matches!(late, UploadError::Ignored { stays: false, .. }) && !fixture.path().exists() && !beside.exists(),
             "{late}"
@@ -416,21 +418,21 @@ mod tests {
         let bytes = Bytes::from_static(b"the file");
         let mut object = WindowObject { key: KEY, bytes: &bytes, sha256: digest(&bytes), earlier: None };
         let now = clock::unix_seconds();
-        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, Look::Absent));
+        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, ObjectCheck::Absent));
         fixture.bucket.put(KEY, bytes.clone(), &RetryPolicy::default()).await.unwrap();
-        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, Look::Same));
+        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, ObjectCheck::Same));
         assert!(holds(&fixture.bucket, KEY, object.sha256, now + 60.0).await);
         assert!(!holds(&fixture.bucket, KEY, object.sha256, now - 60.0).await, "it is too late for validators");
         assert!(!holds(&fixture.bucket, KEY, digest(b"another"), now + 60.0).await);
-        assert!(matches!(look(&fixture.bucket, &object, now - 60.0).await, Look::Late(late) if late > 50.0));
+        assert!(matches!(look(&fixture.bucket, &object, now - 60.0).await, ObjectCheck::Late(late) if late > 50.0));
         fixture.bucket.put(KEY, "an older one", &RetryPolicy::default()).await.unwrap();
-        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, Look::Different(_)));
+        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, ObjectCheck::Different(_)));
         object.earlier = Some(digest(b"an older one"));
-        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, Look::Earlier));
+        assert!(matches!(look(&fixture.bucket, &object, now + 60.0).await, ObjectCheck::Earlier));
         let denied = || Some(BucketError::Settings("refused".into()));
-        let stays = give_up(&fixture.bucket, &object, denied(), Look::Earlier).await;
+        let stays = give_up(&fixture.bucket, &object, denied(), ObjectCheck::Earlier).await;
         assert!(matches!(stays, UploadError::EarlierStays(_)) && fixture.path().exists(), "{stays}");
-        let late = give_up(&fixture.bucket, &object, None, Look::Late(2.0)).await.to_string();
+        let late = give_up(&fixture.bucket, &object, None, ObjectCheck::Late(2.0)).await.to_string();
         assert!(late.contains("it was removed") && !fixture.path().exists(), "{late}");
     }
 }

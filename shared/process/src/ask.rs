@@ -8,7 +8,7 @@ use crate::{Launch, SpawnError, Spawner};
 
 /// What a program said.
 #[derive(Debug)]
-pub struct Said {
+pub struct ProgramOutput {
     /// How it ended.
     pub status: ExitStatus,
     /// Standard output, as far as it was read.
@@ -22,13 +22,13 @@ impl Spawner {
     ///
     /// # Errors
     /// When the program cannot be executed.
-    pub async fn ask(&self, launch: Launch, most: u64) -> Result<Said, SpawnError> {
+    pub async fn ask(&self, launch: Launch, most: u64) -> Result<ProgramOutput, SpawnError> {
         let mut child = self.spawn(launch).await?;
         let (mut output, mut errors) = (String::new(), String::new());
         if let Some(pipes) = child.take_output() {
             (output, errors) = tokio::join!(read(pipes.stdout, most), read(pipes.stderr, most));
         }
-        Ok(Said { status: child.exited().await, output, errors })
+        Ok(ProgramOutput { status: child.exited().await, output, errors })
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Identity {
 
 /// What became of a process that was written down earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Liveness {
     /// It runs.
     Alive,
     /// It has ended, or waits to be reaped.
@@ -61,15 +61,15 @@ impl Identity {
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub fn standing(&self) -> io::Result<Standing> {
+    pub fn standing(&self) -> io::Result<Liveness> {
         if self.boot != boot()? {
-            return Ok(Standing::OtherBoot);
+            return Ok(Liveness::OtherBoot);
         }
         if self.namespace != namespace()? {
-            return Ok(Standing::OtherNamespace);
+            return Ok(Liveness::OtherNamespace);
         }
         let alive = proc::facts(self.pid).is_ok_and(|facts| facts.started == self.started && facts.lives());
-        Ok(if alive { Standing::Alive } else { Standing::Gone })
+        Ok(if alive { Liveness::Alive } else { Liveness::Gone })
     }
 
     /// Kills exactly this process. `false` when it is gone.
@@ -95,7 +95,7 @@ impl Identity {
             Err(Errno::SRCH) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        if self.standing()? != Standing::Alive {
+        if self.standing()? != Liveness::Alive {
             return Ok(false);
         }
         match pidfd_send_signal(&descriptor, signal) {

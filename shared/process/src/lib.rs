@@ -3,7 +3,6 @@
 //! The only crate beside the libtorch shim that may contain `unsafe` (the code that runs between fork and exec).
 
 mod activity;
-mod aside;
 mod ask;
 pub mod bounds;
 pub mod clock;
@@ -16,14 +15,15 @@ pub mod privacy;
 pub mod proc;
 mod recorder;
 pub mod records;
+mod side_thread;
 mod spawn;
 pub mod steady;
 mod watched;
 
 pub use activity::Activity;
-pub use aside::{Aside, HeldUp};
-pub use ask::Said;
+pub use ask::ProgramOutput;
 pub use bounds::Limits;
-pub use identity::{Identity, Standing};
-pub use spawn::{Child, Course, Launch, Output, SpawnError, Spawner, outlive_parent};
+pub use identity::{Identity, Liveness};
+pub use side_thread::{SideThread, SideThreadError};
+pub use spawn::{Child, Launch, Output, SpawnError, Spawner, StopOutcome, outlive_parent};
 pub use watched::Watched;

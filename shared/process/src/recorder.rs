@@ -3,8 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use crate::aside::Aside;
 use crate::records::{Record, Records};
+use crate::side_thread::SideThread;
 
 /// Longest wait for a record to reach the disk. A child whose record does not is told of, and runs.
 const RECORD_LIMIT: Duration = Duration::from_secs(3);
@@ -17,17 +17,17 @@ const MOST_WAITING: usize = 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Recorder {
     records: Option<Records>,
-    aside: Aside,
+    aside: SideThread,
 }
 
 impl Recorder {
     /// Starts the thread that waits for the disk. Without `records` nothing is written.
     pub fn start(records: Option<Records>) -> io::Result<Self> {
-        Ok(Self { records, aside: Aside::start("records", MOST_WAITING)? })
+        Ok(Self { records, aside: SideThread::start("records", MOST_WAITING)? })
     }
 
     /// The thread, for other work on the same disk.
-    pub fn aside(&self) -> &Aside {
+    pub fn aside(&self) -> &SideThread {
         &self.aside
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{Identity, Standing};
+use crate::identity::{Identity, Liveness};
 use crate::{clock, proc};
 
 /// The variable by which a child, and whatever inherits from it, is known again.
@@ -134,7 +134,7 @@ pub fn survivors(records: &[Record]) -> io::Result<Vec<Survivor>> {
     }
     let mut living = Vec::new();
     for record in records {
-        living.push(record.identity.standing()? == Standing::Alive);
+        living.push(record.identity.standing()? == Liveness::Alive);
     }
     let (own, user) = (std::process::id(), nix::unistd::geteuid().as_raw());
     let mut found = Vec::new();
@@ -165,7 +165,7 @@ pub fn end(survivors: &[Survivor], limit: Duration) -> io::Result<Vec<Survivor>>
     loop {
         let alive: HashSet<u32> = survivors
             .iter()
-            .filter(|survivor| survivor.identity.standing().is_ok_and(|standing| standing == Standing::Alive))
+            .filter(|survivor| survivor.identity.standing().is_ok_and(|standing| standing == Liveness::Alive))
             .map(|survivor| survivor.identity.pid)
             .collect();
         if alive.is_empty() || start.elapsed() >= limit {

@@ -22,7 +22,6 @@ use nix::unistd::{Pid, getpid, getppid, setsid};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{ChildStderr, ChildStdout};
 
-use crate::aside::Aside;
 use crate::bounds::Limits;
 use crate::clock;
 use crate::environment::FAMILY;
@@ -30,6 +29,7 @@ use crate::identity::Identity;
 use crate::orphans::OwnProcesses;
 use crate::recorder::Recorder;
 use crate::records::{self, Record, Records, TOKEN};
+use crate::side_thread::SideThread;
 
 /// Why a child could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +157,7 @@ impl Spawner {
     }
 
     /// The thread for small things around children that a disk may hold up: records, sockets.
-    pub fn aside(&self) -> &Aside {
+    pub fn aside(&self) -> &SideThread {
         self.recorder.aside()
     }
 
@@ -310,7 +310,7 @@ impl EndOf {
 
 /// What came first in [`Child::during`].
 #[derive(Debug)]
-pub enum Course<T> {
+pub enum StopOutcome<T> {
     /// The work was done.
     Done(T),
     /// The child ended.
@@ -385,13 +385,13 @@ impl Child {
 
     /// Waits for `work`, which the child takes part in, for the child's end, or until `limit` has passed, whichever is first.
     /// Cancel-safe where `work` is.
-    pub async fn during<T>(&mut self, limit: Duration, work: impl Future<Output = T>) -> Course<T> {
+    pub async fn during<T>(&mut self, limit: Duration, work: impl Future<Output = T>) -> StopOutcome<T> {
         tokio::select! {
             // What was done before the end counts.
             biased;
-            done = work => Course::Done(done),
-            status = self.exited() => Course::Ended(status),
-            () = tokio::time::sleep(limit) => Course::Late,
+            done = work => StopOutcome::Done(done),
+            status = self.exited() => StopOutcome::Ended(status),
+            () = tokio::time::sleep(limit) => StopOutcome::Late,
         }
     }
 

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::shell;
-use grail_process::{Identity, Spawner, Standing, clock};
+use grail_process::{Identity, Liveness, Spawner, clock};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// A child whose task is not ended in time is killed by the kernel when this process ends, but nothing below it would be.
@@ -22,7 +22,7 @@ async fn a_hurried_end_reaches_everything_below_a_child_that_somebody_still_hold
     assert!(spawner.end_all().unwrap() >= 3);
     assert_eq!(child.exited().await.to_string(), "signal: 9 (SIGKILL)");
     let end = clock::monotonic() + Duration::from_secs(60);
-    while below.iter().any(|process| process.standing().unwrap() == Standing::Alive) {
+    while below.iter().any(|process| process.standing().unwrap() == Liveness::Alive) {
         assert!(clock::monotonic() < end, "{below:?} outlive the end");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::shell;
-use grail_process::{Identity, Spawner, Standing, orphans, proc};
+use grail_process::{Identity, Liveness, Spawner, orphans, proc};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Folder in which the test and the process that it starts meet.
@@ -37,7 +37,7 @@ fn named(folder: &Path, file: &str) -> Identity {
 }
 
 fn lives(process: &Identity) -> bool {
-    process.standing().unwrap() == Standing::Alive
+    process.standing().unwrap() == Liveness::Alive
 }
 
 /// Not a test of its own: what the others start, as the supervisor in miniature.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::shell;
 use grail_process::records::{Record, Records, end, survivors};
-use grail_process::{Identity, Launch, Spawner, Standing};
+use grail_process::{Identity, Launch, Liveness, Spawner};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 fn generation(script: &str) -> Launch {
@@ -29,9 +29,9 @@ async fn a_record_lives_as_long_as_its_child() {
     assert!(child.take_unrecorded().is_none());
     let found = read(&records);
     assert_eq!((found.len(), found[0].identity.pid, found[0].name.as_str()), (1, child.pid(), "generation"));
-    assert_eq!(found[0].identity.standing().unwrap(), Standing::Alive);
+    assert_eq!(found[0].identity.standing().unwrap(), Liveness::Alive);
     child.kill().await.unwrap();
-    assert_eq!(found[0].identity.standing().unwrap(), Standing::Gone);
+    assert_eq!(found[0].identity.standing().unwrap(), Liveness::Gone);
     assert!(read(&records).is_empty());
     std::fs::write(folder.path().join("7.json"), "{\"torn").unwrap();
     let (found, refused) = records.read().unwrap();
@@ -81,7 +81,7 @@ async fn the_child_and_what_left_its_session_are_found_and_ended() {
     child.exited().await;
     assert!(ended.await.unwrap().is_empty());
     assert!(survivors(&before).unwrap().is_empty());
-    assert_eq!(Identity::of(stranger.pid()).unwrap().standing().unwrap(), Standing::Alive);
+    assert_eq!(Identity::of(stranger.pid()).unwrap().standing().unwrap(), Liveness::Alive);
 }
 
 #[tokio::test]
@@ -92,15 +92,15 @@ async fn a_number_that_is_used_again_is_left_alone() {
     let earlier = Identity { started: now.started - 1, ..now.clone() };
     let other_boot = Identity { boot: "0000".into(), ..now.clone() };
     let elsewhere = Identity { namespace: "pid:[1]".into(), ..now.clone() };
-    assert_eq!(earlier.standing().unwrap(), Standing::Gone);
-    assert_eq!(other_boot.standing().unwrap(), Standing::OtherBoot);
-    assert_eq!(elsewhere.standing().unwrap(), Standing::OtherNamespace);
+    assert_eq!(earlier.standing().unwrap(), Liveness::Gone);
+    assert_eq!(other_boot.standing().unwrap(), Liveness::OtherBoot);
+    assert_eq!(elsewhere.standing().unwrap(), Liveness::OtherNamespace);
     for stranger in [earlier, other_boot, elsewhere] {
         assert!(!stranger.kill().unwrap());
         let record = Record { name: "x".into(), program: "/bin/sh".into(), identity: stranger, token: "none".into() };
         assert!(survivors(&[record]).unwrap().is_empty());
     }
-    assert_eq!(now.standing().unwrap(), Standing::Alive);
+    assert_eq!(now.standing().unwrap(), Liveness::Alive);
     assert!(now.kill().unwrap());
     assert_eq!(child.exited().await.to_string(), "signal: 9 (SIGKILL)");
 }

@@ -25,7 +25,7 @@ const PROGRESS_BYTES: u64 = 256 << 20;
 
 /// Why a window cannot be mined.
 #[derive(Debug)]
-pub enum Unready {
+pub enum NotReady {
     /// Nothing was ready before the window.
     None,
     /// What is there cannot be used, and why.
@@ -40,7 +40,7 @@ pub struct Checkpoints {
     dataset: PathBuf,
     readers: Readers,
     current: Option<(Arc<Terms>, ReloadCommand, Hold)>,
-    bringing: Option<Bringing>,
+    bringing: Option<CheckpointFetch>,
     /// What was brought and is not understood here, as it was published, and why.
     misunderstood: Option<(u64, Metadata, String)>,
     on_change: Arc<OnChange>,
@@ -50,13 +50,13 @@ pub struct Checkpoints {
 type Usable = (Terms, ReloadCommand, Hold);
 
 /// A checkpoint that is on its way into the cache, whoever waits for it.
-struct Bringing {
+struct CheckpointFetch {
     checkpoint: u64,
-    task: AbortOnDropHandle<Result<Usable, Useless>>,
+    task: AbortOnDropHandle<Result<Usable, Unusable>>,
 }
 
 /// Why a checkpoint cannot be used.
-enum Useless {
+enum Unusable {
     Unfetched(CheckpointError),
     /// As published, where that is known.
     Misunderstood(Option<Box<Metadata>>, String),
@@ -95,8 +95,8 @@ impl Checkpoints {
     /// # Errors
     /// When there is none, or it cannot be used as things stand. The next call looks again; while nothing is published anew that
     /// costs a few questions, and bytes only after a fault of transport.
-    pub async fn terms_for(&mut self, window: u64) -> Result<Arc<Terms>, Unready> {
-        let newest = self.newest(window).await.map_err(|error| unusable(&error))?.ok_or(Unready::None)?;
+    pub async fn terms_for(&mut self, window: u64) -> Result<Arc<Terms>, NotReady> {
+        let newest = self.newest(window).await.map_err(|error| unusable(&error))?.ok_or(NotReady::None)?;
         if let Some((terms, ..)) = self.current.as_ref().filter(|(terms, ..)| terms.revision.window == newest) {
             return Ok(terms.clone());
         }
@@ -110,7 +110,7 @@ impl Checkpoints {
             Some(bringing) => bringing,
             None => {
                 let task = AbortOnDropHandle::new(tokio::spawn(self.bring(newest)));
-                self.bringing.insert(Bringing { checkpoint: newest, task })
+                self.bringing.insert(CheckpointFetch { checkpoint: newest, task })
             }
         };
         let brought = (&mut bringing.task).await;
@@ -121,8 +121,8 @@ impl Checkpoints {
                 self.current = Some((terms.clone(), command, hold));
                 Ok(terms)
             }
-            Err(Useless::Unfetched(error)) => Err(unusable(&error)),
-            Err(Useless::Misunderstood(published, why)) => {
+            Err(Unusable::Unfetched(error)) => Err(unusable(&error)),
+            Err(Unusable::Misunderstood(published, why)) => {
                 let why = format!("checkpoint {newest}: {why}");
                 self.misunderstood = published.map(|published| (newest, *published, why.clone()));
                 Err(unusable(&why))
@@ -139,7 +139,7 @@ impl Checkpoints {
     }
 
     /// Fails where the checkpoint was not understood and still is the same.
-    async fn remember_misunderstanding(&self, checkpoint: u64) -> Result<(), Unready> {
+    async fn remember_misunderstanding(&self, checkpoint: u64) -> Result<(), NotReady> {
         let Some((_, before, why)) = self.misunderstood.as_ref().filter(|(window, ..)| *window == checkpoint) else {
             return Ok(());
         };
@@ -148,7 +148,7 @@ impl Checkpoints {
     }
 
     /// Fetches and understands a checkpoint.
-    fn bring(&self, checkpoint: u64) -> impl Future<Output = Result<Usable, Useless>> + use<> {
+    fn bring(&self, checkpoint: u64) -> impl Future<Output = Result<Usable, Unusable>> + use<> {
         let (bucket, cache, limits) = (self.bucket.clone(), self.cache.clone(), self.limits.clone());
         let (dataset, readers) = (self.dataset.clone(), self.readers.clone());
         let (on_change, from) = (self.on_change.clone(), self.reload_command());
@@ -164,22 +164,22 @@ impl Checkpoints {
                 progress.tell(event);
             };
             let fetcher = Fetcher { bucket: &bucket, cache_root: &cache, limits: &limits, observer: &observer };
-            let mut cached = fetcher.fetch(checkpoint).await.map_err(Useless::Unfetched)?;
+            let mut cached = fetcher.fetch(checkpoint).await.map_err(Unusable::Unfetched)?;
             let why = match understand(cached.clone(), dataset.clone(), &readers).await {
                 Ok(understood) => return Ok(understood),
-                Err(Misunderstanding::Host(why)) => return Err(Useless::Misunderstood(None, why)),
-                Err(Misunderstanding::Checkpoint(why)) => why,
+                Err(TermsMismatch::Host(why)) => return Err(Unusable::Misunderstood(None, why)),
+                Err(TermsMismatch::Checkpoint(why)) => why,
             };
             // The cache may hold terms that were published anew since.
             let Ok(published) = fetch_metadata(&bucket, checkpoint, &limits).await else {
-                return Err(Useless::Misunderstood(None, why));
+                return Err(Unusable::Misunderstood(None, why));
             };
             if !cached.take_terms(&published) {
-                return Err(Useless::Misunderstood(Some(Box::new(published)), why));
+                return Err(Unusable::Misunderstood(Some(Box::new(published)), why));
             }
             understand(cached, dataset, &readers).await.map_err(|why| match why {
-                Misunderstanding::Host(why) => Useless::Misunderstood(None, why),
-                Misunderstanding::Checkpoint(why) => Useless::Misunderstood(Some(Box::new(published)), why),
+                TermsMismatch::Host(why) => Unusable::Misunderstood(None, why),
+                TermsMismatch::Checkpoint(why) => Unusable::Misunderstood(Some(Box::new(published)), why),
             })
         }
     }
@@ -229,8 +229,8 @@ fn change(from: Option<&ReloadCommand>, changes: &CheckpointChanges) -> Option<A
     (from.window == changes.base_window).then(|| ApplyCommand { from, revision, files: changes.files.clone() })
 }
 
-fn unusable(error: &dyn std::fmt::Display) -> Unready {
-    Unready::Unusable(format!("the checkpoint cannot be used: {error}"))
+fn unusable(error: &dyn std::fmt::Display) -> NotReady {
+    NotReady::Unusable(format!("the checkpoint cannot be used: {error}"))
 }
 
 /// Turns the steps of a fetch into lines of the log, a download's now and then.
@@ -288,20 +288,20 @@ fn texts(cached: &CachedCheckpoint) -> String {
 }
 
 /// Why a checkpoint that is here cannot be mined with.
-enum Misunderstanding {
+enum TermsMismatch {
     /// What it says is why, and that is the same until it is published anew.
     Checkpoint(String),
     /// This host could not look; the next attempt may.
     Host(String),
 }
 
-impl From<String> for Misunderstanding {
+impl From<String> for TermsMismatch {
     fn from(why: String) -> Self {
         Self::Checkpoint(why)
     }
 }
 
-impl From<ReadError> for Misunderstanding {
+impl From<ReadError> for TermsMismatch {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Refused(why) => Self::Checkpoint(why),
@@ -311,7 +311,7 @@ impl From<ReadError> for Misunderstanding {
 }
 
 /// Nobody gets the directory before it is known to hold no code, and its template and tokenizer to stay within bounds.
-async fn understand(cached: CachedCheckpoint, dataset: PathBuf, readers: &Readers) -> Result<Usable, Misunderstanding> {
+async fn understand(cached: CachedCheckpoint, dataset: PathBuf, readers: &Readers) -> Result<Usable, TermsMismatch> {
     let (window, dir) = (cached.window, cached.dir.clone());
     let searched = tokio::task::spawn_blocking(move || refuse_code(window, &dir)).await;
     searched.map_err(text)?.map_err(text)?;

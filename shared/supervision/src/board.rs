@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use grail_process::{Aside, clock};
+use grail_process::{SideThread, clock};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -175,7 +175,7 @@ struct Document {
 #[derive(Debug, Clone)]
 pub struct StatusFile {
     path: PathBuf,
-    disk: Aside,
+    disk: SideThread,
 }
 
 /// The disk is said to hang after this time.
@@ -187,7 +187,7 @@ impl StatusFile {
     /// # Errors
     /// When the operating system refuses a thread.
     pub fn at(path: PathBuf) -> std::io::Result<Self> {
-        Ok(Self { path, disk: Aside::start("status", 1)? })
+        Ok(Self { path, disk: SideThread::start("status", 1)? })
     }
 
     /// Writes it twice a second until it is cancelled, each time as a whole, and tells which places lose lines.

@@ -18,7 +18,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::exit::Failure;
-use crate::secrets::{Clean, clean_text};
+use crate::secrets::{Redacting, clean_text};
 
 /// The log in the state folder.
 pub const FILE: &str = "supervisor.log";
@@ -37,7 +37,7 @@ static PLACES: OnceLock<Vec<Lines>> = OnceLock::new();
 pub fn to_stderr(default: &str) {
     // A line that cannot be written would be reported on standard error, and panic there.
     let lines = tracing_subscriber::fmt::layer().log_internal_errors(false);
-    let stderr = lines.with_writer(|| Clean(io::stderr())).with_ansi(io::stderr().is_terminal());
+    let stderr = lines.with_writer(|| Redacting(io::stderr())).with_ansi(io::stderr().is_terminal());
     tracing_subscriber::registry().with(stderr).with(level(default)).init();
 }
 
@@ -48,8 +48,8 @@ pub fn to_stderr(default: &str) {
 /// When the operating system refuses a thread.
 pub fn to_state(state: &Path, live: bool) -> io::Result<()> {
     let lines = || tracing_subscriber::fmt::layer().log_internal_errors(false);
-    let file = Lines::into("log file", Clean(LogFile::in_folder(state)))?;
-    let stderr = if live { None } else { Some(Lines::into("standard error", Clean(io::stderr()))?) };
+    let file = Lines::into("log file", Redacting(LogFile::in_folder(state)))?;
+    let stderr = if live { None } else { Some(Lines::into("standard error", Redacting(io::stderr()))?) };
     let mut layers = vec![lines().with_writer(file.clone()).with_ansi(false).boxed()];
     layers.extend(stderr.clone().map(|stderr| lines().with_writer(stderr).with_ansi(io::stderr().is_terminal()).boxed()));
     let _ = PLACES.set(stderr.into_iter().chain([file]).collect());

@@ -47,9 +47,9 @@ pub fn clean_value(value: Value) -> Value {
 }
 
 /// A writer whose lines pass the net. What writes here writes a whole line at once.
-pub struct Clean<W>(pub W);
+pub struct Redacting<W>(pub W);
 
-impl<W: Write> Write for Clean<W> {
+impl<W: Write> Write for Redacting<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write_all(&clean(bytes))?;
         Ok(bytes.len())

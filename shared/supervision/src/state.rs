@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use grail_link::MAX_SOCKET_PATH;
 use grail_process::records::{self, Records};
-use grail_process::{Aside, Identity, Standing};
+use grail_process::{Identity, Liveness, SideThread};
 
 use crate::board::Board;
 use crate::children::ChildEvent;
@@ -67,7 +67,7 @@ impl StateFolder {
         let locked = file.try_lock();
         let holder = read_holder(&root);
         let standing = holder.as_ref().map(Identity::standing).transpose().map_err(unusable)?;
-        if locked.is_err() || standing == Some(Standing::Alive) {
+        if locked.is_err() || standing == Some(Liveness::Alive) {
             let pid = holder.map_or("unknown".into(), |holder| holder.pid.to_string());
             return Err(Failure::Locked(format!(
                 "the state folder {root:?} belongs to a running supervisor (pid {pid}); stop it, or give this one a state.folder of its own"
@@ -75,8 +75,8 @@ impl StateFolder {
         }
         let before = match standing {
             None => Before::Orderly,
-            Some(Standing::Alive | Standing::Gone) => Before::Killed,
-            Some(Standing::OtherBoot | Standing::OtherNamespace) => Before::OtherBoot,
+            Some(Liveness::Alive | Liveness::Gone) => Before::Killed,
+            Some(Liveness::OtherBoot | Liveness::OtherNamespace) => Before::OtherBoot,
         };
         if let Err(error) = write_holder(&root) {
             // The kernel's lock holds all the same, and a full disk shall not keep a miner from starting.
@@ -150,7 +150,7 @@ impl Drop for StateFolder {
     fn drop(&mut self) {
         let holder = self.root.join(HOLDER);
         // Left behind only by a run that could not end in order, or whose disk hung at its end.
-        if let Ok(disk) = Aside::start("state", 1) {
+        if let Ok(disk) = SideThread::start("state", 1) {
             let _ = disk.wait(RELEASE_LIMIT, move || std::fs::remove_file(holder));
         }
         // By itself it goes with the last thread of this process, and a disk that hangs may hold one.

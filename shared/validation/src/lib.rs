@@ -35,7 +35,7 @@ use serde_json::Value;
 use grail_settings::Settings;
 use grail_subnet::buckets::Buckets;
 use grail_subnet::chain::{Chain, ChainError};
-use grail_subnet::checkpoints::{Checkpoints, Unready};
+use grail_subnet::checkpoints::{Checkpoints, NotReady};
 use grail_subnet::dataset::check_dataset;
 use grail_subnet::join::{open_chain, settle};
 use grail_subnet::reader::{ReadError, Readers};
@@ -309,8 +309,8 @@ impl Validator {
     /// The checkpoint that was newest before the window, in every worker.
     async fn terms(&mut self, window: u64) -> Result<Arc<Terms>, Failure> {
         let terms = self.checkpoints.terms_for(window).await.map_err(|unready| match unready {
-            Unready::None => Failure::Data(format!("no checkpoint was ready before window {window}, so it cannot be judged")),
-            Unready::Unusable(why) => Failure::Data(why),
+            NotReady::None => Failure::Data(format!("no checkpoint was ready before window {window}, so it cannot be judged")),
+            NotReady::Unusable(why) => Failure::Data(why),
         })?;
         let command = self.checkpoints.reload_command().ok_or_else(|| Failure::Internal("no checkpoint is loaded".into()))?;
         self.pool.reload(command);

@@ -12,7 +12,7 @@ use grail_secrets::{Address, Secret};
 use reqwest::header::CONTENT_TYPE;
 use tokio::sync::Semaphore;
 
-use crate::{Home, Serving};
+use crate::{AssignedServer, Serving};
 
 /// Longest wait for one completion (grail-miner 5).
 const REQUEST_LIMIT: Duration = Duration::from_secs(300);
@@ -97,7 +97,7 @@ impl Completions {
     /// When every attempt failed, or the weights are others.
     pub async fn complete(
         &self,
-        home: &Home,
+        home: &AssignedServer,
         prompt: &[u32],
         params: &GenerationParams,
         wanted: &Revision,
@@ -111,7 +111,7 @@ impl Completions {
 
     async fn attempts(
         &self,
-        home: &Home,
+        home: &AssignedServer,
         prompt: &[u32],
         params: &GenerationParams,
         wanted: &Revision,

@@ -16,7 +16,7 @@ use grail_supervision::children::{
 use grail_supervision::gpu::Gpus;
 use tokio::sync::watch;
 
-use super::elsewhere::{Elsewhere, Probing};
+use super::external_server::{ExternalServer, Probing};
 use super::programs::{ChildPrograms, Programs};
 use super::refusals::Refusals;
 use super::replicas::{Replica, Replicas};
@@ -75,7 +75,7 @@ impl Generator {
     /// servers themselves are started by the first [`Generator::reload`].
     pub fn start(
         launchers: Vec<LauncherSettings>,
-        elsewhere: Vec<Elsewhere>,
+        elsewhere: Vec<ExternalServer>,
         http: &reqwest::Client,
         spawner: &Spawner,
         board: &Board,

@@ -8,7 +8,7 @@
 
 mod agreement;
 pub mod completions;
-mod elsewhere;
+mod external_server;
 mod generator;
 mod job_queue;
 pub mod open_files;
@@ -23,13 +23,13 @@ mod replicas;
 mod serving;
 mod traffic;
 
-pub use elsewhere::Elsewhere;
+pub use external_server::ExternalServer;
 pub use generator::{Generator, LauncherSettings};
 pub use programs::{ChildPrograms, Programs};
 pub use proof::{ProofError, Proved, ProvedBatch};
 pub use proof_pool::ProofPool;
 pub use proof_shared::WorkerSettings;
 pub use proof_slot::started_with;
-pub use replicas::{Home, Replica, Replicas};
+pub use replicas::{AssignedServer, Replica, Replicas};
 pub use serving::Serving;
 pub use traffic::{Flow, InFlight, Traffic};

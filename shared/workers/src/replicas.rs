@@ -62,9 +62,9 @@ impl Replicas {
     }
 
     /// A place for a group that is about to send its requests.
-    pub fn home(&self) -> Home {
+    pub fn home(&self) -> AssignedServer {
         let state = State { at: None, left: ROLLOUTS_PER_PROBLEM };
-        Home { replicas: self.clone(), state: Mutex::new(state) }
+        AssignedServer { replicas: self.clone(), state: Mutex::new(state) }
     }
 
     fn promised(&self) -> MutexGuard<'_, Vec<usize>> {
@@ -87,12 +87,12 @@ struct State {
 
 /// The server of one group. Dropping it takes back what was promised.
 #[derive(Debug)]
-pub struct Home {
+pub struct AssignedServer {
     replicas: Replicas,
     state: Mutex<State>,
 }
 
-impl Home {
+impl AssignedServer {
     /// The group's server, as long as it serves these weights; else the one with least to do, waited for where none serves.
     /// `None` when none ever will.
     pub async fn server(&self, revision: &Revision) -> Option<(Serving, Traffic)> {
@@ -151,7 +151,7 @@ impl Home {
     }
 }
 
-impl Drop for Home {
+impl Drop for AssignedServer {
     fn drop(&mut self) {
         let state = self.state();
         if let Some(at) = state.at {
@@ -177,7 +177,7 @@ mod tests {
         (senders, Replicas::new(receivers.into_iter().map(replica).collect()))
     }
 
-    async fn port(home: &Home) -> char {
+    async fn port(home: &AssignedServer) -> char {
         home.server(&revision()).await.unwrap().0.url.reveal().chars().last().unwrap()
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use grail_engines::{Engine, Installed};
 use grail_link::message::WorkerHello;
-use grail_process::{Launch, Said, Spawner, environment};
+use grail_process::{Launch, ProgramOutput, Spawner, environment};
 use grail_settings::Settings;
 use grail_supervision::gpu::{Card, Driver, Nvml, SensorError};
 use grail_workers::plan::{self, Plan};
@@ -184,7 +184,7 @@ pub(super) async fn server(settings: &Settings) -> Row {
     }
 }
 
-async fn ask(spawner: &Spawner, settings: &Settings, arguments: Vec<OsString>) -> Result<Said, String> {
+async fn ask(spawner: &Spawner, settings: &Settings, arguments: Vec<OsString>) -> Result<ProgramOutput, String> {
     let launch = Launch {
         name: "generation server's version".into(),
         program: settings.generation.python.clone(),
@@ -195,7 +195,7 @@ async fn ask(spawner: &Spawner, settings: &Settings, arguments: Vec<OsString>) -
     spawner.ask(launch, MOST).await.map_err(|error| error.to_string())
 }
 
-fn server_row(engine: Engine, python: &str, version: &Said, help: Option<&Said>) -> Row {
+fn server_row(engine: Engine, python: &str, version: &ProgramOutput, help: Option<&ProgramOutput>) -> Row {
     let name = engine.name();
     let Some(help) = help else {
         let printed = last_line(&version.errors);
@@ -293,13 +293,14 @@ mod tests {
 
     #[test]
     fn a_server_must_be_there_import_and_be_new_enough() {
-        let said = |code: i32, output: &str, errors: &str| Said {
+        let said = |code: i32, output: &str, errors: &str| ProgramOutput {
             status: ExitStatus::from_raw(code << 8),
             output: output.into(),
             errors: errors.into(),
         };
-        let judged =
-            |version: &str, help: Option<Said>| server_row(Engine::Sglang, "python3", &said(0, version, ""), help.as_ref());
+        let judged = |version: &str, help: Option<ProgramOutput>| {
+            server_row(Engine::Sglang, "python3", &said(0, version, ""), help.as_ref())
+        };
         let help = || Some(said(0, "usage: --port --weight-version", ""));
         assert_eq!(judged("sglang 0.5.23", help()).verdict, Verdict::Ok);
         assert_eq!(judged("sglang 0.5.24", help()).verdict, Verdict::Warning);

@@ -11,7 +11,7 @@ use grail_settings::{Admission, GroupsInFlight};
 
 use super::draws::Draws;
 use super::host::Host;
-use super::world::{Happening, World};
+use super::world::{SimEvent, World};
 
 /// Seconds of a block of the network.
 const BLOCK_SECONDS: f64 = 12.0;
@@ -172,17 +172,17 @@ pub fn scheduled(host: &Host, world: &mut World, schedule: &mut Schedule, window
         for happening in world.step((now + TICK).min(cut_off)) {
             let now = world.now;
             match happening {
-                Happening::Completed(index, tokens) => {
+                SimEvent::Completed(index, tokens) => {
                     schedule.completed(index, now, tokens);
                     if schedule.is_generated(index) {
                         world.prove(index);
                     }
                 }
-                Happening::Proved(index) => {
+                SimEvent::Proved(index) => {
                     schedule.kept(index, now);
                     (kept, under_way) = (kept + 1, under_way - 1);
                 }
-                Happening::Lost(index) => {
+                SimEvent::Lost(index) => {
                     schedule.dropped(index, now, false);
                     (lost.server, under_way) = (lost.server + 1, under_way - 1);
                 }
@@ -240,11 +240,11 @@ pub fn batched(host: &Host, world: &mut World, batches: &mut Batches, window: u6
         }
         for happening in world.step((now + TICK).min(cut_off)) {
             match happening {
-                Happening::Completed(index, _) => {
+                SimEvent::Completed(index, _) => {
                     generating.entry(index).and_modify(|left| *left -= 1);
                 }
-                Happening::Proved(_) => (kept, proving) = (kept + 1, proving - 1),
-                Happening::Lost(index) => {
+                SimEvent::Proved(_) => (kept, proving) = (kept + 1, proving - 1),
+                SimEvent::Lost(index) => {
                     generating.remove(&index);
                     lost.server += 1;
                 }

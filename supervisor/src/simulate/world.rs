@@ -11,7 +11,7 @@ use super::host::Host;
 
 /// Something that happened.
 #[derive(Debug)]
-pub enum Happening {
+pub enum SimEvent {
     /// A completion of a group ended after so many tokens.
     Completed(i64, u32),
     /// A group is durable.
@@ -27,7 +27,7 @@ const OF_THE_FILE: u64 = u64::MAX - 1;
 
 /// A group that is generated.
 #[derive(Debug)]
-struct Going {
+struct SimGroup {
     replica: usize,
     /// Seconds of its proof.
     proof: f64,
@@ -61,7 +61,7 @@ pub struct World<'a> {
     down_until: Vec<f64>,
     workers: Vec<Worker>,
     waiting: VecDeque<(i64, f64)>,
-    going: BTreeMap<i64, Going>,
+    going: BTreeMap<i64, SimGroup>,
     deaths: Vec<(f64, Death)>,
     next_index: i64,
 }
@@ -147,7 +147,7 @@ impl<'a> World<'a> {
         // The prompt of a group is proved once.
         let tokens = f64::from(prompt) + all.iter().map(|length| f64::from(*length)).sum::<f64>();
         let proof = (tokens / proof.tokens_per_second + proof.group_seconds) * draws.jitter(jitter.proof_sigma);
-        self.going.insert(index, Going { replica, proof });
+        self.going.insert(index, SimGroup { replica, proof });
         (index, prompt)
     }
 
@@ -175,7 +175,7 @@ impl<'a> World<'a> {
 
     /// A group's completions go to the proof workers.
     pub fn prove(&mut self, index: i64) {
-        let Some(Going { proof, .. }) = self.going.remove(&index) else { return };
+        let Some(SimGroup { proof, .. }) = self.going.remove(&index) else { return };
         self.waiting.push_back((index, proof));
         self.hand_out();
     }
@@ -190,7 +190,7 @@ impl<'a> World<'a> {
     }
 
     /// Lets time pass until something happens, at most until `limit`.
-    pub fn step(&mut self, limit: f64) -> Vec<Happening> {
+    pub fn step(&mut self, limit: f64) -> Vec<SimEvent> {
         let down = |until: f64, now: f64| (until - now).max(0.0);
         let generation =
             (0..self.engines.len()).filter_map(|at| Some(self.engines[at].next()? + down(self.down_until[at], self.now)));
@@ -204,7 +204,7 @@ impl<'a> World<'a> {
         for at in 0..self.engines.len() {
             let worked = (seconds - down(self.down_until[at], before)).max(0.0);
             let ended = self.engines[at].pass(worked);
-            happenings.extend(ended.into_iter().map(|(group, tokens)| Happening::Completed(group, tokens)));
+            happenings.extend(ended.into_iter().map(|(group, tokens)| SimEvent::Completed(group, tokens)));
         }
         happenings.extend(self.proved(seconds));
         happenings.extend(self.break_things());
@@ -212,19 +212,19 @@ impl<'a> World<'a> {
         happenings
     }
 
-    fn proved(&mut self, seconds: f64) -> Vec<Happening> {
+    fn proved(&mut self, seconds: f64) -> Vec<SimEvent> {
         let now = self.now;
         let mut done = Vec::new();
         for worker in self.workers.iter_mut().filter(|worker| worker.job.is_some()) {
             worker.busy += seconds;
             if worker.until <= now + 1e-9 {
-                done.extend(worker.job.take().map(|(index, _)| Happening::Proved(index)));
+                done.extend(worker.job.take().map(|(index, _)| SimEvent::Proved(index)));
             }
         }
         done
     }
 
-    fn break_things(&mut self) -> Vec<Happening> {
+    fn break_things(&mut self) -> Vec<SimEvent> {
         let now = self.now;
         let due: Vec<Death> = self.deaths.extract_if(.., |(at, _)| *at <= now + 1e-9).map(|(_, death)| death).collect();
         let mut lost = Vec::new();
@@ -233,7 +233,7 @@ impl<'a> World<'a> {
                 Death::Server(server) => {
                     for index in self.engines[server].groups() {
                         self.going.remove(&index);
-                        lost.push(Happening::Lost(index));
+                        lost.push(SimEvent::Lost(index));
                     }
                     self.engines[server].clear(1.0);
                     self.down_until[server] = now + self.host.failures.server_seconds;

@@ -71,7 +71,7 @@ pub enum BucketLie {
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct Instructions {
     cues: Vec<BucketCue>,
     lies: Vec<(BucketLie, String)>,
 }
@@ -81,7 +81,7 @@ struct Told {
 pub struct LyingBucket {
     address: SocketAddr,
     honest: String,
-    told: Arc<Mutex<Told>>,
+    told: Arc<Mutex<Instructions>>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -100,7 +100,7 @@ impl LyingBucket {
             reader: Some(pair(READ_PAIR)),
             buckets: vec![MINER_BUCKET.into(), TRAINER_BUCKET.into()],
         };
-        let told = Arc::new(Mutex::new(Told { cues, lies: Vec::new() }));
+        let told = Arc::new(Mutex::new(Instructions { cues, lies: Vec::new() }));
         let (server, listener) = runtime.block_on(async {
             let server = LocalBucketServer::start_with(&settings).await?;
             anyhow::Ok((server, tokio::net::TcpListener::bind("127.0.0.1:0").await?))
@@ -144,7 +144,7 @@ struct Proxy {
     client: reqwest::Client,
     honest: String,
     folder: PathBuf,
-    told: Arc<Mutex<Told>>,
+    told: Arc<Mutex<Instructions>>,
     _server: LocalBucketServer,
 }
 

@@ -78,7 +78,7 @@ pub enum SpoolError {
 /// What the rows of a window are judged by where chain and checkpoint cannot be asked any more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WindowSheet {
+pub struct WindowRecord {
     /// Hash of the window's first block, with `0x`.
     pub block_hash: String,
     /// Window of the checkpoint.
@@ -91,7 +91,7 @@ pub struct WindowSheet {
     pub deadline: f64,
 }
 
-impl WindowSheet {
+impl WindowRecord {
     /// Whether rows are judged alike by both: the deadline may be known better later.
     pub fn judges_like(&self, other: &Self) -> bool {
         *self == Self { deadline: self.deadline, ..other.clone() }
@@ -111,7 +111,7 @@ pub struct Uploaded {
     /// Its SHA-256, hex.
     pub sha256: String,
     /// What its rows are judged by.
-    pub sheet: WindowSheet,
+    pub sheet: WindowRecord,
 }
 
 /// What runs of one window have sent.
@@ -171,7 +171,7 @@ pub struct Left {
     /// Indices of the groups that have a file, ascending.
     pub groups: Vec<i64>,
     /// What they are judged by.
-    pub sheet: Option<WindowSheet>,
+    pub sheet: Option<WindowRecord>,
     /// What is in the bucket already, or may be.
     pub sent: Sent,
     /// Earlier windows that nobody said to be uploaded.
@@ -295,7 +295,7 @@ impl Spool {
 
     /// Whether nothing can be uploaded of a window any more. Where its deadline is not on disk, by the windows' order.
     fn is_past(&self, window: u64, folder: &Path, now: f64) -> bool {
-        match note::<WindowSheet>(self.disk.as_ref(), folder, SHEET) {
+        match note::<WindowRecord>(self.disk.as_ref(), folder, SHEET) {
             Ok(Some(sheet)) => sheet.deadline < now,
             _ => window < self.window,
         }
@@ -374,7 +374,7 @@ impl Spool {
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn keep_sheet(&self, sheet: &WindowSheet) -> Result<(), SpoolError> {
+    pub fn keep_sheet(&self, sheet: &WindowRecord) -> Result<(), SpoolError> {
         self.write_note(SHEET, sheet)
     }
 
@@ -464,7 +464,7 @@ pub fn sent(disk: &dyn Disk, root: &Path) -> Result<Vec<(u64, Sent)>, SpoolError
 /// When the disk refuses.
 pub fn forget(disk: &dyn Disk, root: &Path, window: u64, file: &Uploaded, groups_too: bool) -> Result<(), SpoolError> {
     let folder = folder_of(root, window);
-    let present: Option<WindowSheet> = note(disk, &folder, SHEET).unwrap_or_default();
+    let present: Option<WindowRecord> = note(disk, &folder, SHEET).unwrap_or_default();
     let anew = present.is_some_and(|present| !present.judges_like(&file.sheet));
     let files = disk.list(&folder).map_err(failed(&folder, "read"))?;
     let noted = |name: &str| note::<Uploaded>(disk, &folder, name).unwrap_or_default();

@@ -220,8 +220,8 @@ fn record(index: i64) -> GroupRecord {
     GroupRecord { header, file }
 }
 
-fn sheet() -> WindowSheet {
-    WindowSheet { block_hash: "0xab".into(), checkpoint_window: 570, vocab_size: 9, max_positions: 99, deadline: 1.5 }
+fn sheet() -> WindowRecord {
+    WindowRecord { block_hash: "0xab".into(), checkpoint_window: 570, vocab_size: 9, max_positions: 99, deadline: 1.5 }
 }
 
 fn uploaded() -> Uploaded {
@@ -428,7 +428,7 @@ fn with_a_withdrawn_file_its_groups_go_and_those_that_are_mined_anew_stay() {
     spool.put(&record(3)).unwrap();
     spool.keep_sheet(&sheet()).unwrap();
     spool.mark_uploaded(&uploaded()).unwrap();
-    let other = Uploaded { sheet: WindowSheet { block_hash: "0xcd".into(), ..sheet() }, ..uploaded() };
+    let other = Uploaded { sheet: WindowRecord { block_hash: "0xcd".into(), ..sheet() }, ..uploaded() };
     forget(&FileSystem, folder.path(), WINDOW, &other, true).unwrap();
     assert_eq!((left().groups, left().sent), (vec![3], Sent::default()));
     let another = Uploaded { sha256: "cd".into(), ..uploaded() };
@@ -450,7 +450,7 @@ fn a_window_whose_deadline_is_to_come_is_not_past_whatever_a_node_calls_the_pres
     };
     let (spool, _) = on_disk(folder.path(), WINDOW, u64::MAX);
     spool.put(&record(0)).unwrap();
-    spool.keep_sheet(&WindowSheet { deadline: 1000.0, ..sheet() }).unwrap();
+    spool.keep_sheet(&WindowRecord { deadline: 1000.0, ..sheet() }).unwrap();
     assert_eq!(open(1 << 40, 900.0).lost, []);
     assert_eq!(open(WINDOW - 30, 900.0).lost, []);
     assert_eq!(open(WINDOW, 900.0).groups, [0]);
@@ -458,7 +458,7 @@ fn a_window_whose_deadline_is_to_come_is_not_past_whatever_a_node_calls_the_pres
     assert_eq!(open(WINDOW, 1001.0).groups, [] as [i64; 0]);
     // One that an absurd head has opened is removed by the next that is none.
     let (spool, _) = on_disk(folder.path(), 1 << 40, u64::MAX);
-    spool.keep_sheet(&WindowSheet { deadline: 2000.0, ..sheet() }).unwrap();
+    spool.keep_sheet(&WindowRecord { deadline: 2000.0, ..sheet() }).unwrap();
     open(WINDOW + 60, 2001.0);
     assert!(!folder.path().join((1_u64 << 40).to_string()).exists());
 }

@@ -12,11 +12,11 @@ use grail_store::retention::keep_last;
 use grail_store::window_file::{WindowMetadata, splice};
 use sha2::{Digest, Sha256};
 
+use super::finality_watch::ObjectPresence;
 use super::harvest::{Harvest, Kept};
+use super::mining_loop::{FOOTER_BYTES, Findings};
 use super::sending::Dispatch;
-use super::shift::{FOOTER_BYTES, Findings};
-use super::vigil::There;
-use super::{Gathering, Miner, NoFile, Opened};
+use super::{Miner, NoFile, OpenWindow, Opened};
 use crate::events::{FileClosed, FileFound, LocalCopyFailed};
 use crate::gate::JudgedGroup;
 use crate::spool::{Sent, Uploaded};
@@ -40,7 +40,7 @@ pub(super) struct Closed {
 /// How far a window's file has come.
 pub(super) enum Ending {
     /// An earlier run has brought it into the bucket.
-    There(Closed),
+    AlreadyThere(Closed),
     /// It is to be sent.
     OnItsWay(Box<(Dispatch, Closed)>),
 }
@@ -56,7 +56,7 @@ impl Miner {
     pub(super) async fn close(
         &mut self,
         opened: &Opened,
-        mut gathering: Gathering,
+        mut gathering: OpenWindow,
         findings: Findings,
         why_not: Option<NoFile>,
     ) -> Result<Ending, NoFile> {
@@ -69,7 +69,7 @@ impl Miner {
         if let Some(doubt) = findings.doubt {
             return Err(NoFile::HeldBack(doubt));
         }
-        let key = object_key(self.workshop.hotkey.address(), window);
+        let key = object_key(self.resources.hotkey.address(), window);
         let earlier = if gathering.harvest.is_tainted() { None } else { self.brought(opened, &gathering, &key).await };
         let fuller = earlier.as_ref().filter(|earlier| earlier.groups >= kept.len());
         if let Some(earlier) = fuller {
@@ -77,7 +77,7 @@ impl Miner {
             self.let_pass(unchanged, &gathering.harvest).await?;
             // An earlier run has brought all of it there; nothing was added and nothing taken out.
             let rollouts = (earlier.groups * ROLLOUTS_PER_PROBLEM) as u32;
-            return Ok(Ending::There(Closed { rollouts, bytes: earlier.bytes, ..Closed::of(&kept) }));
+            return Ok(Ending::AlreadyThere(Closed { rollouts, bytes: earlier.bytes, ..Closed::of(&kept) }));
         }
         if kept.is_empty() {
             return Err(why_not.unwrap_or_else(|| NoFile::Empty(self.why_empty())));
@@ -125,7 +125,7 @@ impl Miner {
     }
 
     /// What there is, once everything that an earlier run left was looked at, or there is no more time for it.
-    async fn gathered(&self, opened: &Opened, gathering: &mut Gathering) -> Vec<Kept> {
+    async fn gathered(&self, opened: &Opened, gathering: &mut OpenWindow) -> Vec<Kept> {
         let expected = self.schedule.closing_seconds(opened.left.groups.len() * ROLLOUTS_PER_PROBLEM);
         let spare = opened.clockwork.deadline - clock::unix_seconds() - self.schedule.upload_seconds() - expected;
         // Near the deadline the estimates leave nothing; then half of what is left goes to reading, the other half to the upload.
@@ -150,7 +150,7 @@ impl Miner {
 
     /// What an earlier run of this window has brought into the bucket and is judged alike, by its own record; where it ended in the
     /// middle of sending, by what the bucket says.
-    async fn brought(&self, opened: &Opened, gathering: &Gathering, key: &str) -> Option<Uploaded> {
+    async fn brought(&self, opened: &Opened, gathering: &OpenWindow, key: &str) -> Option<Uploaded> {
         let Sent { uploaded, sending, condemned } = &opened.left.sent;
         let counts = |file: &&Uploaded| file.key == key && file.sheet.judges_like(&gathering.sheet) && !condemned.holds(file);
         let uploaded = uploaded.as_ref().filter(counts);
@@ -162,7 +162,7 @@ impl Miner {
         let quarter = Duration::try_from_secs_f64((opened.clockwork.deadline - clock::unix_seconds()) / 4.0).unwrap_or_default();
         let place = self.place(opened.clockwork.window);
         match tokio::time::timeout(quarter, place.lock()).await {
-            Ok(there) if *there != There::Removed => {}
+            Ok(there) if *there != ObjectPresence::Removed => {}
             _ => return None,
         }
         let Some((sending, sha256)) = sending.and_then(|sending| Some((sending, digest_of(&sending.sha256)?))) else {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use grail_process::{Aside, clock};
+use grail_process::{SideThread, clock};
 use grail_protocol::row::WindowRow;
 use grail_store::window_file::{WindowMetadata, encode_group, read_window};
 use grail_supervision::journal::Journal;
@@ -48,7 +48,7 @@ pub struct Harvest {
     judge: Judge,
     spool: Option<Arc<Spool>>,
     /// The thread that writes the spool.
-    disk: Aside,
+    disk: SideThread,
     journal: Journal,
     board: Board,
     /// What earlier runs have sent.
@@ -79,7 +79,7 @@ struct State {
 
 impl Harvest {
     /// An empty harvest of the window that `judge` speaks of, whose spool is written on `disk`; without a spool, one in memory only.
-    pub fn new(judge: Judge, spool: Option<Arc<Spool>>, disk: Aside, journal: Journal, board: Board) -> Self {
+    pub fn new(judge: Judge, spool: Option<Arc<Spool>>, disk: SideThread, journal: Journal, board: Board) -> Self {
         Self { judge, spool, disk, journal, board, sent: Sent::default(), state: Mutex::default() }
     }
 
@@ -395,13 +395,13 @@ pub(super) mod tests {
 
     use super::*;
     use crate::gate;
-    use crate::spool::{FileSystem, UnderWay, WindowSheet};
+    use crate::spool::{FileSystem, UnderWay, WindowRecord};
 
     /// A disk that is only slow holds up no test, and changes what it finds as little.
     const LONG: Duration = Duration::from_secs(120);
 
     fn patient(judge: Judge, spool: Spool) -> Harvest {
-        let disk = Aside::start("test", 64).unwrap();
+        let disk = SideThread::start("test", 64).unwrap();
         let harvest = Harvest::new(judge, Some(Arc::new(spool)), disk, Journal::default(), Board::default());
         harvest.state().disk_patience = Some(LONG);
         harvest
@@ -463,7 +463,7 @@ pub(super) mod tests {
 
     fn sent_before() -> Sent {
         let sheet =
-            WindowSheet { block_hash: "0xab".into(), checkpoint_window: 570, vocab_size: 9, max_positions: 99, deadline: 1.5 };
+            WindowRecord { block_hash: "0xab".into(), checkpoint_window: 570, vocab_size: 9, max_positions: 99, deadline: 1.5 };
         let file = Uploaded { key: "key".into(), groups: 2, bytes: 80, sha256: "ab".into(), sheet };
         let other = Uploaded { key: "of another wallet".into(), sha256: "cd".into(), ..file.clone() };
         Sent { uploaded: Some(file), sending: Some(other), ..Sent::default() }

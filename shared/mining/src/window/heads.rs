@@ -28,7 +28,7 @@ pub struct Heads {
 
 /// What an operator should know.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Told {
+pub enum HeadUpdate {
     /// No new block for several block times.
     Silent(ChainSilent),
     /// There is one again.
@@ -71,7 +71,7 @@ impl Heads {
 
     /// The chain was asked: it names a block, or says why it cannot. Tells once when the newest block is stale, and once when that
     /// is over.
-    pub fn heard(&mut self, now: f64, answer: Result<u64, String>) -> Option<Told> {
+    pub fn heard(&mut self, now: f64, answer: Result<u64, String>) -> Option<HeadUpdate> {
         let asked = *self.asked.get_or_insert(now);
         self.answers = answer.is_ok();
         let (known, since) = self.newest.map_or((None, asked), |(number, since)| (Some(number), since));
@@ -81,7 +81,7 @@ impl Heads {
         {
             self.newest = Some((*block, now));
             let again = ChainAnswersAgain { block: *block, seconds: now - since };
-            return std::mem::take(&mut self.stale).then_some(Told::Again(again));
+            return std::mem::take(&mut self.stale).then_some(HeadUpdate::Again(again));
         }
         let seconds = now - since;
         if self.stale || seconds <= STALE_BLOCKS * self.block_seconds {
@@ -89,7 +89,7 @@ impl Heads {
         }
         self.stale = true;
         let why = answer.err().unwrap_or_else(|| "the node tells the same block".into());
-        Some(Told::Silent(ChainSilent { block: known, seconds, why }))
+        Some(HeadUpdate::Silent(ChainSilent { block: known, seconds, why }))
     }
 
     /// Whether the newest block is stale.
@@ -127,13 +127,13 @@ mod tests {
         assert_eq!(heads.heard(1012.0, Ok(601)), None);
         assert_eq!(heads.heard(1072.0, Ok(601)), None, "five blocks are not yet too many");
         let silent = ChainSilent { block: Some(601), seconds: 61.0, why: "no node answers".into() };
-        assert_eq!(heads.heard(1073.0, down()), Some(Told::Silent(silent)));
+        assert_eq!(heads.heard(1073.0, down()), Some(HeadUpdate::Silent(silent)));
         assert_eq!(heads.heard(1100.0, down()), None);
         assert_eq!(heads.heard(1101.0, Ok(601)), None, "the same block again is not news");
         assert_eq!(heads.heard(1102.0, Ok(590)), None, "nor is a node that lags");
         assert!(heads.is_stale());
         let again = ChainAnswersAgain { block: 608, seconds: 91.0 };
-        assert_eq!(heads.heard(1103.0, Ok(608)), Some(Told::Again(again)));
+        assert_eq!(heads.heard(1103.0, Ok(608)), Some(HeadUpdate::Again(again)));
         assert_eq!((heads.is_stale(), heads.newest()), (false, Some((608, 1103.0))));
     }
 
@@ -141,7 +141,7 @@ mod tests {
     fn a_chain_that_never_answered_is_told_too() {
         let mut heads = Heads::new(1.0);
         assert_eq!(heads.heard(10.0, down()), None);
-        assert!(matches!(heads.heard(15.5, down()), Some(Told::Silent(ChainSilent { block: None, .. }))));
+        assert!(matches!(heads.heard(15.5, down()), Some(HeadUpdate::Silent(ChainSilent { block: None, .. }))));
         assert_eq!(heads.block(630), 630);
     }
 

@@ -10,23 +10,23 @@
 //! One task owns all of it but the files on their way; decisions about time are in [`Schedule`], which is pure. What an earlier run of the window left
 //! is uploaded even where nothing can be mined any more: its groups are judged by the sheet that lies beside them.
 
-mod ahead;
 mod closing;
+mod early_upload;
 mod facts;
+mod finality_watch;
 mod harvest;
 mod heads;
+mod mining_loop;
 mod opening;
 mod sending;
-mod shift;
 mod subnet;
-mod vigil;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use grail_chain::relays::Relays;
-use grail_process::{Aside, clock};
+use grail_process::{SideThread, clock};
 use grail_protocol::constants::{ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
 use grail_protocol::window::{object_key, window_start};
 use grail_store::bucket::Bucket;
@@ -35,9 +35,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::events::{MiningBegan, SpoolExpired, SpoolRefused, WindowEnded, WindowOpened};
 use crate::gate::Judge;
-use crate::groups::Workshop;
+use crate::groups::MinerResources;
 use crate::schedule::Schedule;
-use crate::spool::{Expired, FileSystem, Growing, Indices, Left, Spool, WindowSheet};
+use crate::spool::{Expired, FileSystem, Growing, Indices, Left, Spool, WindowRecord};
 use crate::status::{Board, ChainStatus, FinishedWindow, WindowStatus};
 use grail_settings as settings;
 use grail_subnet::chain::Chain;
@@ -46,17 +46,17 @@ use grail_subnet::terms::Terms;
 use grail_supervision::journal::Journal;
 
 use crate::clockwork::Clockwork;
-use ahead::{Ahead, Destination};
 use closing::Ending;
+use early_upload::{Destination, EarlyUpload};
+pub use finality_watch::Watch;
 pub use harvest::{Harvest, Kept};
+use heads::HeadUpdate;
 pub use heads::Heads;
-use heads::Told;
+use mining_loop::{Findings, WindowContext};
 pub use sending::Sending;
-use shift::{Findings, Site};
 pub use subnet::Subnet;
-pub use vigil::Watch;
 
-pub use shift::ROLLOUT_TARGET;
+pub use mining_loop::ROLLOUT_TARGET;
 
 /// Longest wait for one answer of the chain in the middle of a window.
 const CHAIN_PATIENCE: Duration = Duration::from_secs(5);
@@ -74,17 +74,17 @@ pub struct Miner {
     /// drand, unless it is not used.
     pub relays: Option<Relays>,
     /// Key, server, workers.
-    pub workshop: Arc<Workshop>,
+    pub resources: Arc<MinerResources>,
     /// Our bucket.
     pub bucket: Bucket,
     /// The trainer's checkpoints.
     pub checkpoints: Checkpoints,
     /// The thread that removes old ones.
-    pub cache_disk: Aside,
+    pub cache_disk: SideThread,
     /// Folder of the spool, and the thread that writes it.
     pub spool: PathBuf,
     /// See [`Miner::spool`].
-    pub spool_disk: Aside,
+    pub spool_disk: SideThread,
     /// Bytes of the parts in which a file leaves while its window runs; 0 sends it whole at the end.
     pub part_bytes: usize,
     /// Most bytes of one window's spool.
@@ -92,7 +92,7 @@ pub struct Miner {
     /// Folder of the local copies, and the thread that writes them.
     pub windows: PathBuf,
     /// See [`Miner::windows`].
-    pub copies_disk: Aside,
+    pub copies_disk: SideThread,
     /// Where progress is shown.
     pub board: Board,
     /// Where events are written down.
@@ -110,7 +110,7 @@ pub struct Miner {
     /// Windows whose file is on its way, oldest first.
     pub sendings: Vec<Sending>,
     /// Uploaded files that may have to be withdrawn.
-    pub vigils: Vec<Watch>,
+    pub finality_watches: Vec<Watch>,
 }
 
 /// Why a block must not be believed that the clock does not allow, by the times that the chain tells.
@@ -151,13 +151,13 @@ struct Opened {
 }
 
 /// A harvest, and the reading of what an earlier run left, which goes on beside the mining.
-struct Gathering {
+struct OpenWindow {
     harvest: Arc<Harvest>,
     recovery: JoinHandle<()>,
     /// What leaves for the bucket meanwhile.
-    ahead: Option<Ahead>,
+    ahead: Option<EarlyUpload>,
     /// What it is judged by.
-    sheet: WindowSheet,
+    sheet: WindowRecord,
 }
 
 impl Miner {
@@ -205,8 +205,8 @@ impl Miner {
             answer => answer,
         };
         match self.heads.heard(clock::unix_seconds(), answer.clone()) {
-            Some(Told::Silent(event)) => self.journal.record(&event),
-            Some(Told::Again(event)) => self.journal.record(&event),
+            Some(HeadUpdate::Silent(event)) => self.journal.record(&event),
+            Some(HeadUpdate::Again(event)) => self.journal.record(&event),
             None => {}
         }
         let (newest, since) = self.heads.newest().unzip();
@@ -261,7 +261,7 @@ impl Miner {
         });
         let mut finished = FinishedWindow::of(window);
         let (outcome, reason) = match self.attempt(window, stop, &mut finished.checkpoint_window).await {
-            Ok(Ending::There(closed)) => {
+            Ok(Ending::AlreadyThere(closed)) => {
                 closed.tell(&mut finished);
                 return Some(finished);
             }
@@ -305,7 +305,7 @@ impl Miner {
     async fn open(&mut self, window: u64, stop: &CancellationToken) -> Result<Opened, NoFile> {
         let at = clock::unix_seconds();
         let (disk, root, budget) = (Arc::new(FileSystem), self.spool.clone(), self.spool_budget);
-        let wallet = self.workshop.hotkey.address().to_owned();
+        let wallet = self.resources.hotkey.address().to_owned();
         let under_way = self.windows_under_way();
         let opening = self.spool_disk.ask(OPEN_PATIENCE, move || Spool::open(disk, &root, &wallet, window, &under_way, budget));
         let opened =
@@ -329,7 +329,7 @@ impl Miner {
 
     /// Ends multipart uploads that nobody goes on with.
     fn abort_growing(&self, growing: Vec<Growing>) {
-        let (bucket, hotkey) = (self.bucket.clone(), self.workshop.hotkey.address().to_owned());
+        let (bucket, hotkey) = (self.bucket.clone(), self.resources.hotkey.address().to_owned());
         tokio::spawn(async move {
             for Growing { window, upload } in growing {
                 if let Err(error) = bucket.abort_parts(&object_key(&hotkey, window), &upload).await {
@@ -340,17 +340,17 @@ impl Miner {
     }
 
     /// A harvest under `sheet`, with the reading of what is in the spool begun.
-    fn gather(&self, opened: &Opened, sheet: &WindowSheet) -> Gathering {
+    fn gather(&self, opened: &Opened, sheet: &WindowRecord) -> OpenWindow {
         let judge = Judge {
-            hotkey: self.workshop.hotkey.address().to_owned(),
-            scheme: self.workshop.hotkey.scheme(),
+            hotkey: self.resources.hotkey.address().to_owned(),
+            scheme: self.resources.hotkey.scheme(),
             window: opened.clockwork.window,
             block_hash: sheet.block_hash.clone(),
             checkpoint_window: sheet.checkpoint_window,
             vocab_size: sheet.vocab_size,
             max_positions: sheet.max_positions,
         };
-        let key = object_key(self.workshop.hotkey.address(), opened.clockwork.window);
+        let key = object_key(self.resources.hotkey.address(), opened.clockwork.window);
         let (spool, disk) = (opened.spool.clone(), self.spool_disk.clone());
         let harvest = Harvest::new(judge, spool, disk, self.journal.clone(), self.board.clone());
         let harvest = Arc::new(harvest.after(&opened.left.sent, &key));
@@ -359,16 +359,16 @@ impl Miner {
         }
         let destination =
             Destination { bucket: self.bucket.clone(), key, part_bytes: self.part_bytes, deadline: opened.clockwork.deadline };
-        let ahead = (self.part_bytes > 0).then(|| Ahead::begin(&harvest, destination));
+        let ahead = (self.part_bytes > 0).then(|| EarlyUpload::begin(&harvest, destination));
         let recovery = tokio::spawn(harvest.clone().recover(opened.left.groups.clone()));
-        Gathering { harvest, recovery, ahead, sheet: sheet.clone() }
+        OpenWindow { harvest, recovery, ahead, sheet: sheet.clone() }
     }
 
     /// Everything between opening and closing. An error says why nothing more can be mined.
     async fn mine(
         &mut self,
         opened: &Opened,
-        gathering: &mut Option<Gathering>,
+        gathering: &mut Option<OpenWindow>,
         stop: &CancellationToken,
         checkpoint: &mut Option<u64>,
     ) -> Result<Findings, NoFile> {
@@ -380,14 +380,14 @@ impl Miner {
             status.revision = Some(terms.revision.to_string());
             status.phase = "loading the checkpoint".into();
         });
-        let sheet = WindowSheet {
+        let sheet = WindowRecord {
             block_hash: facts.block_hash.clone(),
             checkpoint_window: terms.revision.window,
             vocab_size: terms.vocab_size,
             max_positions: terms.max_positions,
             deadline: clockwork.deadline,
         };
-        let key = object_key(self.workshop.hotkey.address(), clockwork.window);
+        let key = object_key(self.resources.hotkey.address(), clockwork.window);
         self.condemn_earlier(opened, &key, &sheet).await;
         // A sheet of another checkpoint: validators take the newest one, and its groups are judged by this one.
         if left.sheet.as_ref().is_some_and(|before| !before.judges_like(&sheet))
@@ -399,7 +399,7 @@ impl Miner {
         if gathering.is_none() {
             *gathering = Some(self.gather(opened, &sheet));
         }
-        let Some(Gathering { harvest, .. }) = gathering.as_ref() else {
+        let Some(OpenWindow { harvest, .. }) = gathering.as_ref() else {
             return Err(NoFile::Skipped("no harvest was begun".into()));
         };
         let harvest = harvest.clone();
@@ -408,7 +408,7 @@ impl Miner {
         let revision = terms.revision.to_string();
         let seconds = clock::unix_seconds() - opened.at;
         self.journal.record(&MiningBegan { window: clockwork.window, revision, seconds });
-        let site = Site { clockwork: clockwork.clone(), terms: terms.clone(), facts: Arc::new(facts), harvest };
+        let site = WindowContext { clockwork: clockwork.clone(), terms: terms.clone(), facts: Arc::new(facts), harvest };
         let findings = self.generate(&site, self.indices(opened), stop).await;
         // A disk that is busy with it is left to it.
         self.cache_disk.offer(self.checkpoints.clean(&terms));
@@ -434,21 +434,21 @@ impl Miner {
         stop: &CancellationToken,
     ) -> Result<(), NoFile> {
         let command = self.checkpoints.reload_command().ok_or_else(|| NoFile::Skipped("no checkpoint is loaded".into()))?;
-        self.workshop.proofs.reload(command.clone());
-        self.workshop.generator.reload(command);
+        self.resources.proofs.reload(command.clone());
+        self.resources.generator.reload(command);
         let left =
             Duration::try_from_secs_f64(self.schedule.cut_off(clockwork, rollouts) - clock::unix_seconds()).unwrap_or_default();
         let ready = async {
-            self.workshop.proofs.serving(&terms.revision).await;
-            self.workshop.generator.judged(&terms.revision);
-            self.workshop.generator.replicas().awaited(&terms.revision).await;
+            self.resources.proofs.serving(&terms.revision).await;
+            self.resources.generator.judged(&terms.revision);
+            self.resources.generator.replicas().awaited(&terms.revision).await;
         };
         tokio::select! {
             ready = tokio::time::timeout(left, ready) => {
                 ready.map_err(|_| NoFile::Skipped("the children did not hold the checkpoint before the window's end".into()))
             }
-            why = self.workshop.proofs.refusing(&terms.revision) => Err(NoFile::Skipped(format!("a proof worker refused the checkpoint: {why}"))),
-            why = self.workshop.generator.refusing(&terms.revision) => Err(NoFile::Skipped(format!("the generation server refused the checkpoint: {why}"))),
+            why = self.resources.proofs.refusing(&terms.revision) => Err(NoFile::Skipped(format!("a proof worker refused the checkpoint: {why}"))),
+            why = self.resources.generator.refusing(&terms.revision) => Err(NoFile::Skipped(format!("the generation server refused the checkpoint: {why}"))),
             () = stop.cancelled() => Err(NoFile::Skipped("the supervisor is stopping".into())),
         }
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use grail_process::clock;
 use grail_protocol::constants::{DEADLINE_SLACK_SECONDS, WINDOW_LENGTH};
 use grail_subnet::chain::ChainError;
-use grail_subnet::checkpoints::Unready;
+use grail_subnet::checkpoints::NotReady;
 use grail_subnet::terms::Terms;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +22,7 @@ use super::{CHAIN_PATIENCE, Miner, NoFile, pause};
 use crate::clockwork::Clockwork;
 use crate::events::WindowWaits;
 use crate::groups::WindowFacts;
-use crate::spool::WindowSheet;
+use crate::spool::WindowRecord;
 
 /// The first pause, doubled up to the longest one. Each look costs the trainer's bucket a few small questions.
 const PAUSES: (f64, f64) = (1.0, 10.0);
@@ -71,11 +71,11 @@ impl fmt::Display for Obstacle {
     }
 }
 
-impl From<Unready> for Obstacle {
-    fn from(unready: Unready) -> Self {
+impl From<NotReady> for Obstacle {
+    fn from(unready: NotReady) -> Self {
         match unready {
-            Unready::None => Self::NoCheckpoint,
-            Unready::Unusable(why) => Self::Checkpoint(why),
+            NotReady::None => Self::NoCheckpoint,
+            NotReady::Unusable(why) => Self::Checkpoint(why),
         }
     }
 }
@@ -121,7 +121,7 @@ impl Miner {
     pub(super) async fn deadline(
         &mut self,
         window: u64,
-        sheet: Option<&WindowSheet>,
+        sheet: Option<&WindowRecord>,
         stop: &CancellationToken,
     ) -> Result<f64, NoFile> {
         // Until the chain says when the window ends: what the clock says. Blocks may be late, and are never much too early.

@@ -12,8 +12,8 @@ use grail_supervision::journal::Journal;
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::ahead::Ahead;
-use super::vigil::{Place, There, Watch};
+use super::early_upload::EarlyUpload;
+use super::finality_watch::{ObjectPresence, Place, Watch};
 use super::{Harvest, Miner, conclude};
 use crate::events::FileUploaded;
 use crate::spool::{CondemnedFile, UnderWay, Uploaded};
@@ -35,7 +35,7 @@ pub(super) struct Dispatch {
     pub bytes: Bytes,
     pub sha256: [u8; 32],
     /// What of it has left already.
-    pub ahead: Option<Ahead>,
+    pub ahead: Option<EarlyUpload>,
     /// SHA-256 of what an earlier run of the window has brought there.
     pub earlier: Option<[u8; 32]>,
     /// When the closing began.
@@ -143,7 +143,7 @@ impl Dispatch {
         let sending = self.file.clone();
         // First, so that a run that ends between here and the record below leaves a trace of what the bucket may hold.
         self.harvest.on_willing_disk(move |spool| spool.mark_sending(&sending)).await;
-        *there = There::Unknown;
+        *there = ObjectPresence::Unknown;
         let begun = clock::monotonic();
         let ahead = match self.ahead.take() {
             // At most half of the time that is left: the other half belongs to the whole file.
@@ -155,7 +155,7 @@ impl Dispatch {
         let object = WindowObject { key: &self.file.key, bytes: &self.bytes, sha256: self.sha256, earlier: self.earlier };
         let ahead = ahead.map(|ahead| ahead.object);
         let Receipt { spent, rounds } = upload(&self.bucket, &object, ahead, self.deadline).await?;
-        *there = There::File(self.file.sha256.clone());
+        *there = ObjectPresence::File(self.file.sha256.clone());
         let left = self.deadline - clock::unix_seconds();
         let uploaded = self.file.clone();
         self.harvest.on_disk(move |spool| spool.mark_uploaded(&uploaded).and_then(|()| spool.forget_growing())).await;
@@ -193,7 +193,7 @@ impl Miner {
                 self.arrived(&verdict, arrival);
             }
         }
-        self.vigils.retain(Watch::goes_on);
+        self.finality_watches.retain(Watch::goes_on);
     }
 
     /// Waits for what is still on its way. Where this future is dropped, what is left stays for [`Miner::break_off`].

@@ -26,7 +26,7 @@ pub struct Subnet {
 impl Miner {
     /// A chain that gives no answer changes nothing.
     pub(super) async fn follow_subnet(&mut self) -> Result<(), Obstacle> {
-        let hotkey = self.workshop.hotkey.address();
+        let hotkey = self.resources.hotkey.address();
         let standing = match tokio::time::timeout(CHAIN_PATIENCE, self.chain.standing(hotkey)).await {
             Ok(Ok(standing)) => standing,
             Ok(Err(error)) => {

@@ -12,14 +12,14 @@ use grail_store::checkpoint::{CheckpointError, FetchLimits, Fetcher, PublishTerm
 use grail_store::local_server::LocalBucketServer;
 use proxy::{Fault, Proxy};
 
-struct Site {
+struct TestBucket {
     bucket: Bucket,
     proxy: Proxy,
     folder: tempfile::TempDir,
     _server: LocalBucketServer,
 }
 
-impl Site {
+impl TestBucket {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = "127.0.0.1:0".parse().unwrap();
@@ -47,7 +47,7 @@ fn quickly() -> RetryPolicy {
 
 #[tokio::test]
 async fn errors_that_pass_are_tried_again_and_throttling_more_slowly() {
-    let site = Site::start().await;
+    let site = TestBucket::start().await;
     for (fault, slow) in [(Fault::Internal, false), (Fault::SlowDown, true), (Fault::Reset, false)] {
         site.proxy.next([fault, fault]);
         let began = tokio::time::Instant::now();
@@ -70,7 +70,7 @@ async fn errors_that_pass_are_tried_again_and_throttling_more_slowly() {
 
 #[tokio::test]
 async fn a_clock_that_is_wrong_is_told_at_once() {
-    let site = Site::start().await;
+    let site = TestBucket::start().await;
     site.proxy.next([Fault::Skewed]);
     let error = site.bucket.put("k", "value", &quickly()).await.unwrap_err();
     let BucketError::Clock { skew_seconds: Some(skew), .. } = &error else { panic!("{error}") };
@@ -81,7 +81,7 @@ async fn a_clock_that_is_wrong_is_told_at_once() {
 /// R2 knows none of the newer SDKs' checksums; every kind of request has to do without them.
 #[tokio::test]
 async fn no_request_carries_what_r2_refuses() {
-    let site = Site::start().await;
+    let site = TestBucket::start().await;
     site.proxy.refuse_checksums();
     let large = vec![7_u8; 11 << 20];
     let (up, down) = (site.folder.path().join("up"), site.folder.path().join("down"));
@@ -98,7 +98,7 @@ async fn no_request_carries_what_r2_refuses() {
 
 #[tokio::test]
 async fn a_download_that_breaks_off_goes_on_and_another_object_is_not_mixed_in() {
-    let site = Site::start().await;
+    let site = TestBucket::start().await;
     let content: Vec<u8> = (0..20_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     site.bucket.put_bytes("object", &content.clone().into(), &quickly()).await.unwrap();
     let head = site.bucket.head("object").await.unwrap().unwrap();
@@ -120,7 +120,7 @@ async fn a_download_that_breaks_off_goes_on_and_another_object_is_not_mixed_in()
 
 #[tokio::test]
 async fn a_service_that_accepts_and_says_nothing_costs_one_attempt() {
-    let site = Site::start().await;
+    let site = TestBucket::start().await;
     site.bucket.put("k", "value", &quickly()).await.unwrap();
     site.proxy.next([Fault::Silent]);
     let began = tokio::time::Instant::now();
@@ -132,7 +132,7 @@ async fn a_service_that_accepts_and_says_nothing_costs_one_attempt() {
 /// believed, and it is had as soon as the way is steady.
 #[tokio::test]
 async fn bytes_that_change_on_the_way_are_not_blamed_on_the_checkpoint() {
-    let site = Site::start().await;
+    let site = TestBucket::start().await;
     let model = site.folder.path().join("model");
     std::fs::create_dir(&model).unwrap();
     let header = r#"{"a":{"dtype":"U8","shape":[5],"data_offsets":[0,5]}}"#;
@@ -184,6 +184,7 @@ enum Endless {
 /// Serves one connection after another; counts what was taken of it.
 async fn endless(listener: tokio::net::TcpListener, how: Endless, taken: std::sync::Arc<std::sync::atomic::AtomicUsize>) {
     use std::sync::atomic::Ordering::Relaxed;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut pages = 0_u32;
     while let Ok((mut socket, _)) = listener.accept().await {

@@ -8,12 +8,12 @@ use std::time::Duration;
 use grail_environments::ThinkingMode;
 use grail_link::message::{FromReader, Question, ToReader};
 use grail_link::{Connection, LinkError, Listener};
-use grail_process::{Child, Course, Launch, environment};
+use grail_process::{Child, Launch, StopOutcome, environment};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::verdict::{End, Fate};
+use super::verdict::{End, ReaderExit};
 use super::{ReadError, Source};
 
 /// Questions of one message.
@@ -235,17 +235,17 @@ impl Keeper {
         let life = self.life.as_mut()?;
         let message = ToReader { questions: batch };
         let sent = life.child.during(patience, life.link.outbox.send(&message)).await;
-        if !matches!(sent, Course::Done(Ok(()))) {
+        if !matches!(sent, StopOutcome::Done(Ok(()))) {
             return Some(self.bury("took no questions").await);
         }
         for _ in 0..count {
             let life = self.life.as_mut()?;
             let course = life.child.during(patience, life.link.inbox.receive()).await;
             let answer = match course {
-                Course::Done(Ok(Some(answer))) => answer,
-                Course::Done(Ok(None)) | Course::Ended(_) => return Some(self.bury("closed its link").await),
-                Course::Done(Err(error)) => return Some(self.bury(&format!("broke its link: {error}")).await),
-                Course::Late => {
+                StopOutcome::Done(Ok(Some(answer))) => answer,
+                StopOutcome::Done(Ok(None)) | StopOutcome::Ended(_) => return Some(self.bury("closed its link").await),
+                StopOutcome::Done(Err(error)) => return Some(self.bury(&format!("broke its link: {error}")).await),
+                StopOutcome::Late => {
                     let why = format!("gave no answer within {} s", patience.as_secs());
                     return Some(self.bury(&why).await);
                 }
@@ -273,8 +273,8 @@ impl Keeper {
         // A link that closes is as a rule the first that is seen of an end.
         let ended = life.child.during(LAST_WORDS, std::future::pending::<()>());
         let end = match ended.await {
-            Course::Ended(status) => End::of(status, &life.said.await.unwrap_or_default(), &self.source.bounds),
-            Course::Done(()) | Course::Late => {
+            StopOutcome::Ended(status) => End::of(status, &life.said.await.unwrap_or_default(), &self.source.bounds),
+            StopOutcome::Done(()) | StopOutcome::Late => {
                 life.child.kill().await;
                 End::Outside(why.to_owned())
             }
@@ -292,10 +292,10 @@ impl Keeper {
             asked.deaths += 1;
         }
         let (End::Limit(why) | End::Outside(why)) = &end;
-        match Fate::of(&end, self.last, asked.deaths) {
-            Fate::Again => self.queue.push_front(asked),
-            Fate::GivenUp => asked.answered(Err(ReadError::Trouble(why.clone()))),
-            Fate::Guilty => {
+        match ReaderExit::of(&end, self.last, asked.deaths) {
+            ReaderExit::Again => self.queue.push_front(asked),
+            ReaderExit::GivenUp => asked.answered(Err(ReadError::Trouble(why.clone()))),
+            ReaderExit::Guilty => {
                 asked.answered(Err(ReadError::Refused(beyond(why))));
                 self.strikes += 1;
                 if self.strikes >= STRIKES {
@@ -336,20 +336,20 @@ impl Keeper {
             Ok::<_, LinkError>((link, first))
         };
         let ended = match child.during(self.source.bounds.patience, greeting).await {
-            Course::Done(Ok((link, Some(FromReader::Opened { eos_token_id })))) => {
+            StopOutcome::Done(Ok((link, Some(FromReader::Opened { eos_token_id })))) => {
                 return Ok((Life { child, link, said, answered: 0 }, eos_token_id));
             }
-            Course::Done(Ok((_, Some(FromReader::Refused { reason })))) => {
+            StopOutcome::Done(Ok((_, Some(FromReader::Refused { reason })))) => {
                 child.kill().await;
                 return Err(Unopened::Refused(reason));
             }
-            Course::Ended(status) => Some(status),
+            StopOutcome::Ended(status) => Some(status),
             // A link that closes is as a rule the first that is seen of an end.
-            Course::Done(_) => match child.during(LAST_WORDS, std::future::pending::<()>()).await {
-                Course::Ended(status) => Some(status),
+            StopOutcome::Done(_) => match child.during(LAST_WORDS, std::future::pending::<()>()).await {
+                StopOutcome::Ended(status) => Some(status),
                 _ => None,
             },
-            Course::Late => None,
+            StopOutcome::Late => None,
         };
         Err(Unopened::Ended(match ended {
             Some(status) => End::of(status, &said.await.unwrap_or_default(), &self.source.bounds),

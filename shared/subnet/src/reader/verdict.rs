@@ -67,7 +67,7 @@ fn short(line: &str) -> String {
 
 /// What becomes of the question that was being answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum ReaderExit {
     /// It is asked once more, of a new reader, before all others.
     Again,
     /// It killed a reader that had done nothing else: it is to blame.
@@ -76,7 +76,7 @@ pub(super) enum Fate {
     GivenUp,
 }
 
-impl Fate {
+impl ReaderExit {
     /// `answered`: answers of that reader before; `deaths`: those from outside that the question has seen, this one included.
     pub fn of(end: &End, answered: u64, deaths: u32) -> Self {
         match end {
@@ -114,9 +114,9 @@ mod tests {
     #[test]
     fn a_question_is_to_blame_only_for_a_reader_that_answered_nothing_else() {
         let (limit, outside) = (End::Limit(String::new()), End::Outside(String::new()));
-        assert_eq!(Fate::of(&limit, 3, 0), Fate::Again);
-        assert_eq!(Fate::of(&limit, 0, 0), Fate::Guilty);
-        assert_eq!(Fate::of(&outside, 0, 1), Fate::Again);
-        assert_eq!(Fate::of(&outside, 0, MOST_DEATHS), Fate::GivenUp);
+        assert_eq!(ReaderExit::of(&limit, 3, 0), ReaderExit::Again);
+        assert_eq!(ReaderExit::of(&limit, 0, 0), ReaderExit::Guilty);
+        assert_eq!(ReaderExit::of(&outside, 0, 1), ReaderExit::Again);
+        assert_eq!(ReaderExit::of(&outside, 0, MOST_DEATHS), ReaderExit::GivenUp);
     }
 }

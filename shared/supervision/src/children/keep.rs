@@ -114,7 +114,7 @@ async fn live<K: Kept>(child: &mut K, life: &Life, gpus: &Gpus, stop: &Cancellat
 
 struct Started {
     process: Child,
-    door: session::Door,
+    door: session::ChildSocket,
     drains: Drains,
 }
 
@@ -158,7 +158,7 @@ async fn clear(gpu: &str, life: &Life, gpus: &Gpus) -> Result<(), Cause> {
 async fn attend<K: Kept>(
     child: &mut K,
     process: &mut Child,
-    door: session::Door,
+    door: session::ChildSocket,
     life: &Life,
     stop: &CancellationToken,
 ) -> Cause {

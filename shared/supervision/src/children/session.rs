@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use grail_link::{Connection, Inbox, LinkError, Listener};
-use grail_process::{Aside, Child, Launch, Spawner, environment};
+use grail_process::{Child, Launch, SideThread, Spawner, environment};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -79,13 +79,13 @@ pub struct Opening<'a> {
 const SOCKET_LIMIT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(250));
 
 /// A child's socket. A disk that hangs holds up nobody who closes it.
-pub struct Door {
+pub struct ChildSocket {
     listener: Option<Listener>,
-    aside: Aside,
+    aside: SideThread,
 }
 
-impl Door {
-    async fn open(socket: PathBuf, aside: &Aside) -> Result<Self, String> {
+impl ChildSocket {
+    async fn open(socket: PathBuf, aside: &SideThread) -> Result<Self, String> {
         let runtime = tokio::runtime::Handle::current();
         let bound = aside.ask(SOCKET_LIMIT.0, move || {
             let _here = runtime.enter();
@@ -96,7 +96,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for ChildSocket {
     fn drop(&mut self) {
         let listener = self.listener.take();
         // Its file goes with it.
@@ -105,9 +105,9 @@ impl Drop for Door {
 }
 
 /// Binds the child's socket and starts it.
-pub async fn spawn(opening: Opening<'_>, name: &str) -> Result<(Door, Child), Cause> {
+pub async fn spawn(opening: Opening<'_>, name: &str) -> Result<(ChildSocket, Child), Cause> {
     let failed = |error: &dyn std::fmt::Display| Cause::CannotStart(error.to_string());
-    let door = Door::open(opening.socket.clone(), opening.spawner.aside()).await.map_err(Cause::HostDisk)?;
+    let door = ChildSocket::open(opening.socket.clone(), opening.spawner.aside()).await.map_err(Cause::HostDisk)?;
     let mut arguments: Vec<OsString> = vec!["--socket".into(), opening.socket.into()];
     arguments.extend(opening.arguments);
     let launch = Launch {
@@ -125,7 +125,7 @@ pub async fn spawn(opening: Opening<'_>, name: &str) -> Result<(Door, Child), Ca
 }
 
 /// Waits for the child's first message. The life cycle sets the time limit.
-pub async fn hello<In: DeserializeOwned, Out>(door: &Door, pid: u32) -> Result<(Connection<In, Out>, In), Cause> {
+pub async fn hello<In: DeserializeOwned, Out>(door: &ChildSocket, pid: u32) -> Result<(Connection<In, Out>, In), Cause> {
     let listener = door.listener.as_ref().ok_or(Cause::Closed)?;
     let mut link: Connection<In, Out> = listener.accept(pid).await.map_err(broken)?;
     let hello = link.inbox.receive().await.map_err(broken)?.ok_or(Cause::Closed)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use grail_process::{Aside, HeldUp, clock};
+use grail_process::{SideThread, SideThreadError, clock};
 use grail_protocol::constants::{MAX_FILE_BYTES, ROLLOUTS_PER_PROBLEM, WINDOW_LENGTH};
 use grail_store::bucket::{Bucket, BucketError};
 use grail_subnet::chain::{Chain, ChainError};
@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{CHAIN_PATIENCE, Harvest, Heads, Miner, OPEN_PATIENCE, Opened, conclude, refusal};
 use crate::events::{FileStays, FileWithdrawn};
-use crate::spool::{self, CondemnedFile, FileSystem, Uploaded, WindowSheet};
+use crate::spool::{self, CondemnedFile, FileSystem, Uploaded, WindowRecord};
 use crate::status::{Board, FinishedWindow};
 use crate::upload::{remove_twin, twin};
 
@@ -33,7 +33,7 @@ const LAST_LOOKS: Duration = Duration::from_secs(5);
 
 /// What lies under a window's key, as far as this process knows.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) enum There {
+pub(super) enum ObjectPresence {
     /// Only the bucket knows.
     #[default]
     Unknown,
@@ -44,7 +44,7 @@ pub(super) enum There {
 }
 
 /// A window's key. Whoever changes what lies there holds it, so that the removal of a file never meets the upload of the next one.
-pub(super) type Place = Arc<Mutex<There>>;
+pub(super) type Place = Arc<Mutex<ObjectPresence>>;
 
 /// A file that is watched. Dropped, it is not watched any more.
 pub struct Watch {
@@ -56,13 +56,13 @@ pub struct Watch {
 }
 
 /// The watch over one file.
-struct Vigil {
+struct FinalityWatch {
     chain: Arc<dyn Chain>,
     bucket: Bucket,
     journal: Journal,
     board: Board,
     spool: std::path::PathBuf,
-    spool_disk: Aside,
+    spool_disk: SideThread,
     window: u64,
     file: Uploaded,
     place: Place,
@@ -82,7 +82,7 @@ struct Condemnation {
 
 /// What lies at the place of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lies {
+enum ObjectState {
     /// What must not be judged.
     Condemned,
     /// Nothing, or something that may stay.
@@ -119,7 +119,7 @@ impl Miner {
 
     fn keep_vigil(&mut self, window: u64, file: Uploaded, place: Place, condemned: Option<Condemnation>) {
         let is_condemned = condemned.is_some();
-        let vigil = Vigil {
+        let finality_watch = FinalityWatch {
             chain: self.chain.clone(),
             bucket: self.bucket.clone(),
             journal: self.journal.clone(),
@@ -131,8 +131,8 @@ impl Miner {
             place: place.clone(),
             condemned,
         };
-        let task = AbortOnDropHandle::new(tokio::spawn(vigil.keep()));
-        self.vigils.push(Watch { window, place, condemned: is_condemned, task });
+        let task = AbortOnDropHandle::new(tokio::spawn(finality_watch.keep()));
+        self.finality_watches.push(Watch { window, place, condemned: is_condemned, task });
     }
 
     /// Goes on with the files of earlier runs that may still be judged.
@@ -151,7 +151,7 @@ impl Miner {
             }
         };
         for (window, sent) in found {
-            let there = sent.known().map_or(There::Unknown, |file| There::File(file.sha256.clone()));
+            let there = sent.known().map_or(ObjectPresence::Unknown, |file| ObjectPresence::File(file.sha256.clone()));
             let place = Place::new(Mutex::new(there));
             for file in sent.files().cloned().collect::<Vec<_>>() {
                 tracing::info!(window, "The file of an earlier run is watched again until its window's first block is final.");
@@ -165,7 +165,7 @@ impl Miner {
 
     /// Withdraws what earlier runs of this window have sent and `sheet` does not judge like their own: validators reject all of it,
     /// and that costs more windows than this one. It goes on beside the mining.
-    pub(super) async fn condemn_earlier(&mut self, opened: &Opened, key: &str, sheet: &WindowSheet) {
+    pub(super) async fn condemn_earlier(&mut self, opened: &Opened, key: &str, sheet: &WindowRecord) {
         let window = opened.clockwork.window;
         let condemn = |file: &Uploaded| {
             let why = if file.sheet.block_hash == sheet.block_hash {
@@ -194,30 +194,30 @@ impl Miner {
 
     /// The window's key.
     pub(super) fn place(&self, window: u64) -> Place {
-        let known = self.vigils.iter().find(|watch| watch.window == window).map(|watch| watch.place.clone());
+        let known = self.finality_watches.iter().find(|watch| watch.window == window).map(|watch| watch.place.clone());
         known.unwrap_or_default()
     }
 
     /// Windows with a file that is still watched.
     pub(super) fn watched(&self) -> Vec<u64> {
-        self.vigils.iter().filter(|watch| watch.goes_on()).map(|watch| watch.window).collect()
+        self.finality_watches.iter().filter(|watch| watch.goes_on()).map(|watch| watch.window).collect()
     }
 
     /// Gives what is still watched a moment to become final.
     pub(super) async fn await_vigils(&mut self) {
-        let looks = join_all(self.vigils.iter_mut().map(|watch| &mut watch.task));
+        let looks = join_all(self.finality_watches.iter_mut().map(|watch| &mut watch.task));
         // Who is not ready in time is told of when the run is broken off.
         let _ = tokio::time::timeout(LAST_LOOKS, looks).await;
-        self.vigils.retain(Watch::goes_on);
+        self.finality_watches.retain(Watch::goes_on);
     }
 
     /// Says which files the next start has to watch.
     pub(super) fn leave_vigils(&mut self) {
-        let going_on = self.vigils.iter().filter(|watch| watch.goes_on());
+        let going_on = self.finality_watches.iter().filter(|watch| watch.goes_on());
         let (condemned, watched): (Vec<&Watch>, Vec<&Watch>) = going_on.partition(|watch| watch.condemned);
         let windows = |watches: Vec<&Watch>| watches.iter().map(|watch| watch.window).collect::<Vec<_>>();
         let (condemned, watched) = (windows(condemned), windows(watched));
-        self.vigils.clear();
+        self.finality_watches.clear();
         if !condemned.is_empty() {
             tracing::error!(
                 windows = ?condemned,
@@ -235,7 +235,7 @@ impl Miner {
     }
 }
 
-impl Vigil {
+impl FinalityWatch {
     /// Looks once a block until the window's first block is final, or the file must not be judged and is out of the bucket, or
     /// everybody has judged it.
     async fn keep(self) {
@@ -317,7 +317,7 @@ impl Vigil {
         let removed = tokio::time::timeout(limit, self.remove(&there, condemned.anything_else, limit / 3)).await;
         let removed = removed.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")));
         if removed == Ok(true) {
-            *there = There::Removed;
+            *there = ObjectPresence::Removed;
             self.tell(&condemned.why);
         }
         drop(there);
@@ -330,21 +330,21 @@ impl Vigil {
     }
 
     /// Removes what must not be judged if that is what lies there, and makes sure of it. Says whether it was.
-    async fn remove(&self, there: &There, anything_else: bool, patience: Duration) -> Result<bool, String> {
+    async fn remove(&self, there: &ObjectPresence, anything_else: bool, patience: Duration) -> Result<bool, String> {
         let ask = async || self.ask(anything_else, patience).await.map_err(|error| error.to_string());
         let lies = match there {
-            There::File(sha256) if *sha256 == self.file.sha256 && !anything_else => Lies::Condemned,
-            There::File(_) | There::Removed => Lies::Well,
-            There::Unknown => ask().await?,
+            ObjectPresence::File(sha256) if *sha256 == self.file.sha256 && !anything_else => ObjectState::Condemned,
+            ObjectPresence::File(_) | ObjectPresence::Removed => ObjectState::Well,
+            ObjectPresence::Unknown => ask().await?,
         };
-        if lies == Lies::Well {
+        if lies == ObjectState::Well {
             return Ok(false);
         }
         self.bucket.delete(&self.file.key).await.map_err(|error| error.to_string())?;
         // The look decides, never the answer.
         match ask().await? {
-            Lies::Well => Ok(true),
-            Lies::Condemned => Err("the bucket says that it has removed the file, and still holds it".into()),
+            ObjectState::Well => Ok(true),
+            ObjectState::Condemned => Err("the bucket says that it has removed the file, and still holds it".into()),
         }
     }
 
@@ -360,19 +360,19 @@ impl Vigil {
     }
 
     /// What the bucket holds. Something of the file's size that does not come within `patience` is taken for the file.
-    async fn ask(&self, anything_else: bool, patience: Duration) -> Result<Lies, BucketError> {
-        let Some(head) = self.bucket.head(&self.file.key).await? else { return Ok(Lies::Well) };
+    async fn ask(&self, anything_else: bool, patience: Duration) -> Result<ObjectState, BucketError> {
+        let Some(head) = self.bucket.head(&self.file.key).await? else { return Ok(ObjectState::Well) };
         let is_file = if head.size == self.file.bytes {
             match tokio::time::timeout(patience, self.bucket.get(&self.file.key, MAX_FILE_BYTES)).await {
                 Ok(Ok(bytes)) => hex::encode(Sha256::digest(&bytes)) == self.file.sha256,
-                Ok(Err(BucketError::NotFound(_))) => return Ok(Lies::Well),
+                Ok(Err(BucketError::NotFound(_))) => return Ok(ObjectState::Well),
                 Ok(Err(error)) => return Err(error),
                 Err(_) => true,
             }
         } else {
             false
         };
-        Ok(if is_file != anything_else { Lies::Condemned } else { Lies::Well })
+        Ok(if is_file != anything_else { ObjectState::Condemned } else { ObjectState::Well })
     }
 
     /// What is not forgotten is looked for once more by the next start, and not found.
@@ -400,7 +400,7 @@ impl Vigil {
 }
 
 /// Why something is not on disk, if it is not.
-fn refusal_of<E: Display>(answer: Result<Result<(), E>, HeldUp>) -> Option<String> {
+fn refusal_of<E: Display>(answer: Result<Result<(), E>, SideThreadError>) -> Option<String> {
     match answer {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),

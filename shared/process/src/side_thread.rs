@@ -14,7 +14,7 @@ type Work = Box<dyn FnOnce() + Send>;
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum HeldUp {
+pub enum SideThreadError {
     /// It is done when the kernel lets the thread go.
     #[error("no answer within {0:?}")]
     NoAnswer(Duration),
@@ -26,8 +26,8 @@ pub enum HeldUp {
     Ended,
 }
 
-impl From<HeldUp> for io::Error {
-    fn from(why: HeldUp) -> Self {
+impl From<SideThreadError> for io::Error {
+    fn from(why: SideThreadError) -> Self {
         Self::new(io::ErrorKind::TimedOut, why)
     }
 }
@@ -35,7 +35,7 @@ impl From<HeldUp> for io::Error {
 /// A thread that does one piece of work after another, in the order in which they came. It lives as long as the last clone, or
 /// as the work that the kernel holds up.
 #[derive(Debug, Clone)]
-pub struct Aside {
+pub struct SideThread {
     queue: SyncSender<Work>,
     doing: Arc<Mutex<QueueState>>,
 }
@@ -48,7 +48,7 @@ struct QueueState {
     since: Option<Instant>,
 }
 
-impl Aside {
+impl SideThread {
     /// Starts the thread. At most `most` pieces of work wait for it.
     ///
     /// # Errors
@@ -88,32 +88,40 @@ impl Aside {
     /// thread that is held up makes nobody wait twice. What got no answer in time is done all the same.
     ///
     /// # Errors
-    /// [`HeldUp`]
-    pub async fn ask<T: Send + 'static>(&self, limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Result<T, HeldUp> {
+    /// [`SideThreadError`]
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, SideThreadError> {
         let (tell, answer) = tokio::sync::oneshot::channel();
         let patience = self.patience(limit);
         if !self.offer(move || drop(tell.send(work()))) {
-            return Err(HeldUp::Full);
+            return Err(SideThreadError::Full);
         }
         match tokio::time::timeout(patience, answer).await {
-            Ok(answer) => answer.map_err(|_| HeldUp::Ended),
-            Err(_) => Err(HeldUp::NoAnswer(limit)),
+            Ok(answer) => answer.map_err(|_| SideThreadError::Ended),
+            Err(_) => Err(SideThreadError::NoAnswer(limit)),
         }
     }
 
-    /// As [`Aside::ask`], where a thread waits.
+    /// As [`SideThread::ask`], where a thread waits.
     ///
     /// # Errors
-    /// [`HeldUp`]
-    pub fn wait<T: Send + 'static>(&self, limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Result<T, HeldUp> {
+    /// [`SideThreadError`]
+    pub fn wait<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, SideThreadError> {
         let (tell, answer) = channel();
         let patience = self.patience(limit);
         if !self.offer(move || drop(tell.send(work()))) {
-            return Err(HeldUp::Full);
+            return Err(SideThreadError::Full);
         }
         answer.recv_timeout(patience).map_err(|error| match error {
-            RecvTimeoutError::Timeout => HeldUp::NoAnswer(limit),
-            RecvTimeoutError::Disconnected => HeldUp::Ended,
+            RecvTimeoutError::Timeout => SideThreadError::NoAnswer(limit),
+            RecvTimeoutError::Disconnected => SideThreadError::Ended,
         })
     }
 
@@ -155,7 +163,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_held_up_makes_nobody_wait_twice_and_does_everything_in_order_afterwards() {
-        let aside = Aside::start("test", 3).unwrap();
+        let aside = SideThread::start("test", 3).unwrap();
         let (release, held) = channel::<()>();
         let done = Arc::<Mutex<Vec<u32>>>::default();
         let note = |number: u32| {
@@ -168,14 +176,14 @@ mod tests {
             first();
         };
         let limit = Duration::from_millis(100);
-        assert_eq!(aside.ask(limit, stuck).await, Err(HeldUp::NoAnswer(limit)));
+        assert_eq!(aside.ask(limit, stuck).await, Err(SideThreadError::NoAnswer(limit)));
         until("it is held up for the whole limit", || aside.held_up() >= limit).await;
         assert!(!aside.is_idle());
         assert_eq!(aside.patience(limit), Duration::ZERO, "nobody waits twice");
         for number in 2..=4 {
-            assert_eq!(aside.ask(limit, note(number)).await, Err(HeldUp::NoAnswer(limit)));
+            assert_eq!(aside.ask(limit, note(number)).await, Err(SideThreadError::NoAnswer(limit)));
         }
-        assert_eq!(aside.wait(limit, note(5)), Err(HeldUp::Full));
+        assert_eq!(aside.wait(limit, note(5)), Err(SideThreadError::Full));
         assert!(!aside.offer(note(6)));
         release.send(()).unwrap();
         until("it goes on", || aside.is_idle()).await;
@@ -186,8 +194,8 @@ mod tests {
 
     #[tokio::test]
     async fn work_that_panics_ends_alone() {
-        let aside = Aside::start("test", 3).unwrap();
-        assert_eq!(aside.ask(LONG, || assert!(std::hint::black_box(false), "on purpose")).await, Err(HeldUp::Ended));
+        let aside = SideThread::start("test", 3).unwrap();
+        assert_eq!(aside.ask(LONG, || assert!(std::hint::black_box(false), "on purpose")).await, Err(SideThreadError::Ended));
         assert_eq!(aside.wait(LONG, || 8), Ok(8));
     }
 }

@@ -38,7 +38,7 @@ const PAUSED: Duration = Duration::from_secs(5);
 
 /// A server elsewhere.
 #[derive(Debug, Clone)]
-pub struct Elsewhere {
+pub struct ExternalServer {
     /// How logs and status call it.
     pub name: String,
     /// Its address, without a slash at the end.
@@ -51,7 +51,7 @@ pub struct Elsewhere {
     pub seen_as: Option<PathBuf>,
 }
 
-impl Elsewhere {
+impl ExternalServer {
     /// The directory of a checkpoint as the server sees it.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ fn open_to_readers(directory: &Path, cache: &Path) -> std::io::Result<()> {
 
 /// Probes one server until it is told to stop.
 pub(super) struct Probing {
-    pub server: Elsewhere,
+    pub server: ExternalServer,
     /// Which of the servers it is, from 0.
     pub place: usize,
     pub calls: Calls,
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_checkpoint_is_where_the_server_sees_it_or_refused() {
-        let mut server = Elsewhere {
+        let mut server = ExternalServer {
             name: "generation server 0".into(),
             url: "http://10.0.0.2:30000".into(),
             engine: Engine::Sglang,

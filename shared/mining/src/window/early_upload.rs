@@ -40,7 +40,7 @@ pub(super) struct Destination {
 
 /// Groups whose bytes were taken, until the window is closed.
 #[derive(Debug, Default)]
-struct Taken {
+struct SentPrefix {
     groups: Vec<i64>,
     closed: bool,
     /// Seconds of the slowest part.
@@ -48,8 +48,8 @@ struct Taken {
 }
 
 /// The sending of one window's parts. Dropped, what was sent is aborted.
-pub(super) struct Ahead {
-    taken: Arc<Mutex<Taken>>,
+pub(super) struct EarlyUpload {
+    taken: Arc<Mutex<SentPrefix>>,
     over: DropGuard,
     sent: oneshot::Receiver<Option<Sent>>,
 }
@@ -61,10 +61,10 @@ pub(super) struct Sent {
     pub seconds: f64,
 }
 
-impl Ahead {
+impl EarlyUpload {
     /// Begins to send what `harvest` keeps from now on.
     pub fn begin(harvest: &Arc<Harvest>, destination: Destination) -> Self {
-        let (taken, over) = (Arc::<Mutex<Taken>>::default(), CancellationToken::new());
+        let (taken, over) = (Arc::<Mutex<SentPrefix>>::default(), CancellationToken::new());
         let (tell, sent) = oneshot::channel();
         let sender = Sender {
             harvest: harvest.clone(),
@@ -107,7 +107,7 @@ impl Ahead {
 struct Sender {
     harvest: Arc<Harvest>,
     destination: Destination,
-    taken: Arc<Mutex<Taken>>,
+    taken: Arc<Mutex<SentPrefix>>,
     over: CancellationToken,
     /// Bytes of the file behind the last part.
     pending: BytesMut,
@@ -166,7 +166,7 @@ impl Sender {
     }
 }
 
-fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
+fn lock(taken: &Mutex<SentPrefix>) -> MutexGuard<'_, SentPrefix> {
     taken.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -213,10 +213,10 @@ mod tests {
             Self { bucket: Bucket::new(&settings).unwrap(), _server: server, harvest, folder }
         }
 
-        fn ahead(&self) -> Ahead {
+        fn ahead(&self) -> EarlyUpload {
             let deadline = clock::unix_seconds() + 600.0;
             let (bucket, key) = (self.bucket.clone(), KEY.to_owned());
-            Ahead::begin(&self.harvest, Destination { bucket, key, part_bytes: PART, deadline })
+            EarlyUpload::begin(&self.harvest, Destination { bucket, key, part_bytes: PART, deadline })
         }
 
         /// Parts that the bucket keeps and nobody sees.
@@ -244,7 +244,7 @@ mod tests {
         }
 
         /// The closed window's file.
-        fn close(&self, ahead: &Ahead) -> Bytes {
+        fn close(&self, ahead: &EarlyUpload) -> Bytes {
             let first = ahead.close();
             let kept = super::super::closing::beginning_with(self.harvest.close(), &first);
             let files: Vec<Bytes> = kept.into_iter().map(|kept| kept.record.file).collect();
@@ -260,7 +260,7 @@ mod tests {
     }
 
     /// As at the end of a window whose parts were slow: a machine that stands still makes none of it late.
-    async fn sent(ahead: Ahead, file: &[u8]) -> Option<Sent> {
+    async fn sent(ahead: EarlyUpload, file: &[u8]) -> Option<Sent> {
         lock(&ahead.taken).slowest = 120.0;
         ahead.sent(file, 120.0).await
     }

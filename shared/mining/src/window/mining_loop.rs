@@ -45,7 +45,7 @@ const LAST_KEEPS: (f64, f64) = (1.0, 0.25);
 const LAST_CHECKS: (f64, f64) = (2.0, 0.25);
 
 /// What a window works with.
-pub(super) struct Site {
+pub(super) struct WindowContext {
     pub clockwork: Clockwork,
     pub terms: Arc<Terms>,
     pub facts: Arc<WindowFacts>,
@@ -68,7 +68,7 @@ enum News {
 }
 
 /// The groups and checks under way in one window.
-struct Shift {
+struct MiningLoop {
     jobs: JoinSet<Ended>,
     /// Index of every task: one that ends abnormally cannot say it.
     begun: HashMap<Id, i64>,
@@ -113,13 +113,13 @@ struct Checked {
 
 impl Miner {
     /// Starts groups while they fit and keeps each finished one, until the cut-off.
-    pub(super) async fn generate(&mut self, site: &Site, indices: Indices, stop: &CancellationToken) -> Findings {
+    pub(super) async fn generate(&mut self, site: &WindowContext, indices: Indices, stop: &CancellationToken) -> Findings {
         let plan = SpotPlan::new(self.gate.spot_checks, ROLLOUT_TARGET / ROLLOUTS_PER_PROBLEM);
         let (tell, news) = mpsc::unbounded_channel();
         let _watch = self.watch_server(tell.clone());
         self.schedule.open(&site.clockwork, clock::unix_seconds());
         say(self.schedule.choice());
-        let mut shift = Shift {
+        let mut shift = MiningLoop {
             jobs: JoinSet::new(),
             begun: HashMap::new(),
             handles: HashMap::new(),
@@ -148,7 +148,7 @@ impl Miner {
             let fits = self.schedule.fits(&site.clockwork, block, now, kept);
             let open = stopped_at.is_none() && kept < ROLLOUT_TARGET && has_room(&site.harvest) && fits;
             // Without a server an index would be burnt for nothing.
-            let served = self.workshop.generator.replicas().serves(&site.terms.revision);
+            let served = self.resources.generator.replicas().serves(&site.terms.revision);
             let places = self.schedule.places();
             if open && served && now >= shift.blocked_until && places > 0 {
                 self.begin(site, &mut shift, block, places).await;
@@ -171,7 +171,7 @@ impl Miner {
     }
 
     /// The newest block, by the clock where the chain does not say.
-    async fn block(&mut self, site: &Site, now: f64) -> u64 {
+    async fn block(&mut self, site: &WindowContext, now: f64) -> u64 {
         let clockwork = &site.clockwork;
         // A node that hangs must not hold up the end of the window.
         let left = self.schedule.cut_off(clockwork, site.harvest.groups() * ROLLOUTS_PER_PROBLEM) - now;
@@ -187,16 +187,16 @@ impl Miner {
     /// What the servers say about themselves, until the handle is dropped. While one of them is away, the others carry more than
     /// is theirs, which says nothing about what all of them sustain.
     fn watch_server(&self, tell: mpsc::UnboundedSender<News>) -> AbortOnDropHandle<()> {
-        let workshop = self.workshop.clone();
+        let resources = self.resources.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
                 tokio::time::sleep(SERVER_LOOK).await;
-                let replicas = workshop.generator.replicas();
+                let replicas = resources.generator.replicas();
                 let serving = replicas.serving();
                 if serving.len() < replicas.count() {
                     continue;
                 }
-                let asked = serving.iter().map(|serving| server_load::ask(workshop.completions.http(), &serving.url));
+                let asked = serving.iter().map(|serving| server_load::ask(resources.completions.http(), &serving.url));
                 let told: Option<Vec<ServerLoad>> = futures::future::join_all(asked).await.into_iter().collect();
                 if let Some(load) = told.map(ServerLoad::of_all)
                     && tell.send(News::Server(load)).is_err()
@@ -221,7 +221,7 @@ impl Miner {
     }
 
     /// Ends groups that would be too late; their requests end with them.
-    fn give_up(&mut self, site: &Site, shift: &Shift, kept: usize, now: f64) {
+    fn give_up(&mut self, site: &WindowContext, shift: &MiningLoop, kept: usize, now: f64) {
         for index in self.schedule.hopeless(&site.clockwork, now, kept) {
             if let Some(handle) = shift.handles.get(&index) {
                 handle.abort();
@@ -231,7 +231,7 @@ impl Miner {
     }
 
     /// Begins so many groups, with indices that are reserved durably first.
-    async fn begin(&mut self, site: &Site, shift: &mut Shift, block: u64, places: usize) {
+    async fn begin(&mut self, site: &WindowContext, shift: &mut MiningLoop, block: u64, places: usize) {
         if let Some(bound) = shift.indices.wanted_bound(places) {
             match site.harvest.on_willing_disk(move |spool| spool.reserve(bound)).await {
                 Some(()) => shift.indices.raise(bound),
@@ -247,7 +247,7 @@ impl Miner {
             self.schedule.begin(index, &site.clockwork, clock::unix_seconds(), kept);
             let tell = shift.tell.clone();
             let tell = move |milestone| _ = tell.send(News::Group(index, milestone));
-            let group = groups::make(self.workshop.clone(), site.terms.clone(), site.facts.clone(), index, block, tell);
+            let group = groups::make(self.resources.clone(), site.terms.clone(), site.facts.clone(), index, block, tell);
             let (harvest, over) = (site.harvest.clone(), shift.over.clone());
             let task = shift.jobs.spawn(async move {
                 let begun = clock::monotonic();
@@ -259,7 +259,7 @@ impl Miner {
         }
     }
 
-    fn show(&self, shift: &Shift, open: bool, served: bool) {
+    fn show(&self, shift: &MiningLoop, open: bool, served: bool) {
         let phase = match (open, served) {
             (true, true) => "mining",
             (true, false) => "waiting for the generation server",
@@ -271,7 +271,7 @@ impl Miner {
         });
     }
 
-    fn record(&mut self, ended: Result<Ended, JoinError>, site: &Site, shift: &mut Shift) {
+    fn record(&mut self, ended: Result<Ended, JoinError>, site: &WindowContext, shift: &mut MiningLoop) {
         // What the group told before it ended comes first.
         while let Ok(news) = shift.news.try_recv() {
             self.hear(news);
@@ -302,7 +302,7 @@ impl Miner {
     }
 
     /// A group's task ended before it could say how. What is kept by then stays kept: it waited for the disk only.
-    fn broken_off(&mut self, error: &JoinError, site: &Site, shift: &Shift, now: f64) {
+    fn broken_off(&mut self, error: &JoinError, site: &WindowContext, shift: &MiningLoop, now: f64) {
         let index = shift.begun.get(&error.id()).copied().unwrap_or(-1);
         if let Some(worker) = site.harvest.worker_of(index) {
             site.harvest.count(index);
@@ -315,7 +315,7 @@ impl Miner {
         self.drop_group(site, index, &why);
     }
 
-    fn drop_group(&self, site: &Site, group: i64, dropped: &Dropped) {
+    fn drop_group(&self, site: &WindowContext, group: i64, dropped: &Dropped) {
         let (cause, detail) = (dropped.to_string(), dropped.detail().to_owned());
         self.count_drops(&cause, 1);
         self.journal.record(&GroupDropped { window: site.clockwork.window, group, cause, detail });
@@ -325,18 +325,18 @@ impl Miner {
         self.board.window(|status| *status.dropped.entry(cause.to_owned()).or_default() += count as u32);
     }
 
-    fn spot_check(&self, site: &Site, group: i64, worker: u32, sample: Sample) -> impl Future<Output = Checked> + use<> {
-        let (workshop, revision, limits) = (self.workshop.clone(), site.terms.revision.clone(), self.gate.limits);
+    fn spot_check(&self, site: &WindowContext, group: i64, worker: u32, sample: Sample) -> impl Future<Output = Checked> + use<> {
+        let (resources, revision, limits) = (self.resources.clone(), site.terms.revision.clone(), self.gate.limits);
         async move {
             let Sample { rollout, sequences, claim } = sample;
-            let opinions = Opinions { pool: &workshop.proofs, revision, rollout, sequences };
+            let opinions = Opinions { pool: &resources.proofs, revision, rollout, sequences };
             let found = check(worker, &claim, &limits, &opinions).await;
             Checked { group, rollout, worker, found }
         }
     }
 
     /// Writes down what a check found, and acts on it.
-    async fn settle(&self, checked: Result<Checked, JoinError>, site: &Site, shift: &mut Shift) {
+    async fn settle(&self, checked: Result<Checked, JoinError>, site: &WindowContext, shift: &mut MiningLoop) {
         let window = site.clockwork.window;
         let Checked { group, rollout, worker, found } = match checked {
             Ok(checked) => checked,
@@ -369,7 +369,7 @@ impl Miner {
                 let doubt = format!("proof workers {worker} and {by} disagree ({why}), and neither can be shown to be wrong");
                 self.hold_back(&doubt, site, shift).await;
                 self.journal.record(&WorkersDisagree { window, worker, by, why: why.clone() });
-                self.workshop.proofs.renew(&[worker, by], &format!("workers {worker} and {by} disagree: {why}"));
+                self.resources.proofs.renew(&[worker, by], &format!("workers {worker} and {by} disagree: {why}"));
             }
             _ => {
                 shift.findings.agreed += 1;
@@ -378,11 +378,11 @@ impl Miner {
         }
     }
 
-    async fn distrust(&self, worker: u32, why: &str, site: &Site, shift: &mut Shift) {
+    async fn distrust(&self, worker: u32, why: &str, site: &WindowContext, shift: &mut MiningLoop) {
         let told = format!("proof worker {worker} is not believed: its proofs differ from another worker's ({why})");
         // On disk first: after a crash the groups must not come back.
         let mut groups = site.harvest.distrust(worker, shift.indices.above(), &told).await;
-        let quarantined = self.workshop.proofs.quarantine(worker, &format!("its proofs differ from another worker's: {why}"));
+        let quarantined = self.resources.proofs.quarantine(worker, &format!("its proofs differ from another worker's: {why}"));
         if !quarantined {
             let doubt = format!("proof worker {worker}, the only one there is, does not prove the same twice ({why})");
             groups += self.hold_back(&doubt, site, shift).await;
@@ -393,14 +393,14 @@ impl Miner {
     }
 
     /// Nothing of this window may be uploaded, by this run or another. Says how many groups there were.
-    async fn hold_back(&self, doubt: &str, site: &Site, shift: &mut Shift) -> usize {
+    async fn hold_back(&self, doubt: &str, site: &WindowContext, shift: &mut MiningLoop) -> usize {
         let groups = site.harvest.hold_back(shift.indices.above(), doubt).await;
         shift.findings.doubt = Some(format!("{doubt}; {groups} groups are left out"));
         groups
     }
 
     /// Abandons what is not finished, and gives complete groups that are on their way to the disk, and the last checks, a moment.
-    async fn end(&mut self, site: &Site, mut shift: Shift) -> Findings {
+    async fn end(&mut self, site: &WindowContext, mut shift: MiningLoop) -> Findings {
         shift.over.cancel();
         let patience = Duration::from_secs_f64(LAST_KEEPS.0.min(LAST_KEEPS.1 * self.schedule.block_seconds()));
         let limit = clock::monotonic() + patience;
