@@ -47,6 +47,7 @@ test-servers: build
 
 lint: setup
 	cargo fmt --all --check
+	python3 scripts/circles.py --circles 1 --lines 600
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --workspace --features grail-supervisor/failpoints -- -D warnings
 

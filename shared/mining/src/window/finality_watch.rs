@@ -99,7 +99,7 @@ impl Watch {
 impl Miner {
     /// Watches `file` of `window`, which lies at `place` or may lie there.
     pub(super) fn watch(&mut self, window: u64, file: Uploaded, place: Place) {
-        self.keep_vigil(window, file, place, None);
+        self.keep_watch(window, file, place, None);
     }
 
     /// Takes a file out of the bucket, beside the mining.
@@ -107,7 +107,7 @@ impl Miner {
         let CondemnedFile { file, why, groups_too, anything_else } = condemned;
         tracing::warn!(window, why, "A file in the bucket must not be judged; it is taken out.");
         let place = self.place(window);
-        self.keep_vigil(window, file, place, Some(Condemnation { why, groups_too, anything_else }));
+        self.keep_watch(window, file, place, Some(Condemnation { why, groups_too, anything_else }));
     }
 
     /// Takes out of the bucket what the verdicts on groups concern.
@@ -117,7 +117,7 @@ impl Miner {
         }
     }
 
-    fn keep_vigil(&mut self, window: u64, file: Uploaded, place: Place, condemned: Option<Condemnation>) {
+    fn keep_watch(&mut self, window: u64, file: Uploaded, place: Place, condemned: Option<Condemnation>) {
         let is_condemned = condemned.is_some();
         let finality_watch = FinalityWatch {
             chain: self.chain.clone(),
@@ -136,7 +136,7 @@ impl Miner {
     }
 
     /// Goes on with the files of earlier runs that may still be judged.
-    pub(super) async fn take_up_vigils(&mut self) {
+    pub(super) async fn take_up_watches(&mut self) {
         let root = self.spool.clone();
         let found = match self.spool_disk.ask(OPEN_PATIENCE, move || spool::sent(&FileSystem, &root)).await {
             Ok(Ok(found)) => found,
@@ -204,7 +204,7 @@ impl Miner {
     }
 
     /// Gives what is still watched a moment to become final.
-    pub(super) async fn await_vigils(&mut self) {
+    pub(super) async fn await_watches(&mut self) {
         let looks = join_all(self.finality_watches.iter_mut().map(|watch| &mut watch.task));
         // Who is not ready in time is told of when the run is broken off.
         let _ = tokio::time::timeout(LAST_LOOKS, looks).await;
@@ -212,7 +212,7 @@ impl Miner {
     }
 
     /// Says which files the next start has to watch.
-    pub(super) fn leave_vigils(&mut self) {
+    pub(super) fn leave_watches(&mut self) {
         let going_on = self.finality_watches.iter().filter(|watch| watch.goes_on());
         let (condemned, watched): (Vec<&Watch>, Vec<&Watch>) = going_on.partition(|watch| watch.condemned);
         let windows = |watches: Vec<&Watch>| watches.iter().map(|watch| watch.window).collect::<Vec<_>>();

@@ -4,7 +4,7 @@
 //!  wait for a new window → what is in the spool → checkpoint and terms → children hold its revision
 //!   → groups while they fit, encoded, judged and spooled one by one  (shift, harvest)
 //!   → cut-off → file from the groups → gate → local copy  (closing)
-//!   → upload → read back, beside the next window  (sending) → watched until nothing can replace its block  (vigil)
+//!   → upload → read back, beside the next window  (sending) → watched until nothing can replace its block  (finality_watch)
 //! ```
 //!
 //! One task owns all of it but the files on their way; decisions about time are in [`Schedule`], which is pure. What an earlier run of the window left
@@ -163,7 +163,7 @@ struct OpenWindow {
 impl Miner {
     /// Mines window after window until told to stop, or until `limit` windows were attempted.
     pub async fn run(&mut self, stop: &CancellationToken, limit: Option<u64>) {
-        self.take_up_vigils().await;
+        self.take_up_watches().await;
         let mut last = None;
         let mut attempted = 0;
         while !stop.is_cancelled() && limit.is_none_or(|limit| attempted < limit) {
@@ -188,7 +188,7 @@ impl Miner {
             last = Some(window);
         }
         self.await_sendings().await;
-        self.await_vigils().await;
+        self.await_watches().await;
     }
 
     /// The chain's newest block. What it says, and that it says nothing, is told where it is news.
@@ -229,7 +229,7 @@ impl Miner {
         for sending in std::mem::take(&mut self.sendings) {
             sending.give_up("the supervisor was stopped");
         }
-        self.leave_vigils();
+        self.leave_watches();
         let Some(window) = self.under_way.take() else { return };
         let status = self.board.snapshot().window;
         let reason = format!(
