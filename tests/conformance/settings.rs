@@ -1,9 +1,13 @@
 //! `vectors/settings`: where a bucket may be. The network is known by its name or by block 0 that an operator's own node tells:
 //! both must come to the same verdict.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use grail_settings::{Settings, Sources, load};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use grail_settings::{Settings, Sources, dotenv, load};
+use grail_workers::plan::VisibleGpus;
 use serde_json::Value;
 
 use crate::report::{Cases, Report, json};
@@ -20,7 +24,32 @@ pub fn run(report: &mut Report) {
     report.check("settings/r2_endpoint.json", |path, cases| {
         each(path, cases, |case| (case["endpoint"].as_str(), case["account_id"].as_str()));
     });
+    report.check("settings/dotenv.json", dotenv);
+    report.check("settings/cuda_visible_devices.json", visible);
     report.check("settings/r2_account_id.json", |path, cases| each(path, cases, |case| (None, case["account_id"].as_str())));
+}
+
+/// What a `.env` sets; where a case wants more than the reference does, that.
+fn dotenv(path: &Path, cases: &mut Cases) {
+    for case in json(path)["cases"].as_array().into_iter().flatten() {
+        let name = case["name"].as_str().unwrap_or_default();
+        let bytes = BASE64.decode(case["text_base64"].as_str().expect("a text")).expect("base64");
+        let read = String::from_utf8(bytes).map(|text| dotenv::parse(&text, &BTreeMap::new()).values);
+        let wanted = case.get("wanted").or_else(|| case.get("values")).filter(|_| case.get("error").is_none());
+        let read = read.ok().map(|values| values.into_iter().collect::<BTreeMap<_, _>>());
+        let wanted = wanted.map(|values| serde_json::from_value(values.clone()).expect("names and values"));
+        cases.equal(name, read, wanted);
+    }
+}
+
+/// The devices in order, or refused.
+fn visible(path: &Path, cases: &mut Cases) {
+    for case in json(path)["cases"].as_array().into_iter().flatten() {
+        let value = case["value"].as_str();
+        let devices = VisibleGpus::new(value, 0).ok().map(|gpus| gpus.0);
+        let wanted = case.get("devices").map(|devices| serde_json::from_value::<Vec<String>>(devices.clone()).expect("devices"));
+        cases.equal(format!("{value:?}"), devices, wanted);
+    }
 }
 
 fn each(path: &Path, cases: &mut Cases, of: impl Fn(&Value) -> (Option<&str>, Option<&str>)) {

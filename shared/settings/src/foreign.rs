@@ -1,7 +1,8 @@
 //! Variables of this software family that no setting here is made of, each known one with the reason (grail-miner 10).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use super::Unused;
 use super::table::TABLE;
 
 /// Prefixes of variables that belong to this software family.
@@ -32,16 +33,31 @@ const REASONS: &[(&str, &str)] = &[
     ("GRAIL_MONITORING_BACKEND", "nothing is sent to a monitoring service"),
 ];
 
+/// Why a line of a `.env` changes nothing.
+pub(super) const UNREAD: &str = "it is not NAME=value, and was skipped";
+
+/// Names that the operating system, libtorch, NCCL and the log read from the environment of the process, prefixes with a `*`.
+const OF_THE_PROCESS: [&str; 4] = ["HF_HOME", "LD_LIBRARY_PATH", "NCCL_*", "RUST_LOG"];
+
+/// Variables of a `.env` that only count in the environment that this program was started with.
+pub(super) fn of_the_process(variables: &BTreeMap<String, String>) -> Unused {
+    let counts = |name: &str| {
+        OF_THE_PROCESS.iter().any(|known| known.strip_suffix('*').map_or(*known == name, |prefix| name.starts_with(prefix)))
+    };
+    let why = "counts in the environment only: export it before the start (systemd: Environment=, Docker: --env)";
+    variables.keys().filter(|name| counts(name)).map(|name| (name.clone(), Some(why))).collect()
+}
+
 /// Names of the family that no setting is made of; an empty variable counts as not set.
-pub(super) fn names(variables: &BTreeMap<String, String>) -> BTreeSet<String> {
+pub(super) fn names(variables: &BTreeMap<String, String>) -> Unused {
     let known = |name: &str| TABLE.iter().any(|setting| setting.variables.contains(&name));
     let foreign = |name: &str| FAMILIES.iter().any(|family| name.starts_with(family)) && !known(name);
     let set = variables.iter().filter(|(name, value)| foreign(name) && !value.trim().is_empty());
-    set.map(|(name, _)| name.clone()).collect()
+    set.map(|(name, _)| (name.clone(), reason(name))).collect()
 }
 
 /// Why a variable changes nothing, where it is a known one.
-pub(super) fn reason(name: &str) -> Option<&'static str> {
+fn reason(name: &str) -> Option<&'static str> {
     REASONS.iter().find(|(known, _)| *known == name).map(|(_, reason)| *reason)
 }
 
@@ -58,6 +74,6 @@ mod tests {
         }
         let variables = [("GRAIL_NONSENSE", "1"), ("R2_REGION", "auto"), ("BT_CLOSE_TIMEOUT", " "), ("PATH", "/bin")];
         let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        assert_eq!(names(&variables).into_iter().collect::<Vec<_>>(), ["GRAIL_NONSENSE"]);
+        assert_eq!(names(&variables).into_keys().collect::<Vec<_>>(), ["GRAIL_NONSENSE"]);
     }
 }

@@ -1,6 +1,7 @@
 //! Settings: read once, judged whole, before anything is started. All mistakes are reported at once.
 
 mod credentials;
+pub mod dotenv;
 mod endpoint;
 mod explain;
 mod foreign;
@@ -9,7 +10,7 @@ mod sections;
 mod source;
 mod table;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ pub use sections::*;
 pub use source::{Origin, Sources};
 pub use table::{Form, Setting, TABLE};
 
-use source::{Sourced, Values, collect, shown};
+use source::{Collected, Sourced, Values, collect, shown};
 
 /// Requests in flight where only the groups in flight bound them: 512 groups, the most that "auto" tries.
 const MOST_CONCURRENT: u32 = 8192;
@@ -82,13 +83,13 @@ pub struct Loaded {
     pub settings: Settings,
     values: Values,
     /// Variables of the environment and of `.env` that are of this software family and no setting's.
-    unused: BTreeSet<String>,
+    unused: Unused,
 }
 
 impl Loaded {
     /// Variables that are set and change nothing, each with the reason where it is a known one.
     pub fn unused(&self) -> impl Iterator<Item = (&str, Option<&'static str>)> {
-        self.unused.iter().map(|name| (name.as_str(), foreign::reason(name)))
+        self.unused.iter().map(|(name, reason)| (name.as_str(), *reason))
     }
 
     /// Everything secret that is set, also within addresses and command lines, for keeping it out of what leaves this process.
@@ -98,17 +99,20 @@ impl Loaded {
     }
 }
 
+/// What is set and changes nothing, with the reason where it is a known one.
+type Unused = BTreeMap<String, Option<&'static str>>;
+
 /// Reads and judges the settings.
 ///
 /// # Errors
 /// All mistakes at once.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     let mut errors = Vec::new();
-    let (values, unused) = collect(sources, &mut errors);
+    let Collected { values, unused, visible_gpus } = collect(sources, &mut errors);
     let base = sources.file.as_deref().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
     let home = sources.environment.get("HOME").map(PathBuf::from);
     let mut reader = Reader { values: &values, errors, base, home };
-    let settings = reader.settings();
+    let settings = Settings { visible_gpus, ..reader.settings() };
     let errors = reader.errors;
     if errors.is_empty() { Ok(Loaded { settings, values, unused }) } else { Err(ConfigErrors(errors)) }
 }
@@ -150,6 +154,7 @@ impl Reader<'_> {
             gate: self.gate(),
             shutdown_budget: self.number("shutdown.budget_seconds", 1.0, 600.0),
             shutdown_grace: Some(self.number("shutdown.grace_seconds", 0.0, 3600.0)).filter(|grace| *grace > 0.0),
+            visible_gpus: None,
             programs: self.path("programs.folder"),
             state,
         }

@@ -54,6 +54,8 @@ pub struct Settings {
     pub shutdown_budget: f64,
     /// Seconds until the service manager kills, where the operator says so.
     pub shutdown_grace: Option<f64>,
+    /// `CUDA_VISIBLE_DEVICES`, of `.env` or the environment; `None` where it is not set.
+    pub visible_gpus: Option<String>,
     /// Folder of the other programs.
     pub programs: Option<PathBuf>,
 }

@@ -1,15 +1,16 @@
 //! Where values come from, in rising order: defaults, the TOML file, the environment, `.env` (which the guide lets win over
 //! the shell), `--set`. Reads files and the environment once; everything after works on the result.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use grail_secrets::{Address, HIDDEN, Words, shown_addresses};
 use toml::Value;
 
+use super::dotenv::{self, Unread};
 use super::table::{Form, Setting, TABLE, find};
-use super::{ConfigError, foreign};
+use super::{ConfigError, Unused, foreign};
 
 /// Who set a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,10 +64,24 @@ pub struct Sources {
 /// Every setting that has a value, by key.
 pub type Values = BTreeMap<&'static str, Sourced>;
 
+/// The GPUs that this process was given. Set and empty, it is none.
+const VISIBLE_GPUS: &str = "CUDA_VISIBLE_DEVICES";
+
+/// Everything that was collected.
+pub struct Collected {
+    /// Every setting that has a value.
+    pub values: Values,
+    /// Variables that nothing was made of.
+    pub unused: Unused,
+    /// `CUDA_VISIBLE_DEVICES`.
+    pub visible_gpus: Option<String>,
+}
+
 /// Collects the values, and the variables that nothing was made of; every mistake of form is added to `errors`.
-pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> (Values, BTreeSet<String>) {
+pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> Collected {
     let mut unused = foreign::names(&sources.environment);
     let mut values = defaults();
+    let mut visible_gpus = sources.environment.get(VISIBLE_GPUS).cloned();
     if let Some(path) = &sources.file {
         for (key, value) in file_values(path, errors) {
             insert_known(&mut values, &key, value, &Origin::File(path.clone()), errors);
@@ -75,9 +90,11 @@ pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> (Values, BTr
     insert_variables(&mut values, &sources.environment, Origin::Environment, errors);
     let dot_env = sources.dot_env.clone().or_else(|| Some(PathBuf::from(".env")).filter(|path| path.exists()));
     if let Some(path) = dot_env {
-        let variables = dot_env_variables(&path, errors);
+        let variables = dot_env_variables(&path, &sources.environment, &mut unused, errors);
         insert_variables(&mut values, &variables, |name| Origin::DotEnv(path.clone(), name), errors);
         unused.extend(foreign::names(&variables));
+        unused.extend(foreign::of_the_process(&variables));
+        visible_gpus = variables.get(VISIBLE_GPUS).cloned().or(visible_gpus);
     }
     for (key, text) in &sources.overrides {
         if let Some(setting) = find(key).filter(|setting| !secrets(setting.form, text).is_empty()) {
@@ -90,7 +107,7 @@ pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> (Values, BTr
             None => errors.push(unknown(key, &Origin::CommandLine)),
         }
     }
-    (values, unused)
+    Collected { values, unused, visible_gpus }
 }
 
 /// What stands on a command line is read by everybody on the host (`ps`), and kept by shells.
@@ -207,27 +224,33 @@ fn insert_variables(
     }
 }
 
-fn dot_env_variables(path: &Path, errors: &mut Vec<ConfigError>) -> BTreeMap<String, String> {
+/// What a `.env` sets, as the reference reads it; a statement that cannot be read is a mistake where its word is a variable of ours,
+/// else it goes to `unused`.
+fn dot_env_variables(
+    path: &Path,
+    environment: &BTreeMap<String, String>,
+    unused: &mut Unused,
+    errors: &mut Vec<ConfigError>,
+) -> BTreeMap<String, String> {
     let mut fail =
         |reason: String| errors.push(ConfigError { key: path.display().to_string(), value: None, origin: None, reason });
-    let lines = match dotenvy::from_path_iter(path) {
-        Ok(lines) => lines,
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
         Err(error) => {
             fail(format!("cannot be read: {error}"));
             return BTreeMap::new();
         }
     };
-    let mut variables = BTreeMap::new();
-    for line in lines {
-        match line {
-            Ok((name, value)) => {
-                variables.insert(name, value);
-            }
-            // The parser's own message would repeat the line, which may hold a secret.
-            Err(_) => fail("has a line that is not NAME=value".into()),
+    let found = dotenv::parse(&text, environment);
+    // The line itself is not repeated, it may hold a secret.
+    for Unread { line, word } in found.unread {
+        if TABLE.iter().any(|setting| setting.variables.contains(&word.as_str())) {
+            fail(format!("has a line {line} that is not {word}=value (quotes that do not end, or words after them?)"));
+        } else {
+            unused.insert(format!("{} line {line}", path.display()), Some(foreign::UNREAD));
         }
     }
-    variables
+    found.values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
 fn from_text(setting: &Setting, text: &str) -> Result<Value, String> {

@@ -12,21 +12,67 @@ use grail_settings::{ConfigError, ConfigErrors, Generation, Proof, ProofSlots, S
 pub struct VisibleGpus(pub Vec<String>);
 
 impl VisibleGpus {
-    /// From the variable where it is set, else all `installed` GPUs of the host.
-    pub fn new(variable: Option<&str>, installed: usize) -> Self {
-        match variable {
-            // CUDA stops at the first entry it does not know; -1 is the usual way to say "none".
-            Some(list) => {
-                Self(list.split(',').map(|gpu| gpu.trim().to_owned()).take_while(|gpu| !gpu.is_empty() && gpu != "-1").collect())
+    /// From the variable where it is set, else all `installed` GPUs of the host. A negative entry ends the list, as CUDA does.
+    ///
+    /// # Errors
+    /// An entry that names no device, or one twice: CUDA would use fewer GPUs than are listed, and not say so.
+    pub fn new(variable: Option<&str>, installed: usize) -> Result<Self, ConfigError> {
+        let Some(list) = variable else { return Ok(Self((0..installed).map(|index| index.to_string()).collect())) };
+        let list = list.trim();
+        let (mut gpus, mut known): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+        for entry in list.strip_suffix(',').unwrap_or(list).split(',').map(str::trim).filter(|_| !list.is_empty()) {
+            if entry.strip_prefix('-').is_some_and(is_number) {
+                break;
             }
-            None => Self((0..installed).map(|index| index.to_string()).collect()),
+            let device = device(entry).map_err(|why| refused(list, entry, &why))?;
+            // Identifiers are hexadecimal: upper and lower case are the same.
+            let same = device.to_ascii_lowercase();
+            if known.contains(&same) {
+                return Err(refused(list, entry, "the same device twice: every process needs a GPU of its own"));
+            }
+            known.push(same);
+            gpus.push(device);
         }
+        Ok(Self(gpus))
     }
 
     /// GPUs the NVIDIA driver of this host shows, without loading any of its libraries.
     pub fn installed() -> usize {
         std::fs::read_dir("/proc/driver/nvidia/gpus").map(|entries| entries.flatten().count()).unwrap_or(0)
     }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The device that an entry names: an index, or an identifier as `nvidia-smi -L` shows it.
+fn device(entry: &str) -> Result<String, String> {
+    let identifier = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit() || b"-/".contains(&byte));
+    let of_mig = |text: &str| identifier(text.strip_prefix("GPU-").unwrap_or(text));
+    if is_number(entry) {
+        let digits = entry.trim_start_matches('0');
+        return Ok(if digits.is_empty() { "0".into() } else { digits.into() });
+    }
+    if entry.strip_prefix("GPU-").is_some_and(|rest| identifier(rest) && !rest.contains('/'))
+        || entry.strip_prefix("MIG-").is_some_and(of_mig)
+    {
+        return Ok(entry.into());
+    }
+    let hint = match entry {
+        _ if entry.contains(['\'', '"']) => "quotes are part of the value: take them out",
+        _ if entry.split_once('-').is_some_and(|(first, last)| is_number(first) && is_number(last)) => {
+            "not a device (a range): list each one"
+        }
+        "all" | "none" | "void" => "not a device (a word of container runtimes)",
+        _ => "not a device: an index, GPU-... or MIG-... as nvidia-smi -L shows them",
+    };
+    Err(hint.into())
+}
+
+fn refused(list: &str, entry: &str, why: &str) -> ConfigError {
+    let reason = format!("has {entry:?}, which is {why}");
+    ConfigError { key: "CUDA_VISIBLE_DEVICES".into(), value: Some(format!("{list:?}")), origin: None, reason }
 }
 
 /// One proof worker.
@@ -55,6 +101,13 @@ impl Plan {
     pub fn new(generation: &Generation, proof: &Proof, visible: &VisibleGpus) -> Result<Self, Vec<ConfigError>> {
         let mut claims = Claims { visible, taken: BTreeMap::new(), errors: Vec::new() };
         let width = if generation.backend == "embedded" || generation.cpu { 0 } else { generation.tensor_parallel };
+        if width > 1
+            && let Some(instance) = visible.0.iter().find(|gpu| gpu.starts_with("MIG-"))
+        {
+            let reason = format!("needs whole GPUs: CUDA gives a process one MIG instance, and {instance} is one");
+            let value = Some(width.to_string());
+            claims.errors.push(ConfigError { key: "generation.tensor_parallel".into(), value, origin: None, reason });
+        }
         let launched = if generation.servers.is_empty() { generation.replicas } else { 0 };
         let generation = (0..launched)
             .map(|replica| {
@@ -109,9 +162,8 @@ impl Claims<'_> {
 /// # Errors
 /// GPUs that are out of range or used twice.
 pub fn of_host(settings: &Settings) -> Result<Plan, ConfigErrors> {
-    // The environment is read here only to learn which GPUs this process was given.
-    let variable = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-    let visible = VisibleGpus::new(variable.as_deref(), VisibleGpus::installed());
+    let visible = VisibleGpus::new(settings.visible_gpus.as_deref(), VisibleGpus::installed());
+    let visible = visible.map_err(|error| ConfigErrors(vec![error]))?;
     Plan::new(&settings.generation, &settings.proof, &visible).map_err(ConfigErrors)
 }
 
@@ -149,7 +201,7 @@ mod tests {
         let generation = Generation { gpu, tensor_parallel, ..sglang() };
         let proof =
             Proof { slots: ProofSlots::Gpus(proof.to_vec()), threads: 1, dtype: "auto".into(), numerics: Default::default() };
-        Plan::new(&generation, &proof, &VisibleGpus::new(Some(visible), 0))
+        Plan::new(&generation, &proof, &VisibleGpus::new(Some(visible), 0).unwrap())
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
     }
 
@@ -169,7 +221,7 @@ mod tests {
             dtype: "auto".into(),
             numerics: Default::default(),
         };
-        let visible = VisibleGpus::new(Some("0,1,2,3,4"), 0);
+        let visible = VisibleGpus::new(Some("0,1,2,3,4"), 0).unwrap();
         for (replicas, tensor_parallel) in [(1, 4), (2, 2), (4, 1)] {
             let plan = Plan::new(&generation(replicas, tensor_parallel), &proof(vec![4]), &visible).unwrap();
             assert_eq!(plan.generation.concat(), ["0", "1", "2", "3"]);
@@ -194,8 +246,22 @@ mod tests {
 
     #[test]
     fn nothing_is_visible_after_minus_one() {
-        assert_eq!(VisibleGpus::new(Some("-1"), 8), VisibleGpus::default());
-        assert_eq!(VisibleGpus::new(None, 2).0, ["0", "1"]);
+        assert_eq!(VisibleGpus::new(Some("-1"), 8).unwrap(), VisibleGpus::default());
+        assert_eq!(VisibleGpus::new(None, 2).unwrap().0, ["0", "1"]);
         assert!(plan(0, 1, &[0], "").unwrap_err().contains("proof.device = \"cpu\""));
+    }
+
+    #[test]
+    fn what_names_no_device_is_refused_with_the_reason() {
+        for (list, word) in
+            [("'0'", "quotes"), ("0-3", "a range"), ("none", "container runtimes"), ("0,,1", "not a device"), ("1,01", "twice")]
+        {
+            let error = VisibleGpus::new(Some(list), 8).unwrap_err().to_string();
+            assert!(error.contains("CUDA_VISIBLE_DEVICES") && error.contains(word), "{error}");
+        }
+        let mig = VisibleGpus::new(Some("MIG-aaaa,MIG-bbbb"), 0).unwrap();
+        let proof = Proof { slots: ProofSlots::Cpu(1), threads: 1, dtype: "auto".into(), numerics: Default::default() };
+        let errors = Plan::new(&Generation { tensor_parallel: 2, ..sglang() }, &proof, &mig).unwrap_err();
+        assert!(errors[0].to_string().contains("MIG instance"), "{errors:?}");
     }
 }
