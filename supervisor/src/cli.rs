@@ -48,11 +48,15 @@ struct Common {
     /// Overrides one setting; wins over everything.
     #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// More of what happens: -v as for `run`, -vv everything of this program. `RUST_LOG` says it in detail, and wins.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Mine (the default).
+    #[command(alias = "mine")]
     Run(RunArguments),
     /// Judge the settings and the layout without starting anything.
     Check,
@@ -74,7 +78,7 @@ enum Command {
     /// Put a model directory into the trainer's bucket as a FULL checkpoint.
     PublishCheckpoint(publish::Arguments),
     /// Fetch window files and judge them as the network's validator does.
-    Validate(validate::Arguments),
+    Validate(ValidateArguments),
     /// Mine a host in virtual time: rollouts per window, idle GPUs, lateness, and what limits.
     Simulate(simulate::Arguments),
     /// A checkpoint's template and tokenizer, for the supervisor that starts this.
@@ -101,6 +105,25 @@ enum ConfigCommand {
     Explain,
 }
 
+/// What a window's randomness is made of. The same as `beacon.drand`.
+#[derive(Debug, Clone, Copy, Args, Default)]
+struct Drand {
+    /// With drand's rounds, whatever the settings say.
+    #[arg(long, conflicts_with = "no_drand")]
+    use_drand: bool,
+    /// Without drand: the block hash alone makes a window's randomness. The same as `--set beacon.drand=false`.
+    #[arg(long)]
+    no_drand: bool,
+}
+
+#[derive(Debug, Args)]
+struct ValidateArguments {
+    #[command(flatten)]
+    judged: validate::Arguments,
+    #[command(flatten)]
+    drand: Drand,
+}
+
 #[derive(Debug, Args, Default)]
 struct RunArguments {
     /// Stop after so many windows that were not skipped.
@@ -109,9 +132,8 @@ struct RunArguments {
     /// Print plain lines even on a terminal.
     #[arg(long)]
     plain: bool,
-    /// Without drand: the block hash alone makes a window's randomness. The same as `--set beacon.drand=false`.
-    #[arg(long)]
-    no_drand: bool,
+    #[command(flatten)]
+    drand: Drand,
 }
 
 /// Time for threads that still work when the command is done, for the last lines of the log, and for the last word: a disk or a
@@ -171,14 +193,19 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     // The environment is read here, once.
     let environment: BTreeMap<String, String> =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
-    let no_drand = matches!(&cli.command, Some(Command::Run(RunArguments { no_drand: true, .. })));
-    let loaded = load(&cli.common, &environment, no_drand);
+    let drand = match &cli.command {
+        Some(Command::Run(arguments)) => arguments.drand,
+        Some(Command::Validate(arguments)) => arguments.drand,
+        _ => Drand::default(),
+    };
+    let loaded = load(&cli.common, &environment, drand);
+    let level = |usual| level(usual, cli.common.verbose);
     match cli.command.unwrap_or(Command::Run(RunArguments::default())) {
-        Command::Run(arguments) => run(&loaded?.settings, &arguments).await,
+        Command::Run(arguments) => run(&loaded?.settings, &arguments, level("info")).await,
         Command::Check => check(&loaded?.settings),
         Command::Doctor { json } => {
             // The local bucket server tells every refusal, and the doctor asks for some.
-            log::to_stderr("error,s3s=off");
+            log::to_stderr(level("error,s3s=off"));
             let rows = doctor::examine(&loaded?).await;
             print(&if json { doctor::json(&rows) } else { doctor::table(&rows) });
             let failed = rows.iter().any(|row| row.verdict == doctor::Verdict::Failed);
@@ -189,13 +216,13 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::PublishCheckpoint(arguments) => {
-            log::to_stderr("warn");
+            log::to_stderr(level("warn"));
             publish::publish(&loaded?.settings, &arguments).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Validate(arguments) => {
-            log::to_stderr("warn");
-            Ok(validate::command(loaded.map(|loaded| loaded.settings), &arguments).await)
+            log::to_stderr(level("warn"));
+            Ok(validate::command(loaded.map(|loaded| loaded.settings), &arguments.judged).await)
         }
         Command::Plan(arguments) => {
             let settings = &loaded?.settings;
@@ -220,7 +247,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     }
 }
 
-fn load(common: &Common, environment: &BTreeMap<String, String>, no_drand: bool) -> Result<Loaded, Failure> {
+fn load(common: &Common, environment: &BTreeMap<String, String>, drand: Drand) -> Result<Loaded, Failure> {
     let mut overrides = Vec::new();
     for text in &common.overrides {
         let (key, value) = text.split_once('=').unwrap_or((text, ""));
@@ -229,8 +256,8 @@ fn load(common: &Common, environment: &BTreeMap<String, String>, no_drand: bool)
     if let Some(dataset) = &common.dataset {
         overrides.push(("environment.dataset".into(), dataset.clone()));
     }
-    if no_drand {
-        overrides.push(("beacon.drand".into(), "false".into()));
+    if drand.use_drand || drand.no_drand {
+        overrides.push(("beacon.drand".into(), drand.use_drand.to_string()));
     }
     let beside = PathBuf::from("host.toml");
     let sources = Sources {
@@ -244,9 +271,21 @@ fn load(common: &Common, environment: &BTreeMap<String, String>, no_drand: bool)
     Ok(loaded)
 }
 
-async fn run(settings: &Settings, arguments: &RunArguments) -> Result<ExitCode, Failure> {
+/// The level of the log: a command's usual one, or what `-v` asks for beyond it.
+fn level(usual: &'static str, verbose: u8) -> &'static str {
+    match verbose {
+        0 => usual,
+        1 => "info",
+        _ => {
+            "info,grail_supervisor=debug,grail_mining=debug,grail_validation=debug,grail_workers=debug,grail_subnet=debug,\
+             grail_supervision=debug,grail_chain=debug,grail_store=debug"
+        }
+    }
+}
+
+async fn run(settings: &Settings, arguments: &RunArguments, level: &str) -> Result<ExitCode, Failure> {
     let live = std::io::stdout().is_terminal() && !arguments.plain;
-    log::to_state(&settings.state, live).map_err(|error| Failure::internal("start the log's threads", error))?;
+    log::to_state(&settings.state, live, level).map_err(|error| Failure::internal("start the log's threads", error))?;
     let picture = if live { View::Live } else { View::Plain };
     mine::run(settings, arguments.windows, |board, end| crate::view::show(board, picture, end)).await?;
     Ok(ExitCode::SUCCESS)
@@ -295,6 +334,18 @@ mod tests {
         let cli = super::Cli::parse_from(super::overrides_first(line.into_iter().map(Into::into)));
         assert_eq!(cli.common.overrides, ["a=1", "b=2", "c=3"]);
         assert!(matches!(cli.command, Some(super::Command::Run(super::RunArguments { windows: Some(3), .. }))));
+    }
+
+    #[test]
+    fn the_guides_command_lines_are_understood() {
+        let parse = |line: &str| super::Cli::parse_from(super::overrides_first(line.split(' ').map(Into::into)));
+        for line in ["g -vv mine", "g mine -vv", "g -vv run", "g run -v -v --use-drand"] {
+            let cli = parse(line);
+            assert!(cli.common.verbose == 2 && matches!(cli.command, Some(super::Command::Run(_))), "{line}");
+        }
+        let cli = parse("g -vv validate --test-mode --no-drand");
+        assert!(matches!(cli.command, Some(super::Command::Validate(arguments)) if arguments.drand.no_drand));
+        assert!(super::level("warn", 0) == "warn" && super::level("warn", 2).contains("grail_mining=debug"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod dotenv;
 mod endpoint;
 mod explain;
 mod foreign;
+mod home;
 mod joining;
 mod sections;
 mod source;
@@ -110,7 +111,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     let mut errors = Vec::new();
     let Collected { values, unused, visible_gpus } = collect(sources, &mut errors);
     let base = sources.file.as_deref().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
-    let home = sources.environment.get("HOME").map(PathBuf::from);
+    let home = home::folder(sources.environment.get("HOME").map(String::as_str));
     let mut reader = Reader { values: &values, errors, base, home };
     let settings = Settings { visible_gpus, ..reader.settings() };
     let errors = reader.errors;
@@ -237,7 +238,7 @@ impl Reader<'_> {
     }
 
     /// A path, or a bare name that is looked for on the path.
-    fn program(&self, key: &str) -> PathBuf {
+    fn program(&mut self, key: &str) -> PathBuf {
         let text = self.text(key);
         if text.contains('/') { self.path(key).unwrap_or_default() } else { text.into() }
     }
@@ -306,11 +307,14 @@ impl Reader<'_> {
         text
     }
 
-    fn path(&self, key: &str) -> Option<PathBuf> {
+    fn path(&mut self, key: &str) -> Option<PathBuf> {
         let text = self.optional(key)?;
-        let expanded = match (text.strip_prefix("~/"), &self.home) {
-            (Some(rest), Some(home)) => home.join(rest),
-            _ => PathBuf::from(&text),
+        let expanded = match home::expand(&text, self.home.as_deref()) {
+            Ok(path) => path,
+            Err(why) => {
+                self.refuse(key, &why);
+                return None;
+            }
         };
         // Only what the file says counts from the file's folder; variables and flags count from where the user stands.
         let from_file = self.sourced(key).is_some_and(|sourced| matches!(sourced.origin, Origin::File(_) | Origin::Default));

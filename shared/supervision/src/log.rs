@@ -41,19 +41,19 @@ pub fn to_stderr(default: &str) {
     tracing_subscriber::registry().with(stderr).with(level(default)).init();
 }
 
-/// Lines go into `state`, and to standard error unless the live picture has the terminal. Neither is ever waited for. What panics
+/// Lines of level `default` and above go into `state`, and to standard error unless the live picture has the terminal. Neither is ever waited for. What panics
 /// is told there too.
 ///
 /// # Errors
 /// When the operating system refuses a thread.
-pub fn to_state(state: &Path, live: bool) -> io::Result<()> {
+pub fn to_state(state: &Path, live: bool, default: &str) -> io::Result<()> {
     let lines = || tracing_subscriber::fmt::layer().log_internal_errors(false);
     let file = Lines::into("log file", Redacting(LogFile::in_folder(state)))?;
     let stderr = if live { None } else { Some(Lines::into("standard error", Redacting(io::stderr()))?) };
     let mut layers = vec![lines().with_writer(file.clone()).with_ansi(false).boxed()];
     layers.extend(stderr.clone().map(|stderr| lines().with_writer(stderr).with_ansi(io::stderr().is_terminal()).boxed()));
     let _ = PLACES.set(stderr.into_iter().chain([file]).collect());
-    tracing_subscriber::registry().with(layers).with(level("info")).init();
+    tracing_subscriber::registry().with(layers).with(level(default)).init();
     // The standard hook writes to standard error, and waits for it.
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     Ok(())

@@ -99,7 +99,7 @@ pub fn grace_warning(budget: f64, grace: Option<f64>, manager: Manager) -> Optio
     (allowed < needed).then(|| {
         format!(
             "{who} after {allowed:.0} s, and an orderly stop may take {needed:.0} s: finished groups may not be uploaded; allow more \
-             (TimeoutStopSec={needed:.0} or stop_grace_period: {needed:.0}s, and shutdown.grace_seconds = {needed:.0}), or lower \
+             (TimeoutStopSec={needed:.0} with KillMode=mixed, or stop_grace_period: {needed:.0}s, and shutdown.grace_seconds = {needed:.0}), or lower \
              shutdown.budget_seconds"
         )
     })
