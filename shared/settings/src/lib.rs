@@ -109,7 +109,10 @@ type Unused = BTreeMap<String, Option<&'static str>>;
 /// All mistakes at once.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     let mut errors = Vec::new();
-    let Collected { values, unused, visible_gpus } = collect(sources, &mut errors);
+    let Collected { values, unused, visible_gpus, without_file } = collect(sources, &mut errors);
+    if without_file {
+        return Err(ConfigErrors(errors));
+    }
     let base = sources.file.as_deref().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
     let home = home::folder(sources.environment.get("HOME").map(String::as_str));
     let mut reader = Reader { values: &values, errors, base, home };

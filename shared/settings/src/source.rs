@@ -75,6 +75,8 @@ pub struct Collected {
     pub unused: Unused,
     /// `CUDA_VISIBLE_DEVICES`.
     pub visible_gpus: Option<String>,
+    /// The configuration file cannot be read at all, so that whatever else seems wrong comes from that.
+    pub without_file: bool,
 }
 
 /// Collects the values, and the variables that nothing was made of; every mistake of form is added to `errors`.
@@ -82,8 +84,11 @@ pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> Collected {
     let mut unused = foreign::names(&sources.environment);
     let mut values = defaults();
     let mut visible_gpus = sources.environment.get(VISIBLE_GPUS).cloned();
+    let mut without_file = false;
     if let Some(path) = &sources.file {
-        for (key, value) in file_values(path, errors) {
+        let read = file_values(path, errors);
+        without_file = read.is_none();
+        for (key, value) in read.unwrap_or_default() {
             insert_known(&mut values, &key, value, &Origin::File(path.clone()), errors);
         }
     }
@@ -107,7 +112,7 @@ pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> Collected {
             None => errors.push(unknown(key, &Origin::CommandLine)),
         }
     }
-    Collected { values, unused, visible_gpus }
+    Collected { values, unused, visible_gpus, without_file }
 }
 
 /// What stands on a command line is read by everybody on the host (`ps`), and kept by shells.
@@ -128,20 +133,20 @@ fn defaults() -> Values {
     TABLE.iter().filter_map(parse).collect()
 }
 
-fn file_values(path: &Path, errors: &mut Vec<ConfigError>) -> Vec<(String, Value)> {
+fn file_values(path: &Path, errors: &mut Vec<ConfigError>) -> Option<Vec<(String, Value)>> {
     let fail = |reason: String| ConfigError { key: path.display().to_string(), value: None, origin: None, reason };
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
             errors.push(fail(format!("cannot be read: {error}; give the file with --config PATH")));
-            return Vec::new();
+            return None;
         }
     };
     match text.parse::<toml::Table>() {
-        Ok(table) => flatten(String::new(), table),
+        Ok(table) => Some(flatten(String::new(), table)),
         Err(error) => {
             errors.push(fail(not_toml(&text, &error)));
-            Vec::new()
+            None
         }
     }
 }

@@ -53,6 +53,15 @@ fn all_mistakes_come_at_once_with_suggestions() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_is_the_only_mistake_told() {
+    let (_folder, broken) = file("[chain\n");
+    for path in [PathBuf::from("/no/such/host.toml"), broken] {
+        let error = load(&Sources { file: Some(path), ..Sources::default() }).unwrap_err().to_string();
+        assert!(error.starts_with("1 mistake(s)"), "{error}");
+    }
+}
+
+#[test]
 fn a_key_in_the_wrong_section_is_found() {
     let error = load_text(&format!("{LOCAL}[miner]\nsafety_blocks = 3\n"), &[]).unwrap_err();
     assert!(error.contains("did you mean schedule.safety_blocks?"), "{error}");

@@ -152,7 +152,11 @@ impl Claims<'_> {
     }
 
     fn refuse(&mut self, key: &str, index: u32, reason: String) -> Option<String> {
-        self.errors.push(ConfigError { key: key.into(), value: Some(format!("GPU {index}")), origin: None, reason });
+        match self.errors.iter_mut().find(|error| error.key == key && error.reason == reason) {
+            // The same of several is one mistake.
+            Some(error) => error.value = error.value.take().map(|others| format!("{others}, {index}")),
+            None => self.errors.push(ConfigError { key: key.into(), value: Some(format!("GPU {index}")), origin: None, reason }),
+        }
         None
     }
 }
@@ -249,6 +253,12 @@ mod tests {
         assert_eq!(VisibleGpus::new(Some("-1"), 8).unwrap(), VisibleGpus::default());
         assert_eq!(VisibleGpus::new(None, 2).unwrap().0, ["0", "1"]);
         assert!(plan(0, 1, &[0], "").unwrap_err().contains("proof.device = \"cpu\""));
+    }
+
+    #[test]
+    fn the_same_mistake_of_several_gpus_is_one_line() {
+        let error = plan(0, 1, &[1, 2, 3, 4], "0,1").unwrap_err();
+        assert!(error.starts_with("proof.gpus = GPU 2, 3, 4 is out of range") && error.lines().count() == 1, "{error}");
     }
 
     #[test]
