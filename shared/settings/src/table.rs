@@ -60,7 +60,7 @@ pub const TABLE: &[Setting] = &[
         "'state'",
         "Lock, sockets, spool, status and local copies of window files.",
     ),
-    setting("wallet.path", &[], Form::Path, "'~/.bittensor/wallets'", "Folder of the bittensor wallets."),
+    setting("wallet.path", &["BT_WALLET_PATH"], Form::Path, "'~/.bittensor/wallets'", "Folder of the bittensor wallets."),
     setting("wallet.cold", &["BT_WALLET_COLD"], Form::Text, "'default'", "Coldkey name."),
     setting("wallet.hot", &["BT_WALLET_HOT"], Form::Text, "'default'", "Hotkey name."),
     setting(
@@ -352,7 +352,8 @@ pub const TABLE: &[Setting] = &[
         &["GRAIL_PIPELINE_PROOF_FLASH_ATTN"],
         Form::Flag,
         "false",
-        "Proofs by flash-attn; refused, for validators compare with libtorch's own attention.",
+        "Proofs by flash-attn; refused: the proof workers compute libtorch's own attention (SDPA). The guide says that validators do \
+         too, the code of 0.0.60 forces FlashAttention-2 on CUDA; the drift between them is not measured on a GPU yet.",
     ),
     setting("proof.cpu_slots", &[], Form::Whole, "2", "Proof workers where proof.device is cpu."),
     setting("proof.threads", &[], Form::Whole, "1", "Threads of one proof worker on the CPU."),
@@ -370,7 +371,7 @@ pub const TABLE: &[Setting] = &[
         &["GRAIL_PRECISION_TUNING"],
         Form::Whole,
         "0",
-        "0 computes proofs as validators do; 1 without TF32 and reduced-precision sums, which changes bf16 proofs next to \
+        "0 is libtorch's defaults, the level validators run; 1 without TF32 and reduced-precision sums, which changes bf16 proofs next to \
          nothing; 2 deterministic with eager attention, farther from validators' kernels. None makes different GPUs agree.",
     ),
     setting(
@@ -378,7 +379,7 @@ pub const TABLE: &[Setting] = &[
         &["GRAIL_FORCE_EAGER_ATTENTION"],
         Form::Flag,
         "false",
-        "Eager attention in the proof model at tuning 0 and 1 too; slower, and not the kernel validators use.",
+        "Eager attention in the proof model at tuning 0 and 1 too; slower, and neither SDPA nor FlashAttention-2, which validators use.",
     ),
     setting(
         "schedule.safety_blocks",

@@ -143,7 +143,7 @@ fn worker_row(gpu: Option<&str>, trial: &Result<WorkerHello, Unfit>) -> Row {
             Some(why) => Row::failed(
                 WORKER,
                 format!("{found}, and cannot prove: {why}"),
-                "take what validators compute with: leave proof.dtype, proof.mode, proof.precision_tuning and \
+                "take the network's settings: leave proof.dtype, proof.mode, proof.precision_tuning and \
                  proof.force_eager_attention out",
             ),
         },
