@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -207,12 +207,12 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             // The local bucket server tells every refusal, and the doctor asks for some.
             log::to_stderr(level("error,s3s=off"));
             let rows = doctor::examine(&loaded?).await;
-            print(&if json { doctor::json(&rows) } else { doctor::table(&rows) });
+            log::print(&if json { doctor::json(&rows) } else { doctor::table(&rows) });
             let failed = rows.iter().any(|row| row.verdict == doctor::Verdict::Failed);
             Ok(ExitCode::from(u8::from(failed)))
         }
         Command::Config { command: ConfigCommand::Explain } => {
-            print(&settings::explain(&loaded?));
+            log::print(&settings::explain(&loaded?));
             Ok(ExitCode::SUCCESS)
         }
         Command::PublishCheckpoint(arguments) => {
@@ -226,22 +226,22 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Command::Plan(arguments) => {
             let settings = &loaded?.settings;
-            print(&layout::report(settings, plan::of_host(settings), &arguments)?);
+            log::print(&layout::report(settings, plan::of_host(settings), &arguments)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Simulate(arguments) => {
-            print(&simulate::command(&arguments)?);
+            log::print(&simulate::command(&arguments)?);
             Ok(ExitCode::SUCCESS)
         }
         // It never comes here: see `main`.
         Command::ReadCheckpoint(arguments) => Ok(reader::program::main(&arguments)),
         Command::Status => show_status(&loaded?.settings),
         Command::Explain { window } => {
-            print(&explain::window(&loaded?.settings, window)?);
+            log::print(&explain::window(&loaded?.settings, window)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Incident { output } => {
-            print(&incident::pack(&loaded?, &environment, output)?);
+            log::print(&incident::pack(&loaded?, &environment, output)?);
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -302,7 +302,7 @@ fn check(settings: &Settings) -> Result<ExitCode, Failure> {
             )
         })
         .collect();
-    print(&format!("The settings are in order.\n{doubt}{}", layout::outline(settings, &plan)));
+    log::print(&format!("The settings are in order.\n{doubt}{}", layout::outline(settings, &plan)));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -311,17 +311,12 @@ fn show_status(settings: &Settings) -> Result<ExitCode, Failure> {
     let text = std::fs::read_to_string(&path).map_err(|error| {
         Failure::Unavailable(format!("there is no status at {path:?} ({error}); has a supervisor run with this state folder?"))
     })?;
-    print(&text);
+    log::print(&text);
     if grail_supervision::state::StateFolder::is_locked(&settings.state) {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("No supervisor is running; this is what the last one left.");
+    log::say("No supervisor is running; this is what the last one left.");
     Ok(ExitCode::SUCCESS)
-}
-
-/// A closed pipe (`| head`) is no reason to panic.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(&secrets::clean(text.as_bytes()));
 }
 
 #[cfg(test)]

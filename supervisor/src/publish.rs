@@ -95,12 +95,13 @@ pub async fn publish(settings: &Settings, arguments: &Arguments) -> Result<(), F
         }
     };
     let metadata = published.map_err(|error| unpublished(&error))?;
-    println!(
-        "Checkpoint {window} is published (weights {}), ready in window {}: miners use it from window {} on.",
+    let said = format!(
+        "Checkpoint {window} is published (weights {}), ready in window {}: miners use it from window {} on.\n",
         metadata.weights_hash.as_deref().unwrap_or("without hash"),
         terms.ready_window,
         terms.ready_window + grail_protocol::constants::WINDOW_LENGTH
     );
+    grail_supervision::log::print(&said);
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::exit::Failure;
-use crate::secrets::{Redacting, clean_text};
+use crate::secrets::{Redacting, clean, clean_text};
 
 /// The log in the state folder.
 pub const FILE: &str = "supervisor.log";
@@ -83,6 +83,16 @@ pub fn last_word(text: String, limit: Duration) {
     if std::thread::Builder::new().name("last word".into()).spawn(say).is_ok() {
         let _ = written.recv_timeout(limit);
     }
+}
+
+/// Writes to standard output what a command was asked for. A closed pipe (`| head`) or a full disk is no reason to panic.
+pub fn print(text: &str) {
+    let _ = io::stdout().write_all(&clean(text.as_bytes()));
+}
+
+/// Says something on standard error beside what was asked for, if that takes it.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{}", clean_text(text));
 }
 
 /// Tells on standard error why a command ended.

@@ -44,6 +44,7 @@ use grail_subnet::wallet;
 use grail_supervision::board::Board;
 use grail_supervision::exit::Failure;
 use grail_supervision::gpu::Gpus;
+use grail_supervision::log;
 use grail_workers::plan;
 use grail_workers::{ChildPrograms, Programs, ProofPool, Proved, WorkerSettings};
 
@@ -93,11 +94,11 @@ pub async fn command(settings: Result<Settings, Failure>, arguments: &Arguments)
     };
     match outcome.await {
         Ok(judged) => {
-            report::print(&judged, arguments.json);
+            log::print(&report::text(&judged, arguments.json));
             ExitCode::from(report::code(&judged))
         }
         Err(failure) => {
-            grail_supervision::log::report(&failure);
+            log::report(&failure);
             ExitCode::from(3)
         }
     }
@@ -171,7 +172,7 @@ impl Validator {
     }
 
     async fn windows(&mut self, arguments: &Arguments) -> Result<Vec<Judged>, Failure> {
-        eprintln!("Test mode: this wallet's own files are judged; no weights are submitted and no trust list is published.");
+        log::say("Test mode: this wallet's own files are judged; no weights are submitted and no trust list is published.");
         let windows = match (arguments.window, arguments.last) {
             (Some(window), _) if window != window_start(window) => {
                 return Err(Failure::Data(format!("--window {window} is no multiple of 30, so no window begins there")));
@@ -293,7 +294,7 @@ impl Validator {
     async fn hash_of(&self, block: u64) -> Result<String, Failure> {
         let wait = self.chain.block_time(block).await? - clock::unix_seconds();
         if wait > 0.0 {
-            eprintln!("Waiting {wait:.0} s for block {block}: its hash chooses the positions that are opened.");
+            log::say(&format!("Waiting {wait:.0} s for block {block}: its hash chooses the positions that are opened."));
             tokio::time::sleep(Duration::from_secs_f64(wait.min(3600.0) + 0.05)).await;
         }
         let comes = async {

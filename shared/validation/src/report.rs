@@ -134,25 +134,23 @@ impl Judged {
     }
 }
 
-/// Prints every window.
-pub fn print(judged: &[Judged], as_json: bool) {
+/// Every window, for standard output.
+pub fn text(judged: &[Judged], as_json: bool) -> String {
     if as_json {
-        for window in judged {
-            println!("{}", window.json());
-        }
-        return;
+        return judged.iter().map(|window| format!("{}\n", window.json())).collect();
     }
-    println!(
-        "{:>8} {:>9} {:>9} {:>9} {:>10} {:>17} {:>11} {:>13} verdict",
+    let mut text = format!(
+        "{:>8} {:>9} {:>9} {:>9} {:>10} {:>17} {:>11} {:>13} verdict\n",
         "window", "rollouts", "checked", "tokens", "success", "sketch distance", "log-prob", "unlikely"
     );
-    println!("{:>8} {:>9} {:>9} {:>9} {:>10} {:>8} {:>8} {:>11} {:>13}", "", "", "", "", "", "median", "max", "deviation", "");
-    for window in judged {
-        println!("{}", window.line());
-    }
+    text += &format!(
+        "{:>8} {:>9} {:>9} {:>9} {:>10} {:>8} {:>8} {:>11} {:>13}\n",
+        "", "", "", "", "", "median", "max", "deviation", ""
+    );
+    text.extend(judged.iter().map(|window| format!("{}\n", window.line())));
     let accepted = judged.iter().filter(|window| window.outcome == Outcome::Accepted).count();
     let rollouts: usize = judged.iter().map(|window| window.total).sum();
-    println!("{accepted} of {} windows accepted, {rollouts} rollouts.", judged.len());
+    text + &format!("{accepted} of {} windows accepted, {rollouts} rollouts.\n", judged.len())
 }
 
 /// 0 all accepted, 1 one rejected, 2 one without a file.
