@@ -83,11 +83,14 @@ impl ModelSize {
         let gpus = u64::from(generation.tensor_parallel);
         let (heads, of_keys) = self.heads;
         if heads % gpus != 0 || (of_keys % gpus != 0 && gpus % of_keys.max(1) != 0) {
-            let reason = format!("does not divide the model's {heads} attention heads and {of_keys} heads of keys and values");
+            let which = if heads % gpus == 0 { "" } else { " (the attention heads)" };
+            let reason = format!("does not divide the model's {heads} attention heads and {of_keys} heads of keys and values{which}");
             return Err(refuse("generation.tensor_parallel", gpus.to_string(), reason));
         }
         let share = generation.memory_share.min(1.0 - OVERHEAD_GIB * GIB / gpu_bytes);
-        let room = (gpu_bytes * share - self.weights / gpus as f64) * gpus as f64 / self.cache_per_token;
+        // More GPUs than heads of keys and values: each head lies on several of them.
+        let on_each = self.cache_per_token / gpus.min(of_keys.max(1)) as f64;
+        let room = (gpu_bytes * share - self.weights / gpus as f64) / on_each;
         if room < f64::from(generation.max_model_length) {
             let (weights, memory) = (self.weights / gpus as f64 / GIB, gpu_bytes * share / GIB);
             let reason = format!(
@@ -309,6 +312,9 @@ mod tests {
         let room = size.room(&generation(4), 80.0 * GIB).unwrap();
         // 4 GPUs with 0.9 of 80 GiB, less the weights.
         assert!((room - (288.0 - 15.2) * GIB / 57_344.0).abs() < 1.0, "{room}");
+        // Eight GPUs over four heads: each head is there twice.
+        let replicated = ModelSize { heads: (32, 4), ..size }.room(&generation(8), 80.0 * GIB).unwrap();
+        assert!((replicated - (72.0 - 1.9) * GIB / (57_344.0 / 4.0)).abs() < 1.0, "{replicated}");
         let error = size.room(&generation(3), 80.0 * GIB).unwrap_err().to_string();
         assert!(error.contains("generation.tensor_parallel = 3 does not divide"), "{error}");
         let error = size.room(&generation(1), 16.0 * GIB).unwrap_err().to_string();
