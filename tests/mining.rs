@@ -77,7 +77,7 @@ fn failpoints_do_not_compile_into_a_release() {
         let compiled = std::process::Command::new("rustc")
             .args(["--edition", "2024", "--crate-type", "lib", "--emit", "metadata", "--cfg", "feature=\"failpoints\"", "-C"])
             .arg(format!("debug-assertions={debug_assertions}"))
-            .arg(workspace().join("supervisor/src/failpoint.rs"))
+            .arg(workspace().join("shared/supervision/src/failpoint.rs"))
             .current_dir(folder.path())
             .output()
             .unwrap();
