@@ -229,6 +229,11 @@ impl Host {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
+        // Tests that were started by `nohup` would hand that on, and SIGHUP would end nothing.
+        if grail_process::limits::ignores(nix::sys::signal::Signal::SIGHUP) {
+            command = Command::new("env");
+            command.arg("--default-signal=HUP").arg(&self.program);
+        }
         // Overrides stand together behind the verb: of a repeated flag the parser keeps only those on one side of it.
         let (verb, rest) = arguments.split_first().expect("a command has a verb");
         let words = self.settings.iter().cloned().chain(rest.iter().map(|word| (*word).to_owned())).collect();

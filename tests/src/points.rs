@@ -1,5 +1,5 @@
 //! Failpoints from the test's side: arm one, wait until the supervisor is there, let it go on. See
-//! `supervisor/src/failpoint.rs` for the other side.
+//! `shared/supervision/src/failpoint.rs` for the other side.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
