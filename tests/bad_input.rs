@@ -48,6 +48,24 @@ fn gpus_out_of_range_or_used_twice_are_refused() {
     refused(&host, &run, 64, &["proof.gpus = GPU 1 is used twice", "proof.gpus = GPU 5 is out of range: 2 GPU(s)"]);
 }
 
+#[test]
+fn what_names_no_gpu_is_refused_by_every_command_and_a_broken_env_hides_no_status() {
+    let host = host().variable("CUDA_VISIBLE_DEVICES", "0-3");
+    for command in ["check", "plan", "run"] {
+        refused(&host, &[command], 64, &["CUDA_VISIBLE_DEVICES = \"0-3\"", "a range"]);
+    }
+    // The file's own line wins over the shell, and the wallet's has words behind its quotes.
+    std::fs::write(host.path().join(".env"), "CUDA_VISIBLE_DEVICES=\nBT_WALLET_COLD=\"x\"y\n").unwrap();
+    refused(&host, &["check"], 64, &["1 mistake(s)", ".env has a line 2 that is not BT_WALLET_COLD=value"]);
+    std::fs::create_dir(host.path().join("state")).unwrap();
+    std::fs::write(host.path().join("state/status.json"), "{}").unwrap();
+    let shown = host.run(&["status"]);
+    assert_eq!((shown.code, shown.stdout.as_str()), (0, "{}"), "{}", shown.stderr);
+    assert!(shown.stderr.contains("1 mistake(s)") && shown.stderr.contains("all the same"), "{}", shown.stderr);
+    std::fs::write(host.path().join(".env"), "CUDA_VISIBLE_DEVICES=\nNOT A STATEMENT\n").unwrap();
+    assert_eq!(host.run(&["check"]).code, 0, "a line that concerns nobody");
+}
+
 /// A port that somebody has, GPUs, and a model that is too large for them: one answer names all, and who has the port.
 #[test]
 fn plan_names_every_mistake_at_once_and_who_has_the_port() {

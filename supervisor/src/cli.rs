@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -198,7 +198,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Some(Command::Validate(arguments)) => arguments.drand,
         _ => Drand::default(),
     };
-    let loaded = load(&cli.common, &environment, drand);
+    let sources = sources(&cli.common, &environment, drand);
+    let loaded = load(&sources, &environment);
     let level = |usual| level(usual, cli.common.verbose);
     match cli.command.unwrap_or(Command::Run(RunArguments::default())) {
         Command::Run(arguments) => run(&loaded?.settings, &arguments, level("info")).await,
@@ -235,9 +236,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         }
         // It never comes here: see `main`.
         Command::ReadCheckpoint(arguments) => Ok(reader::program::main(&arguments)),
-        Command::Status => show_status(&loaded?.settings),
+        Command::Status => show_status(&state_of(loaded, &sources)),
         Command::Explain { window } => {
-            log::print(&explain::window(&loaded?.settings, window)?);
+            log::print(&explain::window(&state_of(loaded, &sources), window)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Incident { output } => {
@@ -247,7 +248,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     }
 }
 
-fn load(common: &Common, environment: &BTreeMap<String, String>, drand: Drand) -> Result<Loaded, Failure> {
+fn sources(common: &Common, environment: &BTreeMap<String, String>, drand: Drand) -> Sources {
     let mut overrides = Vec::new();
     for text in &common.overrides {
         let (key, value) = text.split_once('=').unwrap_or((text, ""));
@@ -260,13 +261,16 @@ fn load(common: &Common, environment: &BTreeMap<String, String>, drand: Drand) -
         overrides.push(("beacon.drand".into(), drand.use_drand.to_string()));
     }
     let beside = PathBuf::from("host.toml");
-    let sources = Sources {
+    Sources {
         file: common.config.clone().or_else(|| Some(beside).filter(|file| file.exists())),
         environment: environment.clone(),
         dot_env: common.env_file.clone(),
         overrides,
-    };
-    let loaded = settings::load(&sources)?;
+    }
+}
+
+fn load(sources: &Sources, environment: &BTreeMap<String, String>) -> Result<Loaded, Failure> {
+    let loaded = settings::load(sources)?;
     secrets::know(secrets::of_host(loaded.secrets(), environment));
     Ok(loaded)
 }
@@ -306,13 +310,25 @@ fn check(settings: &Settings) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_status(settings: &Settings) -> Result<ExitCode, Failure> {
-    let path = settings.state.join("status.json");
+/// The state folder, for looking only. What is wrong with the settings is said, and hinders nobody.
+fn state_of(loaded: Result<Loaded, Failure>, sources: &Sources) -> PathBuf {
+    match loaded {
+        Ok(loaded) => loaded.settings.state,
+        Err(failure) => {
+            let state = settings::state_folder(sources);
+            log::say(&format!("grail-supervisor: {failure}\n(looking at {} all the same)", state.display()));
+            state
+        }
+    }
+}
+
+fn show_status(state: &Path) -> Result<ExitCode, Failure> {
+    let path = state.join("status.json");
     let text = std::fs::read_to_string(&path).map_err(|error| {
         Failure::Unavailable(format!("there is no status at {path:?} ({error}); has a supervisor run with this state folder?"))
     })?;
     log::print(&text);
-    if grail_supervision::state::StateFolder::is_locked(&settings.state) {
+    if grail_supervision::state::StateFolder::is_locked(state) {
         return Ok(ExitCode::SUCCESS);
     }
     log::say("No supervisor is running; this is what the last one left.");

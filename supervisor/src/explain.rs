@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 
 use grail_mining::events::{
     ChainAnswersAgain, ChainSilent, FileClosed, FileFound, FileUploaded, GroupDropped, GroupKept, LocalCopyFailed, MiningBegan,
@@ -9,7 +10,6 @@ use grail_mining::events::{
     WorkerDistrusted, WorkersDisagree,
 };
 use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
-use grail_settings::Settings;
 use grail_supervision::exit::Failure;
 use grail_supervision::journal::{self, Entry, Event, Reading, SupervisorStarted, SupervisorStopped};
 use serde::de::DeserializeOwned;
@@ -18,8 +18,8 @@ use serde::de::DeserializeOwned;
 ///
 /// # Errors
 /// When there is no journal, or the window is not in it.
-pub fn window(settings: &Settings, window: Option<u64>) -> Result<String, Failure> {
-    let folder = settings.state.join("journal");
+pub fn window(state: &Path, window: Option<u64>) -> Result<String, Failure> {
+    let folder = state.join("journal");
     let reading = journal::read(&folder).map_err(|error| {
         Failure::Data(format!("the journal cannot be read: {error}; has a supervisor run with this state folder?"))
     })?;

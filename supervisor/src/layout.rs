@@ -84,7 +84,8 @@ impl ModelSize {
         let (heads, of_keys) = self.heads;
         if heads % gpus != 0 || (of_keys % gpus != 0 && gpus % of_keys.max(1) != 0) {
             let which = if heads % gpus == 0 { "" } else { " (the attention heads)" };
-            let reason = format!("does not divide the model's {heads} attention heads and {of_keys} heads of keys and values{which}");
+            let reason =
+                format!("does not divide the model's {heads} attention heads and {of_keys} heads of keys and values{which}");
             return Err(refuse("generation.tensor_parallel", gpus.to_string(), reason));
         }
         let share = generation.memory_share.min(1.0 - OVERHEAD_GIB * GIB / gpu_bytes);

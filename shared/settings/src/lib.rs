@@ -113,12 +113,16 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     if without_file {
         return Err(ConfigErrors(errors));
     }
-    let base = sources.file.as_deref().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
-    let home = home::folder(sources.environment.get("HOME").map(String::as_str));
-    let mut reader = Reader { values: &values, errors, base, home };
+    let mut reader = Reader::new(&values, sources, errors);
     let settings = Settings { visible_gpus, ..reader.settings() };
     let errors = reader.errors;
     if errors.is_empty() { Ok(Loaded { settings, values, unused }) } else { Err(ConfigErrors(errors)) }
+}
+
+/// Where the state folder is, whatever else is wrong with the settings: a person may always look at a running miner.
+pub fn state_folder(sources: &Sources) -> PathBuf {
+    let values = collect(sources, &mut Vec::new()).values;
+    Reader::new(&values, sources, Vec::new()).path("state.folder").unwrap_or_default()
 }
 
 /// Turns values into settings and collects what is wrong with them.
@@ -129,7 +133,13 @@ struct Reader<'a> {
     home: Option<PathBuf>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(values: &'a Values, sources: &Sources, errors: Vec<ConfigError>) -> Self {
+        let base = sources.file.as_deref().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
+        let home = home::folder(sources.environment.get("HOME").map(String::as_str));
+        Self { values, errors, base, home }
+    }
+
     fn settings(&mut self) -> Settings {
         let state = self.path("state.folder").unwrap_or_default();
         let local_chain = self.text("chain.network") == "local";
