@@ -288,7 +288,8 @@ fn level(usual: &'static str, verbose: u8) -> &'static str {
 }
 
 async fn run(settings: &Settings, arguments: &RunArguments, level: &str) -> Result<ExitCode, Failure> {
-    let live = std::io::stdout().is_terminal() && !arguments.plain;
+    let variable = |name: &str| std::env::var(name).ok();
+    let live = std::io::stdout().is_terminal() && !arguments.plain && log::takes_pictures(variable);
     log::to_state(&settings.state, live, level).map_err(|error| Failure::internal("start the log's threads", error))?;
     let picture = if live { View::Live } else { View::Plain };
     mine::run(settings, arguments.windows, |board, end| crate::view::show(board, picture, end)).await?;

@@ -37,7 +37,7 @@ static PLACES: OnceLock<Vec<Lines>> = OnceLock::new();
 pub fn to_stderr(default: &str) {
     // A line that cannot be written would be reported on standard error, and panic there.
     let lines = tracing_subscriber::fmt::layer().log_internal_errors(false);
-    let stderr = lines.with_writer(|| Redacting(io::stderr())).with_ansi(io::stderr().is_terminal());
+    let stderr = lines.with_writer(|| Redacting(io::stderr())).with_ansi(io::stderr().is_terminal() && takes_colours(variable));
     tracing_subscriber::registry().with(stderr).with(level(default)).init();
 }
 
@@ -51,7 +51,11 @@ pub fn to_state(state: &Path, live: bool, default: &str) -> io::Result<()> {
     let file = Lines::into("log file", Redacting(LogFile::in_folder(state)))?;
     let stderr = if live { None } else { Some(Lines::into("standard error", Redacting(io::stderr()))?) };
     let mut layers = vec![lines().with_writer(file.clone()).with_ansi(false).boxed()];
-    layers.extend(stderr.clone().map(|stderr| lines().with_writer(stderr).with_ansi(io::stderr().is_terminal()).boxed()));
+    layers.extend(
+        stderr
+            .clone()
+            .map(|stderr| lines().with_writer(stderr).with_ansi(io::stderr().is_terminal() && takes_colours(variable)).boxed()),
+    );
     let _ = PLACES.set(stderr.into_iter().chain([file]).collect());
     tracing_subscriber::registry().with(layers).with(level(default)).init();
     // The standard hook writes to standard error, and waits for it.
@@ -98,6 +102,23 @@ pub fn say(text: &str) {
 /// Tells on standard error why a command ended.
 pub fn report(failure: &Failure) {
     last_word(clean_text(&format!("grail-supervisor: {failure}")).into_owned(), LAST_WORD);
+}
+
+/// Whether a terminal may be given colours (`NO_COLOR`, `TERM`).
+fn takes_colours(variable: impl Fn(&str) -> Option<String>) -> bool {
+    variable("NO_COLOR").is_none_or(|set| set.is_empty()) && variable("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Whether a terminal may be given a picture that is redrawn in place: it knows how, and the locale is UTF-8.
+pub fn takes_pictures(variable: impl Fn(&str) -> Option<String>) -> bool {
+    // The first one that is set counts, as in C.
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().filter_map(&variable).find(|locale| !locale.is_empty());
+    let utf8 = locale.is_some_and(|locale| locale.to_ascii_lowercase().replace('-', "").contains("utf8"));
+    utf8 && variable("TERM").is_some_and(|term| !term.is_empty() && term != "dumb")
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 fn level(default: &str) -> EnvFilter {
@@ -154,6 +175,20 @@ impl Write for LogFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_gets_what_it_says_it_takes() {
+        let with = |set: &'static [(&str, &str)]| {
+            move |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        };
+        let colours = |set| takes_colours(with(set));
+        assert!(colours(&[]) && colours(&[("NO_COLOR", ""), ("TERM", "xterm")]));
+        assert!(!colours(&[("NO_COLOR", "1")]) && !colours(&[("TERM", "dumb")]));
+        let pictures = |set| takes_pictures(with(set));
+        assert!(pictures(&[("TERM", "xterm"), ("LANG", "C.UTF-8")]) && pictures(&[("TERM", "screen"), ("LC_ALL", "de_DE.utf8")]));
+        assert!(!pictures(&[("TERM", "dumb"), ("LANG", "C.UTF-8")]) && !pictures(&[("TERM", "xterm")]));
+        assert!(!pictures(&[("TERM", "xterm"), ("LC_ALL", "C"), ("LANG", "en_US.UTF-8")]));
+    }
 
     #[test]
     fn a_long_log_is_put_aside_once_and_goes_on_after_a_restart() {
