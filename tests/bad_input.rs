@@ -215,14 +215,17 @@ fn credentials_that_would_cost_money_never_reach_the_chain() {
 #[test]
 fn an_unreachable_or_read_only_bucket_is_refused() {
     let keys = ["read_access_key_id", "read_secret_access_key", "write_access_key_id", "write_secret_access_key"];
-    let run = |port: u16| {
+    let run_at = |endpoint: String| {
         let mut arguments = vec!["run".to_owned(), "--set".into(), "storage.local_folder=".into()];
-        arguments.extend(["--set".into(), format!("storage.endpoint=http://127.0.0.1:{port}")]);
+        arguments.extend(["--set".into(), format!("storage.endpoint={endpoint}")]);
         arguments.extend(["--set".into(), "storage.account_id=acct".into(), "--set".into(), "storage.bucket=acct".into()]);
         arguments.extend(keys.iter().flat_map(|key| ["--set".to_owned(), format!("storage.{key}=k-{key}")]));
         arguments
     };
-    let host = host();
+    let run = |port: u16| run_at(format!("http://127.0.0.1:{port}"));
+    let host = host().variable("SSL_CERT_FILE", "/no/such/file").variable("SSL_CERT_DIR", "/no/such/folder");
+    let arguments = run_at("https://127.0.0.1:1".into());
+    refused(&host, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), 69, &["no CA certificates", "ca-certificates"]);
     let arguments = run(free_port());
     refused(&host, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), 69, &["the bucket cannot be used", "127.0.0.1"]);
     let port = deny_writes();

@@ -40,6 +40,12 @@ pub enum BucketError {
     /// The settings cannot describe a bucket.
     #[error("the bucket settings are wrong: {0}")]
     Settings(String),
+    /// Nothing on this machine says which servers can be trusted.
+    #[error(
+        "this machine has no CA certificates, so that no https endpoint can be trusted. Install the package ca-certificates, or name a \
+         bundle by SSL_CERT_FILE"
+    )]
+    NoCertificates,
     /// There is no object under the key.
     #[error("{0} failed: there is no such object. Check the key, or wait until its writer has finished")]
     NotFound(Box<Request>),

@@ -119,9 +119,13 @@ impl Bucket {
     /// Makes a client; nothing is sent yet.
     ///
     /// # Errors
-    /// [`BucketError::Settings`] for an endpoint that is no URL, or an empty name or key.
+    /// [`BucketError::Settings`] for an endpoint that is no URL, or an empty name or key; [`BucketError::NoCertificates`].
     pub fn new(settings: &BucketSettings) -> Result<Self, BucketError> {
         let secure = check_settings(settings)?;
+        // The client would panic.
+        if secure && rustls_native_certs::load_native_certs().certs.is_empty() {
+            return Err(BucketError::NoCertificates);
+        }
         let secret = settings.secret_access_key.reveal();
         let credentials = Credentials::new(&settings.access_key_id, secret, None, None, "settings");
         // Sending counts as waiting for the reply in this client, so its own read limit must allow a whole upload; the
