@@ -12,6 +12,8 @@ mod parquet_rows;
 mod shards;
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Longest line of a JSON lines file and largest text of a Parquet cell, in bytes.
@@ -231,6 +233,7 @@ impl Dataset {
         }
         let mut rows = Rows::new(columns);
         for path in files {
+            refuse_pointer(path)?;
             match Form::of_file(&file_name(path)) {
                 Some(Form::JsonLines) => json_lines::read(path, &mut rows)?,
                 Some(Form::JsonLinesGzip) => json_lines::read_gzip(path, &mut rows)?,
@@ -297,6 +300,19 @@ impl<'a, const N: usize> Rows<'a, N> {
 
 fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// A clone without Git LFS has a few lines of text where the data should be.
+fn refuse_pointer(path: &Path) -> Result<(), DatasetError> {
+    const POINTER: &[u8] = b"version https://git-lfs";
+    let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
+    let mut begin = Vec::new();
+    File::open(path).and_then(|file| file.take(POINTER.len() as u64).read_to_end(&mut begin)).map_err(unreadable)?;
+    if begin == POINTER {
+        let what = "it is a Git LFS pointer, not the data; run `git lfs pull` in its folder, or download the file itself".into();
+        return Err(DatasetError::File { path: path.to_owned(), what });
+    }
+    Ok(())
 }
 
 /// The data files of a folder by the split that they name.

@@ -42,10 +42,12 @@ fn read_lines<const N: usize>(path: &Path, mut file: impl BufRead, rows: &mut Ro
         if length > MAX_ROW_BYTES {
             return Err(bad(format!("the line is longer than {MAX_ROW_BYTES} bytes")));
         }
-        if line.iter().all(u8::is_ascii_whitespace) {
+        // Some editors begin a text with a mark of its byte order.
+        let text = if number == 1 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line[..] };
+        if text.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let row = texts(&line, rows.columns).map_err(|error| bad(format!("the line is not usable JSON: {error}")))?;
+        let row = texts(text, rows.columns).map_err(|error| bad(format!("the line is not usable JSON: {error}")))?;
         rows.push(row).map_err(bad)?;
     }
     Ok(())

@@ -109,6 +109,19 @@ fn bad_rows_are_named_by_file_and_line() {
 }
 
 #[test]
+fn a_byte_order_mark_is_passed_over_and_a_pointer_of_git_lfs_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "train.jsonl", &format!("\u{feff}{}", row("a")));
+    assert_eq!(questions(&path, SourceSplit::Train).unwrap(), ["a"]);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    for name in ["train.parquet", "train.jsonl"] {
+        let path = write(folder.path(), name, pointer);
+        let error = questions(&path, SourceSplit::Train).unwrap_err().to_string();
+        assert!(error.contains("Git LFS pointer") && error.contains(name), "{error}");
+    }
+}
+
+#[test]
 fn parquet_columns_are_read_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("train-00000-of-00001.parquet");
