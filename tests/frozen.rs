@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use grail_fakes::Script;
 use grail_process::proc;
 use grail_tests::side_by_side::{Scenario, play};
-use grail_tests::{Cast, Host, Running, lives, oracle, points, process, workspace};
+use grail_tests::{Cast, Host, Running, lives, oracle, points, process, send};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Scenario::new("state-folder-on-a-frozen-disk", frozen_state),
         Scenario::new("output-that-nobody-reads", unread_output),
         Scenario::new("log-and-status-that-cannot-be-opened", || fifos(&["supervisor.log", "status.json.new"])),
-        Scenario::new("chat-template-that-takes-its-time", slow_template),
+        Scenario::new("reader-that-gives-no-answer", silent_reader),
         Scenario::new("stop-that-does-not-come-to-its-end", endless_stop),
     ];
     play(scenarios, 4)
@@ -207,19 +207,10 @@ fn fifos(names: &[&str]) -> Result<String, String> {
     Ok(format!("uploaded, stopped in {seconds:.1} s, and told on standard error"))
 }
 
-/// A checkpoint's template computes until the kernel ends it: the status stays fresh meanwhile, and a stop is obeyed.
-fn slow_template() -> Result<String, String> {
-    let script = Script { job_seconds: 0.15, completion_seconds: 0.1, load_seconds: 0.1, ..Script::default() };
-    let host = Host::new(BLOCK_SECONDS, LEAD).cast(Cast::Fakes, &script).set("shutdown.budget_seconds", BUDGET);
-    let checkpoint = host.path().join("slow");
-    std::fs::create_dir(&checkpoint).unwrap();
-    for entry in std::fs::read_dir(workspace().join("demo/checkpoint-a")).unwrap().flatten() {
-        std::fs::copy(entry.path(), checkpoint.join(entry.file_name())).unwrap();
-    }
-    let template = "{% set s = 'x' * 3000000 %}{% for i in range(300) %}{% for j in range(300) %}{% if s.replace('xy', 'z') == 'q' %}{% \
-                    endif %}{% endfor %}{% endfor %}ok";
-    std::fs::write(checkpoint.join("chat_template.jinja"), template).unwrap();
-    assert_eq!(host.publish(&checkpoint.display().to_string(), &[]).code, 0);
+/// A checkpoint's reader gives no answer, as behind a template that computes for long: the status stays fresh meanwhile, and a stop
+/// is obeyed.
+fn silent_reader() -> Result<String, String> {
+    let host = host();
     let miner = host.start(&["run"]);
     let reads = |pid: &u32| {
         std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains("read-checkpoint"))
@@ -229,8 +220,8 @@ fn slow_template() -> Result<String, String> {
     let Some(reader) = reader().map(|pid| process(pid.cast_signed())) else {
         return Err(format!("the reader was gone at once\n{}", host.log()));
     };
+    send(&reader, Signal::SIGSTOP);
     let written = || std::fs::metadata(host.path().join("state/status.json")).and_then(|file| file.modified()).ok();
-    // It computes for five seconds, in which the status is written ten times.
     for _ in 0..3 {
         let before = written();
         await_true("another status", &host, || written() != before);
