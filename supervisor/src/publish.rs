@@ -15,7 +15,7 @@ use grail_store::checkpoint::{
     publish_full, ready_key, weights_hash,
 };
 use grail_subnet::buckets::Buckets;
-use grail_subnet::join::{local_trainer, open_chain};
+use grail_subnet::configured::{local_trainer, open_chain};
 use grail_subnet::wallet;
 use grail_supervision::exit::Failure;
 use serde_json::json;

@@ -136,7 +136,7 @@ impl Server {
                 let Concealed { open, variables: secret, file: text } = known.conceal(&credentials)?;
                 command.extend(open.into_iter().flat_map(|(flag, value)| [flag, value.reveal().to_owned()]));
                 if let Some(text) = text {
-                    let written = SecretFile::write(arguments.socket.parent().unwrap_or(Path::new(".")), &text)?;
+                    let written = SecretFile::write(arguments.socket.with_extension("yaml"), &text)?;
                     command.extend(["--config".to_owned(), written.0.display().to_string()]);
                     file = Some(written);
                 }
@@ -299,8 +299,8 @@ impl Server {
 struct SecretFile(PathBuf);
 
 impl SecretFile {
-    fn write(folder: &Path, text: &Secret) -> std::io::Result<Self> {
-        let path = folder.join(format!("server-{}.yaml", std::process::id()));
+    /// What a launcher that was killed has left under the same name goes.
+    fn write(path: PathBuf, text: &Secret) -> std::io::Result<Self> {
         let _ = std::fs::remove_file(&path);
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let written = Self(path);

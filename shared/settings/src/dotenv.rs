@@ -22,13 +22,16 @@ pub struct Unread {
     pub word: String,
 }
 
+/// Most bytes of a file, and of all its values: `${NAME}` may double what it names, line by line.
+pub const MOST_BYTES: usize = 1 << 20;
+
 /// Reads a file's text. `environment` is what `${NAME}` means where the file itself has not said it before.
 pub fn parse(text: &str, environment: &BTreeMap<String, String>) -> DotEnv {
     // As a text file is read: every kind of line end is one.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n").replace('\r', "\n");
     let letters: Vec<char> = text.chars().collect();
     let mut reader = Reader { letters: &letters, at: 0 };
-    let mut found = DotEnv::default();
+    let (mut found, mut left) = (DotEnv::default(), MOST_BYTES);
     loop {
         reader.skip(is_space);
         if reader.peek().is_none() {
@@ -36,19 +39,27 @@ pub fn parse(text: &str, environment: &BTreeMap<String, String>) -> DotEnv {
         }
         let begin = reader.at;
         match reader.statement() {
-            Some((Some(name), value)) => {
-                let value = value.map(|value| interpolated(&value, &found.values, environment));
-                found.values.push((name, value));
-            }
+            Some((Some(name), None)) => found.values.push((name, None)),
+            Some((Some(name), Some(value))) => match interpolated(&value, &found.values, environment, left) {
+                Some(value) => {
+                    left -= value.len();
+                    found.values.push((name, Some(value)));
+                }
+                None => found.unread.push(unread(&letters, begin)),
+            },
             Some((None, _)) => {}
             None => {
                 reader.skip(|letter| letter != '\n');
-                let line = letters[..begin].iter().filter(|letter| **letter == '\n').count() + 1;
-                let word = letters[begin..].iter().take_while(|letter| !is_space(**letter) && !":=#'\"".contains(**letter));
-                found.unread.push(Unread { line, word: word.collect() });
+                found.unread.push(unread(&letters, begin));
             }
         }
     }
+}
+
+fn unread(letters: &[char], begin: usize) -> Unread {
+    let line = letters[..begin].iter().filter(|letter| **letter == '\n').count() + 1;
+    let word = letters[begin..].iter().take_while(|letter| !is_space(**letter) && !":=#'\"".contains(**letter));
+    Unread { line, word: word.collect() }
 }
 
 struct Reader<'a> {
@@ -166,7 +177,13 @@ fn unescaped(text: &str, escapes: &str) -> String {
 }
 
 /// `${NAME}` and `${NAME:-default}`; what the file has said before wins over the environment, a name without value is empty.
-fn interpolated(value: &str, before: &[(String, Option<String>)], environment: &BTreeMap<String, String>) -> String {
+/// `None` where more than `most` bytes come of it.
+fn interpolated(
+    value: &str,
+    before: &[(String, Option<String>)],
+    environment: &BTreeMap<String, String>,
+    most: usize,
+) -> Option<String> {
     let (mut out, mut rest) = (String::new(), value);
     while let Some(begin) = rest.find("${") {
         let inside = &rest[begin + 2..];
@@ -185,9 +202,12 @@ fn interpolated(value: &str, before: &[(String, Option<String>)], environment: &
         let said = before.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.clone().unwrap_or_default());
         let known = said.or_else(|| environment.get(name).cloned());
         out.push_str(&known.unwrap_or_else(|| default.unwrap_or_default().to_owned()));
+        if out.len() > most {
+            return None;
+        }
         rest = after;
     }
-    out + rest
+    Some(out + rest).filter(|out| out.len() <= most)
 }
 
 /// What Python's `\s` takes.
@@ -211,6 +231,15 @@ mod tests {
         assert_eq!(found.values, [("A".into(), Some("1".into())), ("E".into(), Some("3".into()))]);
         let unread: Vec<_> = found.unread.iter().map(|unread| (unread.line, unread.word.as_str())).collect();
         assert_eq!(unread, [(3, "B"), (4, "C")]);
+    }
+
+    #[test]
+    fn what_doubles_line_by_line_comes_to_an_end() {
+        let lines = (1..64).map(|line| format!("A{line}=${{A{0}}}${{A{0}}}\n", line - 1));
+        let found = parse(&format!("A0=x\n{}B=1\n", lines.collect::<String>()), &BTreeMap::new());
+        let bytes: usize = found.values.iter().filter_map(|(_, value)| Some(value.as_ref()?.len())).sum();
+        assert!(bytes <= MOST_BYTES && found.unread.iter().any(|unread| unread.word == "A20"), "{bytes}");
+        assert_eq!(found.values.last(), Some(&("B".into(), Some("1".into()))));
     }
 
     proptest! {

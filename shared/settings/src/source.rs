@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use grail_secrets::{Address, HIDDEN, Words, shown_addresses};
@@ -239,13 +241,19 @@ fn dot_env_variables(
 ) -> BTreeMap<String, String> {
     let mut fail =
         |reason: String| errors.push(ConfigError { key: path.display().to_string(), value: None, origin: None, reason });
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) => {
-            fail(format!("cannot be read: {error}"));
+    let mut text = String::new();
+    let most = dotenv::MOST_BYTES as u64 + 1;
+    match File::open(path).and_then(|file| file.take(most).read_to_string(&mut text)) {
+        Ok(length) if length <= dotenv::MOST_BYTES => {}
+        Ok(_) => {
+            fail(format!("is longer than {} bytes; name the right file with --env-file", dotenv::MOST_BYTES));
             return BTreeMap::new();
         }
-    };
+        Err(error) => {
+            fail(format!("cannot be read: {error}; name a readable file with --env-file, or take this one away"));
+            return BTreeMap::new();
+        }
+    }
     let found = dotenv::parse(&text, environment);
     // The line itself is not repeated, it may hold a secret.
     for Unread { line, word } in found.unread {

@@ -20,7 +20,7 @@ pub enum Failure {
     /// Another supervisor works on the same state folder (exit code 75).
     #[error("{0}")]
     Locked(String),
-    /// Every proof worker, or the generation side, is quarantined: nothing can be mined (exit code 76).
+    /// Every child of a kind is quarantined: nothing is left to work with (exit code 76).
     #[error("{0}")]
     Exhausted(String),
     /// The wallet is missing or unreadable (exit code 77).

@@ -156,7 +156,7 @@ impl Host {
             tokio::select! {
                 () = &mut working => {}
                 name = signals.next() => {
-                    tracing::info!(signal = name, "Stopping: finished groups are uploaded, then the children end. A second signal hurries it.");
+                    tracing::info!(signal = name, "Stopping: what is finished is sent, then the children end. A second signal hurries it.");
                 }
                 who = children.none_left() => outcome = Err(exhausted(&who)),
             }
@@ -168,7 +168,7 @@ impl Host {
                     () = &mut working => {}
                     name = signals.again() => self.hurry(name),
                     () = tokio::time::sleep(self.shutdown.uploading(zero.elapsed())) => {
-                        tracing::warn!("The time for finishing and uploading is used up: what is in the spool stays there.");
+                        tracing::warn!("The time for finishing and sending is used up: what is left stays in the state folder for the next start.");
                     }
                 }
             }
@@ -198,7 +198,7 @@ impl Host {
 
 fn exhausted(who: &str) -> Failure {
     Failure::Exhausted(format!(
-        "{who} is quarantined, so nothing can be mined; the reasons are in the log and in status.json (children, death); mend the \
+        "{who} is quarantined, so nothing is left to work with; the reasons are in the log and in status.json (children, death); mend the \
          cause and start the supervisor again"
     ))
 }

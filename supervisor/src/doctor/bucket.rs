@@ -9,7 +9,7 @@ use grail_settings::Settings;
 use grail_store::bucket::{Bucket, BucketError, RetryPolicy};
 use grail_subnet::buckets::Buckets;
 use grail_subnet::chain::BucketCommitment;
-use grail_subnet::join::settle_on;
+use grail_subnet::configured::settle_on;
 
 use super::row::Row;
 use super::{PATIENCE, within};

@@ -26,8 +26,8 @@ use grail_protocol::keys::address_of;
 use grail_settings::{Loaded, Settings};
 use grail_subnet::buckets::Buckets;
 use grail_subnet::chain::Standing;
+use grail_subnet::configured::open_chain;
 use grail_subnet::dataset::check_dataset;
-use grail_subnet::join::open_chain;
 
 pub use row::{Row, Verdict, json, table};
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! One task owns all of it but the files on their way; decisions about time are in [`Schedule`], which is pure. What an earlier run of the window left
-//! is uploaded even where nothing can be mined any more: its groups are judged by the sheet that lies beside them.
+//! is uploaded even where nothing can be mined any more: its groups are judged by the record that lies beside them.
 
 mod closing;
 mod early_upload;

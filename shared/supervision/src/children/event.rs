@@ -64,7 +64,7 @@ pub enum ChildEvent {
         /// Why.
         reason: String,
     },
-    /// Every child of a kind is quarantined: nothing can be mined.
+    /// Every child of a kind is quarantined: nothing is left to work with.
     NoneLeft {
         /// `proof worker` or `generation launcher`.
         kind: &'static str,
@@ -158,7 +158,7 @@ impl Event for ChildEvent {
             Self::NoneLeft { kind } => {
                 tracing::error!(
                     kind,
-                    "Every child of this kind is quarantined: nothing can be mined, the supervisor ends in order."
+                    "Every child of this kind is quarantined: nothing is left to work with, the supervisor ends in order."
                 );
             }
             Self::JobMoved { child, job } => tracing::info!(child, job, "The dead child's job goes to another one."),

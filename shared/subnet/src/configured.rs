@@ -1,4 +1,4 @@
-//! The chain and the buckets of the settings, opened.
+//! The chain and the buckets that the settings name, opened.
 
 use std::sync::Arc;
 
