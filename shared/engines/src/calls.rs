@@ -12,9 +12,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use grail_secrets::Address;
+use grail_secrets::{Address, Secret};
+use reqwest::header::{AUTHORIZATION, HeaderValue};
 use serde_json::{Value, json};
 
+use crate::keyed::admin_authorization;
 use crate::{Engine, warm_up};
 
 /// A health probe of SGLang fails after 20 s; a client must wait longer.
@@ -58,12 +60,21 @@ pub struct Calls {
     client: reqwest::Client,
     engine: Engine,
     url: Address,
+    /// What authorises a change of weights, where that is not what the client's requests carry.
+    admin: Option<HeaderValue>,
 }
 
 impl Calls {
     /// To the server of `engine` at `url` (without a slash at its end). Every call has a limit of its own, whatever the client's.
     pub fn to(client: reqwest::Client, engine: Engine, url: Address) -> Self {
-        Self { client, engine, url }
+        Self { client, engine, url, admin: None }
+    }
+
+    /// The same to a server that was started with `credentials`: SGLang with a key for administrators wants it wherever weights
+    /// are changed.
+    #[must_use]
+    pub fn authorised(self, credentials: &[(String, Secret)]) -> Self {
+        Self { admin: admin_authorization(credentials), ..self }
     }
 
     /// Where the server is.
@@ -187,7 +198,10 @@ impl Calls {
     }
 
     async fn order(&self, path: &str, body: Option<Value>, limit: Duration) -> Result<Value, CallError> {
-        let call = self.client.post(format!("{}{path}", self.url.reveal())).timeout(limit);
+        let mut call = self.client.post(format!("{}{path}", self.url.reveal())).timeout(limit);
+        if let Some(key) = &self.admin {
+            call = call.header(AUTHORIZATION, key.clone());
+        }
         judged(path, if let Some(body) = &body { call.json(body) } else { call }).await
     }
 }

@@ -202,6 +202,7 @@ fn miner(
         engine,
         cache: settings.cache.clone(),
         seen_as: settings.generation.servers_cache.clone(),
+        credentials: credentials.clone(),
     });
     let generator = Generator::start(launchers, elsewhere.collect(), completions.http(), &spawner, board);
     let rules = Rules {

@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use grail_engines::{Calls, Engine, UpdateError};
 use grail_link::message::{ReloadCommand, Revision};
-use grail_process::clock;
-use grail_secrets::Address;
+use grail_process::{SideThread, clock};
+use grail_secrets::{Address, Secret};
 use grail_supervision::board::Board;
 use grail_supervision::children::{ChildEvent, ChildState};
 use tokio::sync::watch;
@@ -35,6 +35,8 @@ use super::traffic::Flow;
 const PROBE: Duration = Duration::from_secs(2);
 /// A health probe that fails after so long is that of a server which is paused, or stuck.
 const PAUSED: Duration = Duration::from_secs(5);
+/// How long the cache's disk is waited for: a server of the same user reads the checkpoint without our help.
+const DISK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A server elsewhere.
 #[derive(Debug, Clone)]
@@ -49,6 +51,8 @@ pub struct ExternalServer {
     pub cache: PathBuf,
     /// … and where the server sees them, if elsewhere.
     pub seen_as: Option<PathBuf>,
+    /// What it was started with, as far as requests must carry it.
+    pub credentials: Vec<(String, Secret)>,
 }
 
 impl ExternalServer {
@@ -80,6 +84,12 @@ fn open_to_readers(directory: &Path, cache: &Path) -> std::io::Result<()> {
     }
     open(directory, 0o555)?;
     open(cache, 0o555)
+}
+
+/// Has the cache's disk do something, and waits for it as long as it is worth.
+async fn in_time(work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> std::io::Result<()> {
+    let disk = SideThread::start("cache", 1)?;
+    disk.ask(DISK_LIMIT, work).await.unwrap_or_else(|held_up| Err(held_up.into()))
 }
 
 /// Probes one server until it is told to stop.
@@ -183,8 +193,7 @@ impl Probing {
         let ReloadCommand { revision, directory, .. } = wanted;
         self.report.send_replace(None);
         let (here, cache) = (directory.clone(), self.server.cache.clone());
-        let opened = tokio::task::spawn_blocking(move || open_to_readers(&here, &cache)).await;
-        if let Ok(Err(error)) = opened {
+        if let Err(error) = in_time(move || open_to_readers(&here, &cache)).await {
             tracing::warn!(%error, directory = %directory.display(), "The checkpoint cannot be opened to a server of another user.");
         }
         let (began, child, text) = (clock::monotonic(), self.server.name.clone(), revision.to_string());
@@ -264,6 +273,7 @@ mod tests {
             engine: Engine::Sglang,
             cache: "/var/cache/grail".into(),
             seen_as: None,
+            credentials: Vec::new(),
         };
         let here = Path::new("/var/cache/grail/checkpoints/checkpoint-30");
         assert_eq!(server.directory(here).unwrap(), here);

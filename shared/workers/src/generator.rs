@@ -99,7 +99,7 @@ impl Generator {
             let traffic = Traffic::default();
             let probing = Probing {
                 place: replicas.len(),
-                calls: Calls::to(http.clone(), server.engine, server.url.clone()),
+                calls: Calls::to(http.clone(), server.engine, server.url.clone()).authorised(&server.credentials),
                 server,
                 wanted: target.subscribe(),
                 judged: judged.subscribe(),
