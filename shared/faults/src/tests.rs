@@ -121,3 +121,10 @@ fn only_memory_is_helped_by_smaller_batches() {
     let small: Vec<Fault> = Fault::ALL.into_iter().filter(|fault| fault.is_memory()).collect();
     assert_eq!(small, [GpuMemory, HostMemory]);
 }
+
+#[test]
+fn what_to_do_is_not_taken_for_another_fault() {
+    for fault in Fault::ALL {
+        assert_eq!(Fault::in_text(fault.advice()), None, "{fault:?}");
+    }
+}
