@@ -145,6 +145,7 @@ fn messages() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         pid: 4_000_000,
         slot: 3,
         device: "cuda:0".into(),
+        device_reason: Some("text".into()),
         device_name: "NVIDIA A100-SXM4-80GB".into(),
         driver: Some("13.0".into()),
         libtorch: "2.11.0".into(),

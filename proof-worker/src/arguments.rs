@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use grail_model::{Attention, Mode, Numerics, NumericsError, Precision, PrecisionTuning};
+use grail_model::{Attention, DeviceWish, Mode, Numerics, NumericsError, Precision, PrecisionTuning};
 
 /// Exit code for arguments or an environment that cannot be used (`EX_USAGE`).
 pub const USAGE: u8 = 64;
@@ -39,6 +39,9 @@ pub struct Serve {
     /// group computed once).
     #[arg(long, default_value = "exact")]
     pub mode: Mode,
+    /// What to compute on: cuda (the first visible GPU, and nothing else), cpu, or auto (a GPU where there is one).
+    #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto")]
+    pub device: DeviceWish,
     /// What to compute in: auto (bf16 on CUDA, f32 on the CPU), f32 or bf16.
     #[arg(long, default_value = "auto")]
     pub dtype: Precision,

@@ -84,7 +84,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     };
     let mut rivals = Vec::new();
     for mode in &arguments.modes {
-        let mut rival = BenchWorker::start(*mode, arguments.dtype, arguments.threads, folder.path()).await?;
+        let mut rival = BenchWorker::start(*mode, device.wish(), arguments.dtype, arguments.threads, folder.path()).await?;
         rival.load(&model).await?;
         rivals.push(rival);
     }

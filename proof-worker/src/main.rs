@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Exit codes: 0 the supervisor closed the socket; 1 failure, a broken link or a frame that must not be believed among them;
-//! 64 arguments or an environment that cannot be used; 70 a reload broke off in the middle, the weights are unfit for use.
+//! 64 arguments or an environment that cannot be used; 70 a reload broke off in the middle, the weights are unfit for use; 80 to 86
+//! the device is at fault, or cannot be had ([`grail_faults::Fault`]).
 #![forbid(unsafe_code)]
 
 mod arguments;
@@ -21,11 +22,8 @@ use std::process::ExitCode;
 use arguments::{Arguments, Serve, Task};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use grail_model::Numerics;
-use worker::{Broken, Worker};
-
-/// Exit code for weights that are a mixture of two checkpoints (`EX_SOFTWARE`).
-const WEIGHTS_UNFIT: u8 = 70;
+use grail_model::{NoGpu, Numerics};
+use worker::{Broken, FAILURE, Worker};
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -58,17 +56,23 @@ fn serve(arguments: &Serve) -> ExitCode {
         }
     };
     let Err(error) = run(arguments, numerics);
-    let unfit = matches!(error.downcast_ref(), Some(Broken::Unfit { .. }));
-    let class = if unfit { "weights unfit" } else { "failure" };
+    let (class, code) = match (error.downcast_ref::<Broken>(), error.downcast_ref::<NoGpu>()) {
+        (Some(broken), _) => broken.outcome(),
+        (None, Some(absent)) => ("no GPU", absent.fault.exit_code()),
+        (None, None) => ("failure", FAILURE),
+    };
     tracing::error!(slot = arguments.slot, class, error = format!("{error:#}"), "The proof worker cannot go on.");
-    if unfit { ExitCode::from(WEIGHTS_UNFIT) } else { ExitCode::FAILURE }
+    ExitCode::from(code)
 }
 
 /// Works until something breaks; the orderly end is the link thread's, when the supervisor closes the socket.
 fn run(arguments: &Serve, numerics: Numerics) -> anyhow::Result<Infallible> {
-    let runtime = grail_model::startup(arguments.threads);
+    let runtime = grail_model::startup_on(arguments.device, arguments.threads)?;
     let switches = numerics.apply()?;
     tracing::info!(slot = arguments.slot, %runtime, device = runtime.model, attention = numerics.attention().name(), "The proof worker starts.");
+    if let Some(reason) = &runtime.cpu_reason {
+        tracing::info!(slot = arguments.slot, reason, "It computes on the CPU.");
+    }
     tracing::info!(slot = arguments.slot, level = numerics.tuning().level(), %switches, "The numerics are set.");
     if let Some(warning) = Numerics::warning(arguments::variable) {
         tracing::warn!(slot = arguments.slot, "{warning}");

@@ -7,14 +7,18 @@
 //!    ▼                        ▼                                      ▼
 //!  Empty                  Holding(revision)                        exit 70
 //! ```
+//!
+//! Whatever libtorch fails at is the device's fault and not the checkpoint's, which was judged before: the process ends with the
+//! fault's exit code, and the next one tries again. Only memory that runs out over a job is borne, by smaller batches.
 
+use grail_faults::Fault;
 use grail_link::message::{
     ApplyCommand, Examined, FromWorker, ProofJob, ProofSequence, ReloadCommand, Reloaded, Revision, SequenceProof, ToWorker,
     WorkerHello,
 };
 use grail_model::{
     ApplyError, ExamineTerms, LoadOptions, Mode, Model, Numerics, Precision, Proof, ProveError, Prover, ReloadError, Runtime,
-    Sequence,
+    Sequence, TchError,
 };
 use grail_process::clock;
 use grail_protocol::commitment;
@@ -33,6 +37,11 @@ struct Resident {
     revision: Revision,
 }
 
+/// Exit code for what has no other.
+pub const FAILURE: u8 = 1;
+/// Exit code for weights that are a mixture of two checkpoints (`EX_SOFTWARE`).
+const WEIGHTS_UNFIT: u8 = 70;
+
 /// Something that only a new process can mend.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
@@ -44,14 +53,38 @@ pub enum Broken {
         /// What happened.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The device failed under a job; on CUDA the process can do nothing more with it.
-    #[error("job {job} failed: {source}")]
+    /// libtorch failed.
+    #[error("{doing}: {what}{}", advice(*fault))]
     Device {
-        /// The job.
-        job: u64,
-        /// What happened.
-        source: ProveError,
+        /// What the device was asked for.
+        doing: String,
+        /// libtorch's first line.
+        what: String,
+        /// What it says of the device, where it says anything.
+        fault: Option<Fault>,
     },
+}
+
+impl Broken {
+    fn device(doing: String, error: &TchError) -> Self {
+        let text = error.to_string();
+        let fault = Fault::in_text(&text);
+        Self::Device { doing, what: text.lines().next().unwrap_or_default().to_owned(), fault }
+    }
+
+    /// A word for the log, and the exit code that tells the supervisor.
+    pub fn outcome(&self) -> (&'static str, u8) {
+        match self {
+            Self::Unfit { .. } => ("weights unfit", WEIGHTS_UNFIT),
+            Self::Device { fault: Some(fault), .. } if fault.is_memory() => ("memory", fault.exit_code()),
+            Self::Device { fault: Some(fault), .. } => ("device", fault.exit_code()),
+            Self::Device { fault: None, .. } => ("failure", FAILURE),
+        }
+    }
+}
+
+fn advice(fault: Option<Fault>) -> String {
+    fault.map_or(String::new(), |fault| format!("; {}", fault.advice()))
 }
 
 impl Worker {
@@ -66,6 +99,7 @@ impl Worker {
             pid: std::process::id(),
             slot,
             device: runtime.device_label().to_owned(),
+            device_reason: runtime.cpu_reason.clone(),
             device_name: runtime.model.clone(),
             driver: runtime.driver.clone(),
             libtorch: runtime.libtorch.clone(),
@@ -92,6 +126,7 @@ impl Worker {
         let started = clock::monotonic();
         let revision = command.revision.clone();
         let taken = match self.take(command) {
+            Err(ref error) if let Some(said) = error.of_libtorch() => return Err(Broken::device(format!("loading {revision}"), said)),
             Err(source @ ReloadError::Unfit { .. }) => return Err(Broken::Unfit { revision, source: Box::new(source) }),
             taken => taken.map_err(|error| error.to_string()),
         };
@@ -104,6 +139,9 @@ impl Worker {
         let revision = command.revision.clone();
         let applied = match &mut self.resident {
             Some(resident) if resident.revision == command.from => match resident.apply(command) {
+                Err(ref error) if let Some(said) = error.of_libtorch() => {
+                    return Err(Broken::device(format!("changing to {revision}"), said));
+                }
                 Err(source @ ApplyError::Unfit(_)) => return Err(Broken::Unfit { revision, source: Box::new(source) }),
                 Err(error) => Err(error.to_string()),
                 Ok(()) => {
@@ -161,8 +199,8 @@ impl Worker {
             Err(reason) => Err(reason),
             Ok(resident) => match compute(resident, job, send) {
                 Ok(()) => Ok(resident.prover.take_time_beside()),
-                Err(source @ ProveError::Torch(_)) if !source.is_out_of_memory() => {
-                    return Err(Broken::Device { job: job.id, source });
+                Err(ProveError::Torch(error)) if !Fault::in_text(&error.to_string()).is_some_and(Fault::is_memory) => {
+                    return Err(Broken::device(format!("job {}", job.id), &error));
                 }
                 Err(error) => Err(error.to_string()),
             },

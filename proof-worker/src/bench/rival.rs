@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use grail_link::message::{ExamineTerms, FromWorker, ProofJob, ReloadCommand, Reloaded, Revision, ToWorker};
 use grail_link::{Connection, Listener};
-use grail_model::{Checkpoint, Mode, Precision, Proof};
+use grail_model::{Checkpoint, DeviceWish, Mode, Precision, Proof};
 use grail_process::{Child, Launch, Spawner, clock, environment};
 
 use super::workload::Workload;
@@ -62,9 +62,13 @@ pub struct BenchWorker {
 
 impl BenchWorker {
     /// Starts a worker and waits until it says hello.
-    pub async fn start(mode: Mode, dtype: Precision, threads: usize, folder: &Path) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When it does not, as on another device than the bench has found.
+    pub async fn start(mode: Mode, on: DeviceWish, dtype: Precision, threads: usize, folder: &Path) -> anyhow::Result<Self> {
         let listener = Listener::bind(&folder.join("run").join(format!("{mode}.sock")))?;
-        let words = ["--slot", "0", "--mode", mode.name(), "--dtype", dtype.name(), "--threads"].map(Into::into);
+        let words = ["--slot", "0", "--device", on.name(), "--mode", mode.name(), "--dtype", dtype.name(), "--threads"];
+        let words = words.map(Into::into);
         let arguments = words.into_iter().chain([threads.to_string().into(), "--socket".into(), listener.path().into()]);
         let spawner = Spawner::start()?;
         let begun = clock::monotonic();

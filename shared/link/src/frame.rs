@@ -8,7 +8,7 @@
 //! ```
 
 /// Raised whenever a message or the serialiser changes; both sides must agree.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 /// Largest payload: a group of 16 rollouts of 8,192 tokens with sketches, log-probabilities and probabilities takes 2 MiB.
 pub const MAX_FRAME_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes before the payload.

@@ -142,6 +142,8 @@ pub struct WorkerHello {
     pub slot: u32,
     /// `cpu` or `cuda:0`.
     pub device: String,
+    /// Why it computes on the CPU, in the loader's or libtorch's words; `None` on a GPU.
+    pub device_reason: Option<String>,
     /// The device's own name, such as `NVIDIA H200`; on the CPU the instruction set of the kernels, such as `cpu AVX512`.
     pub device_name: String,
     /// Version of the CUDA driver, such as `13.0`; `None` on the CPU.

@@ -136,6 +136,11 @@ int grail_shim_cpu_capability(char* out, size_t length, char* error, size_t size
   return guarded(error, size, [=] { put(at::get_cpu_capability(), out, length); });
 }
 
+// Brings CUDA up; throws what keeps it from being used: no driver, an old one, no device, a device that is busy.
+int grail_shim_cuda_ready(char* error, size_t size) {
+  return guarded(error, size, [] { at::globalContext().lazyInitDevice(c10::DeviceType::CUDA); });
+}
+
 // Bytes the driver has free on a CUDA device.
 int grail_shim_cuda_free(int device, uint64_t* free_bytes, char* error, size_t size) {
   return guarded(error, size, [=] {

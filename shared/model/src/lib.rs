@@ -12,6 +12,7 @@ mod checkpoint;
 mod config;
 mod delta;
 mod delta_file;
+mod device_error;
 mod finite;
 #[cfg(test)]
 mod fixtures;
@@ -37,7 +38,7 @@ pub use memory::{empty_cache, free_memory, take_peak};
 pub use model::{ApplyError, Candidate, LoadError, LoadOptions, Model, Precision, ReloadError, judge};
 pub use numerics::{Attention, Numerics, NumericsError, PrecisionTuning, Switches};
 pub use prove::{Drift, ExamineTerms, Examined, MemoryPlan, Mode, Proof, ProveError, Prover, Sequence, TokenBudget};
-pub use startup::{Runtime, startup};
+pub use startup::{DeviceWish, NoGpu, Runtime, startup, startup_on};
 pub use tch::{Device, Kind, TchError, Tensor};
 pub use transfer::CopyError;
 pub use weights_error::WeightsError;

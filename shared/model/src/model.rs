@@ -96,8 +96,8 @@ pub enum LoadError {
     /// The weights are missing, damaged or do not fit the configuration.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// libtorch failed, usually for want of memory.
-    #[error("{directory}: libtorch failed while the weights were loaded: {source}; is there enough memory on the device?")]
+    /// libtorch failed over weights that were judged before: the device's memory does not suffice, or the device is sick.
+    #[error("{directory}: libtorch failed while the weights were loaded, which is no fault of the checkpoint: {source}")]
     Torch {
         /// The checkpoint's directory.
         directory: PathBuf,

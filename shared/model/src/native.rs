@@ -41,6 +41,7 @@ unsafe extern "C" {
     fn grail_shim_numerics(out: *mut Switches, error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_configuration(out: *mut c_char, length: usize, error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_cpu_capability(out: *mut c_char, length: usize, error: *mut c_char, size: usize) -> c_int;
+    fn grail_shim_cuda_ready(error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_cuda_free(device: c_int, free_bytes: *mut u64, error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_cuda_take_peak(device: c_int, peak_bytes: *mut u64, error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_cuda_empty_cache(error: *mut c_char, size: usize) -> c_int;
@@ -149,15 +150,24 @@ pub(crate) fn return_freed_memory() {
     grail_shim_return_freed_memory();
 }
 
-/// Makes libtorch's CUDA half available if it is installed; `false` where it is not, which is no error.
+/// Makes libtorch's CUDA half available.
 ///
 /// The programs link libtorch's CPU half only. The CUDA half registers itself when it is loaded, so it must be loaded
 /// before the first other call into libtorch, with its symbols visible to all, and never be closed.
-pub(crate) fn load_cuda_half() -> bool {
+///
+/// # Errors
+/// The loader's words: it is not installed, or a part of it is missing.
+pub(crate) fn load_cuda_half() -> Result<(), String> {
     // SAFETY: the library is libtorch's own; its initialisers register back ends and have no precondition but that no other
     // libtorch call runs at the same time, and `startup` is the first one of a process.
     let loaded = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
-    loaded.map(std::mem::forget).is_ok()
+    loaded.map(std::mem::forget).map_err(|error| error.to_string())
+}
+
+/// Brings CUDA up as the first tensor would, and says in libtorch's words why it cannot be had.
+pub(crate) fn cuda_ready() -> Result<(), TchError> {
+    // SAFETY: as in `full_precision`.
+    ask(|error, size| unsafe { grail_shim_cuda_ready(error, size) })
 }
 
 /// Version of the CUDA driver (`13000` is 13.0) and name of the first visible device, from the driver's library, which

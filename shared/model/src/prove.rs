@@ -17,6 +17,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use grail_faults::Fault;
 use grail_protocol::constants::PROOF_TOPK;
 use tch::TchError;
 
@@ -155,10 +156,9 @@ pub enum ProveError {
 }
 
 impl ProveError {
-    /// Whether the device ran out of memory.
+    /// Whether the device, its libraries or the host ran out of memory: a smaller batch may do.
     pub fn is_out_of_memory(&self) -> bool {
-        // libtorch's error types do not reach this side of its C interface, only their text does.
-        matches!(self, Self::Torch(error) if ["out of memory", "can't allocate memory"].iter().any(|text| error.to_string().contains(text)))
+        matches!(self, Self::Torch(error) if Fault::in_text(&error.to_string()).is_some_and(Fault::is_memory))
     }
 }
 

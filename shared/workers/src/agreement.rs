@@ -1,6 +1,33 @@
 //! What the workers of a pool must agree on: a proof must not depend on which of them made it.
 
+use grail_faults::Fault;
 use grail_link::message::WorkerHello;
+
+use crate::plan::ProofSlot;
+
+/// Whether a worker computes on what its slot was given. A worker on the CPU is as wrong for a GPU as one on a GPU that nobody gave it,
+/// whatever the rest of the pool does: on the CPU all would agree.
+///
+/// # Errors
+/// What it computes on instead, why, and what to do.
+pub fn on_its_device(slot: &ProofSlot, hello: &WorkerHello) -> Result<(), String> {
+    match (&slot.gpu, hello.device.starts_with("cuda")) {
+        (Some(_), true) | (None, false) => Ok(()),
+        (Some(gpu), false) => {
+            let why = hello.device_reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+            Err(format!(
+                "it computes on {} ({}) where GPU {gpu} was given to it{why}; {}",
+                hello.device,
+                hello.device_name,
+                Fault::Unusable.advice()
+            ))
+        }
+        (None, true) => Err(format!(
+            "it computes on {} ({}) where the CPU was given to it; end whatever sets CUDA_VISIBLE_DEVICES behind the supervisor's back",
+            hello.device, hello.device_name
+        )),
+    }
+}
 
 /// What the first worker of a pool said it computes with; it settles that for all others.
 #[derive(Debug, Default)]
@@ -49,6 +76,7 @@ mod tests {
             pid: 100,
             slot: 4,
             device: "cuda:0".into(),
+            device_reason: None,
             device_name: "NVIDIA H200".into(),
             driver: Some("13.0".into()),
             libtorch: "2.11.0".into(),
@@ -78,6 +106,20 @@ mod tests {
             let error = agreement.join(&other).unwrap_err();
             assert_eq!(error, format!("it computes with {words}, as proof-worker 4 settled for the pool"));
         }
+    }
+
+    #[test]
+    fn a_worker_that_computes_on_the_cpu_is_none_for_a_gpu_and_the_reason_is_told() {
+        let slot = |gpu: Option<&str>| ProofSlot { slot: 0, gpu: gpu.map(Into::into) };
+        let reason = Some("libtorch_nvshmem.so: undefined symbol: nvmlInit_v2".to_owned());
+        let on_cpu = WorkerHello { device: "cpu".into(), device_name: "cpu AVX512".into(), device_reason: reason, ..hello() };
+        on_its_device(&slot(Some("3")), &hello()).unwrap();
+        on_its_device(&slot(None), &on_cpu).unwrap();
+        let error = on_its_device(&slot(Some("3")), &on_cpu).unwrap_err();
+        for words in ["cpu AVX512", "GPU 3 was given", "undefined symbol: nvmlInit_v2", "LD_LIBRARY_PATH", "systemd", "nvidia-smi -L"] {
+            assert!(error.contains(words), "{words}: {error}");
+        }
+        assert!(on_its_device(&slot(None), &hello()).unwrap_err().contains("the CPU was given"));
     }
 
     #[test]

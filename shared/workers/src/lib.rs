@@ -23,6 +23,7 @@ mod replicas;
 mod serving;
 mod traffic;
 
+pub use agreement::on_its_device;
 pub use external_server::ExternalServer;
 pub use generator::{Generator, LauncherSettings};
 pub use programs::{ChildPrograms, Programs};

@@ -17,6 +17,7 @@ use grail_supervision::children::{
 };
 use tokio::sync::watch;
 
+use super::agreement::on_its_device;
 use super::job_queue::Pending;
 use super::programs::ChildPrograms;
 use super::proof::{Answer, ProofError, Proved, ProvedBatch};
@@ -52,6 +53,7 @@ pub fn started_with(
     numerics: WorkerNumerics,
 ) -> (Vec<OsString>, Vec<(OsString, OsString)>) {
     let mut arguments: Vec<OsString> = vec!["--slot".into(), slot.slot.to_string().into()];
+    arguments.extend(["--device".into(), if slot.gpu.is_some() { "cuda" } else { "cpu" }.into()]);
     arguments.extend(["--dtype".into(), dtype.into()]);
     arguments.extend(["--threads".into(), threads.to_string().into()]);
     arguments.extend(["--mode".into(), numerics.mode.name().into()]);
@@ -110,7 +112,10 @@ impl Kept for Slot {
 
     fn greet(&mut self, hello: FromWorker) -> Result<(), Cause> {
         match hello {
-            FromWorker::Hello(hello) => self.shared.agree(&hello).map_err(Cause::Differs),
+            FromWorker::Hello(hello) => {
+                on_its_device(&self.slot, &hello).map_err(Cause::NoGpu)?;
+                self.shared.agree(&hello).map_err(Cause::Differs)
+            }
             other => Err(unexpected(&other)),
         }
     }

@@ -71,6 +71,8 @@ pub enum WorkerLie {
     RefuseReload,
     /// Other weights are resident than were asked for.
     OtherWeights,
+    /// It says hello from the CPU, whatever it was given (job 0).
+    ComputesOnCpu,
 }
 
 /// When the generation server lies.

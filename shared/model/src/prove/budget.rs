@@ -1,11 +1,11 @@
 //! How many tokens are computed at once: predicted from the model's shape and the free memory, halved when memory runs out all
-//! the same, and grown back. Pure.
+//! the same, and grown by what is free then. Pure.
 
 use std::fmt;
 
 use crate::config::ModelConfig;
 
-/// Batches without trouble after which a halved budget is doubled again.
+/// Batches without trouble after which a budget that is not the largest may be doubled.
 const GOOD_BATCHES: u32 = 8;
 /// Share of the free memory that a batch may take; the rest is for fragmentation and for neighbours on the device.
 const SHARE_OF_FREE: f64 = 0.8;
@@ -92,12 +92,20 @@ impl MemoryPlan {
         let usable = (free as f64 * SHARE_OF_FREE) as usize;
         usable.saturating_sub(self.fixed) / self.per_token.max(1)
     }
+
+    /// Tokens that fit into `free` bytes more than a batch has taken, whose memory this process still holds.
+    fn fitting_beside(&self, free: u64) -> usize {
+        (free as f64 * SHARE_OF_FREE) as usize / self.per_token.max(1)
+    }
 }
 
 /// The tokens that may be computed at once.
 #[derive(Debug, Clone)]
 pub struct TokenBudget {
     plan: MemoryPlan,
+    /// More is of no use.
+    ceiling: usize,
+    /// The most that was allowed so far.
     most: usize,
     now: usize,
     good: u32,
@@ -107,8 +115,9 @@ impl TokenBudget {
     /// From the bytes that are free on the device beside the weights; `None` where nobody can say.
     pub(crate) fn new(plan: MemoryPlan, free: Option<u64>, most_tokens: usize) -> Self {
         let fitting = free.map_or(most_tokens, |free| plan.fitting(free));
-        let most = fitting.clamp(FEWEST_TOKENS, most_tokens.max(FEWEST_TOKENS));
-        Self { plan, most, now: most, good: 0 }
+        let ceiling = most_tokens.max(FEWEST_TOKENS);
+        let most = fitting.clamp(FEWEST_TOKENS, ceiling);
+        Self { plan, ceiling, most, now: most, good: 0 }
     }
 
     /// Tokens of the next batch, at most (one sequence is always tried).
@@ -121,11 +130,14 @@ impl TokenBudget {
         self.plan.peak(self.most)
     }
 
-    /// A batch went well.
-    pub(crate) fn went_well(&mut self) {
+    /// A batch went well. Now and then the next ones may be larger, by what `free` measures then: what was free when the model was
+    /// loaded tells nothing of now. Where nobody can say, the budget grows as if all were.
+    pub(crate) fn went_well(&mut self, free: impl FnOnce() -> Option<u64>) {
         self.good += 1;
-        if self.now < self.most && self.good >= GOOD_BATCHES {
-            self.now = (self.now * 2).min(self.most);
+        if self.now < self.ceiling && self.good >= GOOD_BATCHES {
+            let more = free().map_or(self.ceiling, |free| self.plan.fitting_beside(free));
+            self.now = (self.now * 2).min(self.now.saturating_add(more)).min(self.ceiling);
+            self.most = self.most.max(self.now);
             self.good = 0;
         }
     }
@@ -157,10 +169,35 @@ mod tests {
         assert_eq!(budget.tokens(), 3000);
         budget.ran_out(3000);
         assert_eq!(budget.tokens(), 1500);
-        (0..GOOD_BATCHES).for_each(|_| budget.went_well());
+        (0..GOOD_BATCHES).for_each(|_| budget.went_well(|| None));
         assert_eq!(budget.tokens(), 3000);
-        (0..2 * GOOD_BATCHES).for_each(|_| budget.went_well());
+        (0..2 * GOOD_BATCHES).for_each(|_| budget.went_well(|| None));
         assert_eq!(budget.tokens(), 8192);
+    }
+
+    #[test]
+    fn a_budget_grows_by_what_is_free_then_and_not_by_what_was() {
+        // Another process held the memory while the model was loaded.
+        let mut budget = TokenBudget::new(PLAN, Some(0), 8192);
+        assert_eq!(budget.tokens(), FEWEST_TOKENS);
+        let mut measured = 0;
+        let mut grow = |free: u64| {
+            (0..GOOD_BATCHES).for_each(|_| {
+                budget.went_well(|| {
+                    measured += 1;
+                    Some(free)
+                });
+            });
+            (budget.tokens(), budget.peak_bytes())
+        };
+        assert_eq!(grow(0).0, FEWEST_TOKENS, "it still does");
+        assert_eq!(grow(1250).0, FEWEST_TOKENS + 100, "10 bytes a token, and four fifths of what is free");
+        assert_eq!(grow(1 << 30).0, 2 * (FEWEST_TOKENS + 100), "twice at most");
+        let (tokens, peak) = (0..10).map(|_| grow(1 << 30)).last().unwrap();
+        assert_eq!((tokens, peak), (8192, PLAN.peak(8192)));
+        let so_far = measured;
+        (0..3 * GOOD_BATCHES).for_each(|_| budget.went_well(|| unreachable!("the largest budget needs no measuring")));
+        assert!((4..=14).contains(&so_far), "measured {so_far} times, once in {GOOD_BATCHES} batches");
     }
 
     proptest! {

@@ -5,6 +5,7 @@ use tch::Tensor;
 
 use super::readout::{Columns, Readout, Rows, eos_probabilities};
 use super::{ExamineTerms, Examined, Proof, ProveError, Prover, Sequence};
+use crate::memory::empty_cache;
 use crate::model::Model;
 use crate::sketch;
 
@@ -26,7 +27,11 @@ impl Prover {
             match self.exact_chunk(model, sequences, chunk, terms, &mut deliver) {
                 Ok(()) => {}
                 // As the reference does: half of it for all the rest, never growing back, because that would change bits.
-                Err(error) if error.is_out_of_memory() && size > 1 => size /= 2,
+                Err(error) if error.is_out_of_memory() && size > 1 => {
+                    // cuBLAS and cuDNN allocate beside libtorch's cache, and get nothing of what that keeps.
+                    empty_cache(model.device())?;
+                    size /= 2;
+                }
                 Err(error) => return Err(error),
             }
         }

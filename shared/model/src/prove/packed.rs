@@ -10,6 +10,7 @@ use tch::{Device, TchError, Tensor};
 use super::layout::{Layout, Place, batches};
 use super::readout::{Columns, Readout, Rows, eos_probabilities};
 use super::{ExamineTerms, Examined, Proof, ProveError, Prover, Sequence};
+use crate::memory::{empty_cache, free_memory};
 use crate::model::Model;
 use crate::network::{Masks, Network};
 use crate::sketch;
@@ -58,10 +59,12 @@ impl Prover {
             };
             match fetched.and(step) {
                 Ok(next) => {
-                    self.budget.went_well();
+                    self.budget.went_well(|| free_memory(model.device()));
                     under_way = next;
                 }
                 Err(error) if error.is_out_of_memory() && submitted - delivered > 1 && budget > 1 => {
+                    // cuBLAS and cuDNN allocate beside libtorch's cache, and get nothing of what that keeps.
+                    empty_cache(model.device())?;
                     self.budget.ran_out(tokens(&sequences[delivered..submitted]));
                     tracing::warn!(tokens = self.budget.tokens(), "Memory ran out; the batch is computed in smaller ones.");
                     (submitted, planned_for) = (delivered, 0);

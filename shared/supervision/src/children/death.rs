@@ -3,12 +3,14 @@
 //! | class | seen as | reaction |
 //! |---|---|---|
 //! | `stopped` | the supervisor ended it | rest |
-//! | `gpu_memory` | torch, cuBLAS or NCCL name CUDA memory in its last lines | restart |
-//! | `host_memory` | SIGKILL while the kernel's count of memory kills rose; `bad_alloc`, `MemoryError` | restart later |
-//! | `sticky_cuda` | a CUDA error after which its context is of no use: assert, illegal access, launch failure | restart |
+//! | `gpu_memory` | exit code 80; torch, cuBLAS, cuDNN or NCCL name CUDA memory in its last lines | restart |
+//! | `host_memory` | exit code 81; SIGKILL while the kernel's count of memory kills rose; `bad_alloc`, `MemoryError` | restart later |
+//! | `sticky_cuda` | exit code 82, or its words: assert, illegal access, launch failure: its CUDA context is of no use | restart |
+//! | `gpu_ecc` | exit code 83, or its words: an uncorrectable error of memory or NVLink, which a new process may outlive | restart later |
 //! | `xid` | NVML or the kernel log reports an XID that a new process outlives (13, 31, 43, 94, ...) | restart |
-//! | `gpu_lost` | an XID that only a reset or new hardware mends (48, 79, 95, ...), or a GPU that is gone | quarantine |
-//! | `gpu_held` | the memory of its GPU did not come back in time; the holder is named | restart later, not counted |
+//! | `gpu_lost` | exit code 85; an XID that only a reset or new hardware mends (48, 79, 95, ...), or a GPU that is gone | quarantine |
+//! | `gpu_held` | exit code 84: its GPU is busy; or the memory did not come back in time, and the holder is named | restart later, not counted |
+//! | `no_gpu` | exit code 86, or its words: libtorch, driver and GPU do not go together; or it computes on the CPU all the same | quarantine |
 //! | `killed` | SIGKILL, SIGTERM, SIGINT, SIGHUP from outside | restart |
 //! | `crashed` | any other signal | restart |
 //! | `bad_configuration` | exit code 64 | quarantine |
@@ -25,8 +27,9 @@
 //! | `lost_peer` | its connection, or that of one of its own processes, ended | restart |
 //! | `failed` | any other exit code | restart |
 //!
-//! A restart waits by the life cycle's back-off and counts towards quarantine; "later" waits the longest back-off.
+//! Exit codes and words of the device's faults are [`grail_faults`]'s. A restart waits by the life cycle's back-off and counts towards quarantine; "later" waits the longest back-off.
 
+use grail_faults::Fault;
 use serde::Serialize;
 
 use super::output::PANIC;
@@ -40,9 +43,11 @@ pub enum DeathClass {
     GpuMemory,
     HostMemory,
     StickyCuda,
+    GpuEcc,
     Xid(u32),
     GpuLost,
     GpuHeld,
+    NoGpu,
     Killed,
     Crashed(i32),
     BadConfiguration,
@@ -78,8 +83,10 @@ impl DeathClass {
     pub fn reaction(self) -> Reaction {
         match self {
             Self::Stopped => Reaction::Rest,
-            Self::HostMemory | Self::GpuHeld => Reaction::RestartLater,
-            Self::GpuLost | Self::BadConfiguration | Self::Differs | Self::Condemned | Self::Unkillable => Reaction::Quarantine,
+            Self::HostMemory | Self::GpuEcc | Self::GpuHeld => Reaction::RestartLater,
+            Self::GpuLost | Self::NoGpu | Self::BadConfiguration | Self::Differs | Self::Condemned | Self::Unkillable => {
+                Reaction::Quarantine
+            }
             Self::GpuMemory
             | Self::StickyCuda
             | Self::Xid(_)
@@ -109,9 +116,11 @@ impl DeathClass {
             Self::GpuMemory => "the GPU's memory did not suffice".into(),
             Self::HostMemory => "the host's memory ran out".into(),
             Self::StickyCuda => "a CUDA error made its context useless".into(),
+            Self::GpuEcc => "its GPU gave back something else than was stored".into(),
             Self::Xid(xid) => format!("the driver reported XID {xid} for its GPU"),
             Self::GpuLost => "its GPU needs a reset or is broken".into(),
             Self::GpuHeld => "its GPU is held by somebody else".into(),
+            Self::NoGpu => "it cannot compute on the GPU that it was given".into(),
             Self::Killed => "it was killed from outside".into(),
             Self::Crashed(signal) => format!("it crashed with signal {signal}"),
             Self::BadConfiguration => "it refused its arguments".into(),
@@ -146,6 +155,8 @@ pub enum Cause {
     WrongProof(String),
     /// It differs from the pool.
     Differs(String),
+    /// It computes on something else than the GPU that it was given.
+    NoGpu(String),
     /// Judged from outside.
     Condemned(String),
     /// It may hold a mixture of weights.
@@ -170,6 +181,7 @@ impl Cause {
             Self::Protocol(why)
             | Self::WrongProof(why)
             | Self::Differs(why)
+            | Self::NoGpu(why)
             | Self::Condemned(why)
             | Self::WeightsUnfit(why)
             | Self::CannotStart(why)
@@ -215,30 +227,6 @@ pub struct Facts<'a> {
 /// are not contained, NVLink, the GPU's own processors, and a GPU that fell off the bus.
 const FATAL_XIDS: [u32; 10] = [48, 54, 62, 64, 74, 79, 95, 119, 120, 140];
 
-const GPU_GONE: [&str; 4] =
-    ["no CUDA-capable device is detected", "GPU is lost", "has fallen off the bus", "uncorrectable ECC error"];
-const GPU_MEMORY: [&str; 6] = [
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "OutOfMemoryError",
-    "cudaErrorMemoryAllocation",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "Cuda failure 'out of memory'",
-];
-const HOST_MEMORY: [&str; 5] = [
-    "std::bad_alloc",
-    "DefaultCPUAllocator: can't allocate memory",
-    "Cannot allocate memory",
-    "MemoryError",
-    "memory allocation of",
-];
-const STICKY_CUDA: [&str; 5] = [
-    "CUDA error:",
-    "CUBLAS_STATUS_EXECUTION_FAILED",
-    "CUDNN_STATUS_EXECUTION_FAILED",
-    "cudaError",
-    "CUBLAS_STATUS_INTERNAL_ERROR",
-];
 const WEIGHTS: [&str; 1] = ["the reload of "];
 const PEER: [&str; 6] = [
     "remote process exited",
@@ -258,11 +246,13 @@ pub fn classify(facts: &Facts<'_>) -> DeathClass {
         Cause::GpuHeld(_) => return DeathClass::GpuHeld,
         _ if facts.exit == Exit::Stuck => return DeathClass::Unkillable,
         Cause::Differs(_) => return DeathClass::Differs,
+        Cause::NoGpu(_) => return DeathClass::NoGpu,
         Cause::Condemned(_) => return DeathClass::Condemned,
         _ => {}
     }
     let reported: Vec<u32> = facts.xids.iter().copied().chain(facts.tail.iter().filter_map(|line| xid_of(line))).collect();
-    if facts.gpu_gone || reported.iter().any(|xid| FATAL_XIDS.contains(xid)) || says(facts.tail, &GPU_GONE) {
+    let fault = fault(facts);
+    if facts.gpu_gone || reported.iter().any(|xid| FATAL_XIDS.contains(xid)) || fault == Some(Fault::Lost) {
         return DeathClass::GpuLost;
     }
     if facts.exit == Exit::Code(64) {
@@ -281,7 +271,7 @@ pub fn classify(facts: &Facts<'_>) -> DeathClass {
         Exit::Signal(9) if facts.memory_kills => DeathClass::HostMemory,
         // SIGHUP, SIGINT, SIGKILL, SIGTERM: whatever it said before has nothing to do with it.
         Exit::Signal(1 | 2 | 9 | 15) if *facts.cause == Cause::Exited => DeathClass::Killed,
-        exit => by_last_words(facts.tail, last_xid).unwrap_or(match exit {
+        exit => by_last_words(fault, facts.tail, last_xid).unwrap_or(match exit {
             Exit::Code(0) => DeathClass::LostPeer,
             Exit::Code(code) => DeathClass::Failed(code),
             // It closed the connection, went on, and was ended for it.
@@ -292,17 +282,60 @@ pub fn classify(facts: &Facts<'_>) -> DeathClass {
     }
 }
 
-fn by_last_words(tail: &[String], xid: Option<u32>) -> Option<DeathClass> {
-    let classes = [
-        (GPU_MEMORY.as_slice(), DeathClass::GpuMemory),
-        (HOST_MEMORY.as_slice(), DeathClass::HostMemory),
-        (WEIGHTS.as_slice(), DeathClass::WeightsUnfit),
-    ];
-    let named = classes.into_iter().find(|(words, _)| says(tail, words)).map(|(_, class)| class);
-    named
-        .or(xid.map(DeathClass::Xid))
-        .or_else(|| says(tail, &STICKY_CUDA).then_some(DeathClass::StickyCuda))
-        .or_else(|| says(tail, &PEER).then_some(DeathClass::LostPeer))
+/// What the device is at fault for: a child's own word goes before what its last lines look like. Of those the fault that explains
+/// the others counts, not the last one: memory before the failures that follow from it, and any before a bare CUDA error.
+fn fault(facts: &Facts<'_>) -> Option<Fault> {
+    let told = match facts.exit {
+        Exit::Code(code) => Fault::of_exit_code(code),
+        _ => None,
+    };
+    let rank = |fault: &Fault| match fault {
+        Fault::Lost => 0,
+        Fault::GpuMemory => 1,
+        Fault::HostMemory => 2,
+        Fault::Unusable => 3,
+        Fault::Busy => 4,
+        Fault::Ecc => 5,
+        Fault::Sticky => 6,
+    };
+    told.or_else(|| facts.tail.iter().filter_map(|line| Fault::in_text(line)).min_by_key(rank))
+}
+
+/// An XID explains what the context died of, and not what memory or a driver lack.
+fn by_last_words(fault: Option<Fault>, tail: &[String], xid: Option<u32>) -> Option<DeathClass> {
+    match fault {
+        Some(Fault::GpuMemory) => return Some(DeathClass::GpuMemory),
+        Some(Fault::HostMemory) => return Some(DeathClass::HostMemory),
+        _ if says(tail, &WEIGHTS) => return Some(DeathClass::WeightsUnfit),
+        _ => {}
+    }
+    let by_fault = match fault {
+        Some(Fault::Unusable) => return Some(DeathClass::NoGpu),
+        Some(Fault::Busy) => return Some(DeathClass::GpuHeld),
+        Some(Fault::Ecc) => Some(DeathClass::GpuEcc),
+        Some(_) => Some(DeathClass::StickyCuda),
+        None => None,
+    };
+    xid.map(DeathClass::Xid).or(by_fault).or_else(|| says(tail, &PEER).then_some(DeathClass::LostPeer))
+}
+
+/// The line that tells of the device's fault, where that is what the child died of.
+fn words_of_fault<'a>(facts: &Facts<'a>, class: DeathClass) -> Option<&'a str> {
+    let of_the_device = matches!(
+        class,
+        DeathClass::GpuMemory
+            | DeathClass::HostMemory
+            | DeathClass::StickyCuda
+            | DeathClass::GpuEcc
+            | DeathClass::GpuLost
+            | DeathClass::GpuHeld
+            | DeathClass::NoGpu
+    );
+    let fault = fault(facts).filter(|_| of_the_device && facts.cause.text().is_none())?;
+    let told = matches!(facts.exit, Exit::Code(code) if Fault::of_exit_code(code).is_some());
+    let by_words = facts.tail.iter().rfind(|line| Fault::in_text(line) == Some(fault));
+    // Who told it by the exit code has said why in the end.
+    by_words.or_else(|| facts.tail.last().filter(|_| told)).map(|line| line.trim())
 }
 
 fn says(tail: &[String], words: &[&str]) -> bool {
@@ -353,6 +386,9 @@ impl Death {
         {
             let message: Vec<&str> = facts.tail[place..].iter().take(2).map(String::as_str).collect();
             reason.push_str(&format!(": {}", message.join(" ")));
+        }
+        if let Some(line) = words_of_fault(facts, class) {
+            reason.push_str(&format!(": {line}"));
         }
         Self { class, reason, pid, lived_seconds, lines: facts.tail.to_vec(), threads }
     }

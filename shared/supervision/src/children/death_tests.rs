@@ -113,9 +113,69 @@ fn cases() -> Vec<Case> {
             ..EXITED
         },
         Case {
+            what: "a memory error of which the driver says nothing",
+            tail: &["RuntimeError: CUDA error: uncorrectable ECC error encountered"],
+            class: DeathClass::GpuEcc,
+            ..EXITED
+        },
+        Case {
+            what: "a memory error that was contained",
+            tail: &["RuntimeError: CUDA error: uncorrectable ECC error encountered"],
+            xids: &[94],
+            class: DeathClass::Xid(94),
+            ..EXITED
+        },
+        Case {
             what: "a memory error that was not contained",
             tail: &["RuntimeError: CUDA error: uncorrectable ECC error encountered"],
+            xids: &[48, 95],
             class: DeathClass::GpuLost,
+            ..EXITED
+        },
+        Case {
+            what: "a libtorch without its CUDA half, by the worker's exit code",
+            exit: Exit::Code(86),
+            tail: &[
+                "ERROR The proof worker cannot go on. slot=0 class=\"no GPU\" error=\"the GPU that was given cannot be computed on: libtorch_cuda.so: cannot open shared object file: No such file or directory\"",
+            ],
+            class: DeathClass::NoGpu,
+            ..EXITED
+        },
+        Case {
+            what: "a worker on the CPU that was given a GPU",
+            cause: Cause::NoGpu("it computes on cpu (cpu AVX512) where GPU 3 was given to it".into()),
+            exit: Exit::Signal(15),
+            class: DeathClass::NoGpu,
+            ..EXITED
+        },
+        Case {
+            what: "kernels for other GPUs than this one",
+            tail: &["RuntimeError: CUDA error: no kernel image is available for execution on the device"],
+            class: DeathClass::NoGpu,
+            ..EXITED
+        },
+        Case {
+            what: "a GPU in exclusive mode, by the worker's exit code",
+            exit: Exit::Code(84),
+            tail: &["ERROR The proof worker cannot go on. error=\"CUDA error: CUDA-capable device(s) is/are busy or unavailable\""],
+            class: DeathClass::GpuHeld,
+            ..EXITED
+        },
+        Case {
+            what: "a sticky error long after a job was refused for memory: the exit code knows",
+            exit: Exit::Code(82),
+            tail: &[
+                "WARN The job is refused. job=3 reason=\"CUDA out of memory. Tried to allocate 2.32 GiB.\"",
+                "ERROR The proof worker cannot go on. error=\"job 7: CUDA error: misaligned address\"",
+            ],
+            class: DeathClass::StickyCuda,
+            ..EXITED
+        },
+        Case { what: "host memory during a load, by the exit code", exit: Exit::Code(81), class: DeathClass::HostMemory, ..EXITED },
+        Case {
+            what: "cuDNN without memory",
+            tail: &["RuntimeError: cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"],
+            class: DeathClass::GpuMemory,
             ..EXITED
         },
         Case {
@@ -306,7 +366,7 @@ fn the_record_says_what_was_seen_and_keeps_the_last_lines() {
     let facts =
         Facts { cause: &Cause::Exited, exit: Exit::Signal(6), tail: &tail, xids: &[], gpu_gone: false, memory_kills: false };
     let death = Death::of(&facts, Some(7), 1.5, Vec::new());
-    assert_eq!(death.reason, "a CUDA error made its context useless (signal 6)");
+    assert_eq!(death.reason, "a CUDA error made its context useless (signal 6): CUDA error: device-side assert triggered");
     let json = serde_json::to_value(&death).unwrap();
     assert_eq!((json["class"].as_str(), json["lines"][0].as_str()), (Some("sticky_cuda"), Some(tail[0].as_str())));
 }

@@ -4,7 +4,7 @@
 //! and the supervisor ends what is left as subreaper), a launcher whose server dies ends itself. So one life of the launcher is
 //! one life of the server, and there is nothing to start again out of order.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use grail_link::Connection;
 use grail_process::{Child, clock, proc};
@@ -58,6 +58,7 @@ pub trait Kept: Send {
 /// Keeps a child until it is stopped or quarantined.
 pub(super) async fn keep<K: Kept>(mut child: K, life: &Life, gpus: &Gpus, stop: CancellationToken) {
     life.tell(Event::Start);
+    let mut vacated = None;
     loop {
         tokio::select! {
             () = life.due() => {}
@@ -66,7 +67,8 @@ pub(super) async fn keep<K: Kept>(mut child: K, life: &Life, gpus: &Gpus, stop: 
                 return;
             }
         }
-        let death = live(&mut child, life, gpus, &stop).await;
+        let death = live(&mut child, life, gpus, vacated, &stop).await;
+        vacated = Some(clock::monotonic());
         child.vacated(life);
         if !life.gone(death, child.gpus()) {
             return;
@@ -74,12 +76,12 @@ pub(super) async fn keep<K: Kept>(mut child: K, life: &Life, gpus: &Gpus, stop: 
     }
 }
 
-/// One life, from the wait for its GPU to its record.
-async fn live<K: Kept>(child: &mut K, life: &Life, gpus: &Gpus, stop: &CancellationToken) -> Death {
+/// One life, from the wait for its GPU, which the one before left at `vacated`, to its record.
+async fn live<K: Kept>(child: &mut K, life: &Life, gpus: &Gpus, vacated: Option<Instant>, stop: &CancellationToken) -> Death {
     let began = clock::monotonic();
     let memory_kills = proc::out_of_memory_kills();
     let started = tokio::select! {
-        started = start(child, life, gpus) => started,
+        started = start(child, life, gpus, vacated) => started,
         () = stop.cancelled() => Err(Cause::Stopped),
         why = life.condemned() => Err(Cause::Condemned(why)),
     };
@@ -118,9 +120,9 @@ struct Started {
     drains: Drains,
 }
 
-async fn start<K: Kept>(child: &K, life: &Life, gpus: &Gpus) -> Result<Started, Cause> {
+async fn start<K: Kept>(child: &K, life: &Life, gpus: &Gpus, vacated: Option<Instant>) -> Result<Started, Cause> {
     for gpu in child.gpus() {
-        clear(gpu, life, gpus).await?;
+        clear(gpu, life, gpus, vacated).await?;
     }
     let (door, mut process) = session::spawn(child.opening(), &life.name).await?;
     let drains = Drains::start(&life.name, child.gpus(), process.take_output());
@@ -136,19 +138,19 @@ async fn start<K: Kept>(child: &K, life: &Life, gpus: &Gpus) -> Result<Started, 
 }
 
 /// Waits until nobody holds the GPU, or says who does.
-async fn clear(gpu: &str, life: &Life, gpus: &Gpus) -> Result<(), Cause> {
+async fn clear(gpu: &str, life: &Life, gpus: &Gpus, vacated: Option<Instant>) -> Result<(), Cause> {
     let began = clock::monotonic();
     let clearance = Clearance::new(Duration::ZERO, Clearance::LIMIT);
     let mut told = false;
     loop {
-        match clearance.judge(began.elapsed(), gpu, gpus.reading(gpu).as_ref()) {
+        match clearance.judge(began.elapsed(), gpu, &gpus.look(gpu, vacated)) {
             Verdict::Free => return Ok(()),
             Verdict::Held(holder) => return Err(Cause::GpuHeld(holder)),
             Verdict::Wait(holder) if !told => {
                 told = true;
                 life.board.event(ChildEvent::GpuAwaited { child: life.name.clone(), holder });
             }
-            Verdict::Wait(_) => {}
+            Verdict::Wait(_) | Verdict::Blind => {}
         }
         tokio::time::sleep(CLEARANCE_LOOK).await;
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{GpuReading, gibibytes};
+use super::{GpuReading, Look, gibibytes};
 
 /// A driver and its services hold less; a model holds more.
 const FREE_BELOW: u64 = 2 << 30;
@@ -19,6 +19,8 @@ pub struct Clearance {
 pub enum Verdict {
     /// Start.
     Free,
+    /// Look again: nobody has looked yet.
+    Blind,
     /// Look again; this is who holds it.
     Wait(String),
     /// The time is over; this is who holds it.
@@ -29,16 +31,26 @@ impl Clearance {
     /// The kernel frees a dead process's memory within seconds; the reference waits 30 s (grail-miner 5).
     pub const LIMIT: Duration = Duration::from_secs(30);
 
+    /// The first look takes a library's start and a second; a driver that takes longer for it is not waited for.
+    pub const FIRST_LOOK: Duration = Duration::from_secs(3);
+
     /// Begins to wait.
     pub fn new(began: Duration, limit: Duration) -> Self {
         Self { began, limit }
     }
 
-    /// Judges a look. A GPU of which nothing is known counts as free: no library may keep a host from mining.
-    pub fn judge(&self, now: Duration, gpu: &str, reading: Option<&GpuReading>) -> Verdict {
-        let Some(reading) = reading.filter(|reading| reading.memory_used >= FREE_BELOW) else { return Verdict::Free };
-        let holder = describe(gpu, reading);
-        if now.saturating_sub(self.began) < self.limit { Verdict::Wait(holder) } else { Verdict::Held(holder) }
+    /// Judges a look. A GPU of which nothing can be known counts as free: no library may keep a host from mining. One of which nothing
+    /// is known yet does not, for a little while.
+    pub fn judge(&self, now: Duration, gpu: &str, look: &Look) -> Verdict {
+        let waited = now.saturating_sub(self.began);
+        match look {
+            Look::Awaited if waited < Self::FIRST_LOOK => Verdict::Blind,
+            Look::Known(reading) if reading.memory_used >= FREE_BELOW => {
+                let holder = describe(gpu, reading);
+                if waited < self.limit { Verdict::Wait(holder) } else { Verdict::Held(holder) }
+            }
+            Look::Awaited | Look::Unknown | Look::Known(_) => Verdict::Free,
+        }
     }
 }
 

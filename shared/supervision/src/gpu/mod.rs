@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Nothing here is needed to mine. Without the library, or once it stops answering, the state is unknown, which is said once:
-//! deaths are then classed without it, and a child starts without looking whether its GPU is free.
+//! deaths are then classed without it, and a child starts without looking whether its GPU is free. A look that has not been made yet
+//! is waited for, because nobody can tell from it that a GPU is free.
 
 mod clearance;
 mod judge;
@@ -17,7 +18,7 @@ mod watch;
 pub use clearance::{Clearance, Verdict};
 pub use judge::{Judge, Note};
 pub use nvml::{Card, Driver, Nvml};
-pub use watch::Gpus;
+pub use watch::{Gpus, Look};
 
 use std::time::Duration;
 
@@ -91,6 +92,11 @@ pub trait Sensor: Send {
     /// # Errors
     /// When nothing can be known about it.
     fn read(&mut self, gpu: &str) -> Result<GpuReading, SensorError>;
+
+    /// GPUs of which [`Sensor::xids`] will never tell, and why.
+    fn without_xids(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
 
     /// Waits at most `wait` for XIDs, and returns those that came.
     ///

@@ -24,6 +24,8 @@ pub struct Nvml {
     gpus: Vec<(String, String)>,
     /// `None` where the driver sends no events.
     events: Option<EventSet<'static>>,
+    /// GPUs whose XIDs cannot be had, and why.
+    without_xids: Vec<(String, String)>,
 }
 
 /// The driver as it describes itself.
@@ -58,15 +60,20 @@ impl Nvml {
         static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
         let library = LIBRARY.get_or_init(|| Library::init().map_err(|error| error.to_string()));
         let library = library.as_ref().map_err(|reason| SensorError::Absent(reason.clone()))?;
-        let mut sensor = Self { library, gpus: Vec::new(), events: library.create_event_set().ok() };
+        let mut sensor = Self { library, gpus: Vec::new(), events: None, without_xids: Vec::new() };
+        let mut devices = Vec::new();
         for gpu in gpus {
             // A GPU that cannot be found now is told about with its first reading.
             let Ok(device) = sensor.device(gpu) else { continue };
             let Ok(uuid) = device.uuid() else { continue };
             sensor.gpus.push((gpu.clone(), uuid));
-            sensor.events =
-                sensor.events.take().and_then(|events| device.register_events(EventTypes::CRITICAL_XID_ERROR, events).ok());
+            devices.push((gpu.clone(), device));
         }
+        let fresh = || library.create_event_set().map_err(|error| error.to_string());
+        let register = |device: &Device<'static>, events| {
+            device.register_events(EventTypes::CRITICAL_XID_ERROR, events).map_err(|error| error.to_string())
+        };
+        (sensor.events, sensor.without_xids) = register_all(&devices, fresh, register);
         Ok(sensor)
     }
 
@@ -136,7 +143,34 @@ fn failure(gpu: &str, error: &NvmlError) -> SensorError {
     }
 }
 
+/// Registers as many GPUs as let themselves be: with the set of them all, those that do not, and why. A registration that fails takes
+/// its set along, so the others begin again without that GPU.
+fn register_all<Gpu, Set>(
+    gpus: &[(String, Gpu)],
+    fresh: impl Fn() -> Result<Set, String>,
+    register: impl Fn(&Gpu, Set) -> Result<Set, String>,
+) -> (Option<Set>, Vec<(String, String)>) {
+    let mut refused: Vec<(String, String)> = Vec::new();
+    loop {
+        let mut left = gpus.iter().filter(|(name, _)| refused.iter().all(|(other, _)| other != name));
+        let filled = fresh().map_err(|reason| (None, reason)).and_then(|set| {
+            left.try_fold(set, |set, (name, gpu)| register(gpu, set).map_err(|reason| (Some(name.clone()), reason)))
+        });
+        match filled {
+            Ok(set) => return (Some(set), refused),
+            Err((Some(name), reason)) => refused.push((name, reason)),
+            Err((None, reason)) => {
+                return (None, gpus.iter().map(|(name, _)| (name.clone(), reason.clone())).collect());
+            }
+        }
+    }
+}
+
 impl Sensor for Nvml {
+    fn without_xids(&self) -> Vec<(String, String)> {
+        self.without_xids.clone()
+    }
+
     fn read(&mut self, gpu: &str) -> Result<GpuReading, SensorError> {
         let device = self.device(gpu)?;
         let memory = device.memory_info().map_err(|error| failure(gpu, &error))?;
@@ -172,5 +206,38 @@ impl Sensor for Nvml {
         let uuid = event.device.uuid().unwrap_or_default();
         let named = self.gpus.iter().find(|(_, known)| *known == uuid);
         Ok(named.map(|(gpu, _)| (gpu.clone(), xid)).into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registered(gpus: &[&str], refusing: &[&str]) -> (Option<Vec<String>>, Vec<(String, String)>) {
+        let gpus: Vec<(String, String)> = gpus.iter().map(|gpu| ((*gpu).to_owned(), format!("uuid {gpu}"))).collect();
+        let register = |gpu: &String, mut set: Vec<String>| match refusing.iter().any(|name| *gpu == format!("uuid {name}")) {
+            true => Err("not supported".to_owned()),
+            false => {
+                set.push(gpu.clone());
+                Ok(set)
+            }
+        };
+        register_all(&gpus, || Ok(Vec::new()), register)
+    }
+
+    #[test]
+    fn a_registration_that_fails_costs_that_gpus_xids_alone() {
+        assert_eq!(registered(&["0", "1"], &[]), (Some(vec!["uuid 0".into(), "uuid 1".into()]), vec![]));
+        let (set, refused) = registered(&["0", "1", "2", "3"], &["0", "2"]);
+        assert_eq!(set.unwrap(), ["uuid 1", "uuid 3"], "each of the others once");
+        assert_eq!(refused, [("0".into(), "not supported".into()), ("2".into(), "not supported".to_owned())]);
+        assert_eq!(registered(&["0"], &["0"]).0, Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_driver_that_has_no_events_tells_no_xids_at_all() {
+        let gpus = [("0".to_owned(), ()), ("1".to_owned(), ())];
+        let (set, refused) = register_all(&gpus, || Err::<(), _>("no events".to_owned()), |(), set| Ok(set));
+        assert!(set.is_none() && refused.len() == 2, "{refused:?}");
     }
 }

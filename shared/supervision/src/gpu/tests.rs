@@ -63,10 +63,10 @@ fn notes(board: &Board) -> Vec<String> {
 fn readings_and_xids_are_known_and_shown() {
     let before = clock::monotonic();
     let (gpus, board) = play([(Ok(used(GIB)), vec![("0".into(), 31)]), (Ok(used(70 * GIB)), vec![])]);
-    assert_eq!(gpus.reading("0").unwrap().memory_used, 70 * GIB);
+    assert_eq!(gpus.look("0", None), Look::Known(used(70 * GIB)));
     assert_eq!(gpus.xids_since("0", before), [31]);
     assert!(gpus.xids_since("0", clock::monotonic()).is_empty(), "an XID of an earlier life is no XID of this one");
-    assert_eq!(gpus.reading("1"), None);
+    assert_eq!(gpus.look("1", None), Look::Unknown);
     assert_eq!(board.snapshot().gpus["0"].memory_used, 70 * GIB);
     assert_eq!(notes(&board), ["the driver reports XID 31"]);
 }
@@ -106,24 +106,74 @@ fn without_the_library_everything_goes_on_and_nothing_is_known() {
     }
     let said = serde_json::to_string(&board.snapshot().child_events).unwrap();
     assert!(said.contains("gpus_unknown") && said.contains("libnvidia-ml.so"), "{said}");
-    assert_eq!((gpus.reading("0"), gpus.is_gone("0")), (None, false));
+    assert!(!gpus.is_gone("0"));
     let clearance = Clearance::new(Duration::ZERO, Clearance::LIMIT);
-    assert_eq!(clearance.judge(Duration::ZERO, "0", gpus.reading("0").as_ref()), Verdict::Free);
+    assert_eq!(gpus.look("0", None), Look::Unknown);
+    assert_eq!(clearance.judge(Duration::ZERO, "0", &Look::Unknown), Verdict::Free);
 }
 
 #[test]
 fn a_child_starts_when_the_memory_is_back_and_the_holder_is_named_when_it_is_not() {
     let clearance = Clearance::new(Duration::from_secs(100), Duration::from_secs(30));
     let at = |second| Duration::from_secs(second);
-    assert_eq!(clearance.judge(at(100), "3", Some(&used(600 << 20))), Verdict::Free);
+    assert_eq!(clearance.judge(at(100), "3", &Look::Known(used(600 << 20))), Verdict::Free);
     let mut held = used(71 * GIB);
-    let Verdict::Wait(holder) = clearance.judge(at(101), "3", Some(&held)) else { panic!("it must wait") };
+    let Verdict::Wait(holder) = clearance.judge(at(101), "3", &Look::Known(held.clone())) else { panic!("it must wait") };
     assert!(holder.contains("another container"), "{holder}");
     let process = |pid, program: &str, bytes| GpuProcess { pid, program: program.into(), bytes };
     held.processes = vec![process(7, "small", Some(GIB)), process(4242, "python", Some(70 * GIB))];
-    let Verdict::Held(holder) = clearance.judge(at(130), "3", Some(&held)) else { panic!("the time is over") };
+    let Verdict::Held(holder) = clearance.judge(at(130), "3", &Look::Known(held)) else { panic!("the time is over") };
     assert_eq!(holder, "71.0 GiB of 80.0 GiB of GPU 3 are in use by python (pid 4242) with 70.0 GiB, small (pid 7) with 1.0 GiB");
-    assert_eq!(clearance.judge(at(500), "3", None), Verdict::Free, "what is unknown keeps nobody from mining");
+    assert_eq!(clearance.judge(at(500), "3", &Look::Unknown), Verdict::Free, "what is unknown keeps nobody from mining");
+}
+
+#[test]
+fn a_look_that_is_still_to_come_is_waited_for_and_one_from_before_does_not_count() {
+    let clearance = Clearance::new(Duration::from_secs(100), Duration::from_secs(30));
+    assert_eq!(clearance.judge(Duration::from_secs(100), "0", &Look::Awaited), Verdict::Blind, "no reading yet is not free");
+    let over = Duration::from_secs(100) + Clearance::FIRST_LOOK;
+    assert_eq!(clearance.judge(over, "0", &Look::Awaited), Verdict::Free, "and no library keeps a host from mining");
+
+    let (open, opened) = mpsc::channel::<()>();
+    let (done, played) = mpsc::channel();
+    let script = Script { looks: [(Ok(used(70 * GIB)), vec![])].into(), done };
+    let slow_start = move || {
+        let _ = opened.recv();
+        Ok(script)
+    };
+    let gpus = Gpus::watch(vec!["0".into()], Board::default(), slow_start).unwrap();
+    assert_eq!((gpus.look("0", None), gpus.look("1", None)), (Look::Awaited, Look::Unknown));
+    assert_eq!(Gpus::default().look("0", None), Look::Unknown, "nobody watches");
+    open.send(()).unwrap();
+    played.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!(gpus.look("0", None), Look::Known(used(70 * GIB)));
+    let much_later = clock::monotonic() + Duration::from_secs(3600);
+    assert_eq!(gpus.look("0", Some(much_later)), Look::Awaited, "it says nothing of who has gone since");
+}
+
+#[test]
+fn a_gpu_without_xids_is_told_of_and_the_others_tell_theirs() {
+    struct Half(Script);
+    impl Sensor for Half {
+        fn read(&mut self, gpu: &str) -> Result<GpuReading, SensorError> {
+            self.0.read(gpu)
+        }
+        fn without_xids(&self) -> Vec<(String, String)> {
+            vec![("1".into(), "not supported".into())]
+        }
+        fn xids(&mut self, wait: Duration) -> Result<Vec<(String, u32)>, SensorError> {
+            self.0.xids(wait)
+        }
+    }
+    let before = clock::monotonic();
+    let board = Board::default();
+    let (done, played) = mpsc::channel();
+    let looks = [(Ok(used(GIB)), vec![("0".into(), 31)]), (Ok(used(GIB)), vec![])];
+    let script = Script { looks: looks.into(), done };
+    let gpus = Gpus::watch(vec!["0".into(), "1".into()], board.clone(), || Ok(Half(script))).unwrap();
+    played.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!((gpus.xids_since("0", before), gpus.xids_since("1", before)), (vec![31], vec![]));
+    assert!(notes(&board)[0].contains("does not tell its XIDs (not supported)"), "{:?}", notes(&board));
 }
 
 #[test]

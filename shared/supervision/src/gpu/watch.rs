@@ -2,7 +2,7 @@
 //! what it said last grows old, and old is unknown.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use grail_process::clock;
@@ -18,6 +18,17 @@ const FRESH: Duration = Duration::from_secs(10);
 /// XIDs that are remembered per GPU.
 const KEPT_XIDS: usize = 64;
 
+/// What is known about one GPU.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Look {
+    /// It is watched, and nobody has looked since the moment that was asked for.
+    Awaited,
+    /// Nobody can tell.
+    Unknown,
+    /// The last look.
+    Known(GpuReading),
+}
+
 /// What is known about the GPUs. Clone it freely; the watch ends with the last clone.
 #[derive(Debug, Clone, Default)]
 pub struct Gpus(Arc<Mutex<BTreeMap<String, Known>>>);
@@ -30,6 +41,8 @@ struct Known {
     judge: Judge,
     /// Why nothing is known, as it was said last.
     unknown: Option<String>,
+    /// No look will ever come.
+    unwatched: bool,
 }
 
 type Shared = Mutex<BTreeMap<String, Known>>;
@@ -45,25 +58,37 @@ impl Gpus {
         if gpus.is_empty() {
             return Ok(known);
         }
+        known.locked().extend(gpus.iter().map(|gpu| (gpu.clone(), Known::default())));
         let shared = Arc::downgrade(&known.0);
         std::thread::Builder::new().name("gpus".into()).spawn(move || match open() {
             Ok(sensor) => run(sensor, &gpus, &shared, &board),
-            Err(error) => board.event(ChildEvent::GpusUnknown { reason: error.to_string() }),
+            Err(error) => {
+                if let Some(known) = shared.upgrade() {
+                    Self(known).locked().values_mut().for_each(|known| known.unwatched = true);
+                }
+                board.event(ChildEvent::GpusUnknown { reason: error.to_string() });
+            }
         })?;
         Ok(known)
     }
 
-    fn with<T>(&self, gpu: &str, look: impl FnOnce(&Known) -> T) -> Option<T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(gpu).map(look)
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The last look at a GPU, unless it is too old or there was none.
-    pub fn reading(&self, gpu: &str) -> Option<GpuReading> {
-        let fresh = |known: &Known| {
-            let (at, reading) = known.reading.as_ref()?;
-            (at.elapsed() <= FRESH).then(|| reading.clone())
+    fn with<T>(&self, gpu: &str, look: impl FnOnce(&Known) -> T) -> Option<T> {
+        self.locked().get(gpu).map(look)
+    }
+
+    /// What is known about a GPU, by a look that was made after `since`: an older one knows nothing of who has gone since then.
+    pub fn look(&self, gpu: &str, since: Option<Instant>) -> Look {
+        let newer = |at: Instant| since.is_none_or(|since| at >= since);
+        let judge = |known: &Known| match &known.reading {
+            Some((at, reading)) if newer(*at) && at.elapsed() <= FRESH => Look::Known(reading.clone()),
+            _ if known.unwatched || known.unknown.is_some() => Look::Unknown,
+            _ => Look::Awaited,
         };
-        self.with(gpu, fresh).flatten()
+        self.with(gpu, judge).unwrap_or(Look::Unknown)
     }
 
     /// XIDs that the driver reported for a GPU since an instant.
@@ -79,6 +104,10 @@ impl Gpus {
 }
 
 fn run(mut sensor: impl Sensor, gpus: &[String], shared: &Weak<Shared>, board: &Board) {
+    for (gpu, reason) in sensor.without_xids() {
+        let note = format!("the driver does not tell its XIDs ({reason}): deaths of its child are classed without them");
+        board.event(ChildEvent::GpuNote { gpu, note, serious: false });
+    }
     loop {
         for gpu in gpus {
             let outcome = sensor.read(gpu);

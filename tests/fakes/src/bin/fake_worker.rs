@@ -47,10 +47,13 @@ impl Worker {
         let act = Act::begin(&Script::folder(), &format!("worker {slot}"))?;
         let link = UnixStream::connect(argument("--socket")?)?;
         let mut worker = Self { act, slot, link, resident: None, jobs: 0 };
+        // Honest ones are on what they are told to be on.
+        let on_gpu = argument("--device")? == "cuda" && worker.act.worker_lie(slot, 0) != Some(WorkerLie::ComputesOnCpu);
         worker.send(&FromWorker::Hello(WorkerHello {
             pid: std::process::id(),
             slot,
-            device: "cpu".into(),
+            device: if on_gpu { "cuda:0" } else { "cpu" }.into(),
+            device_reason: (!on_gpu).then(|| "a fake has no GPU".into()),
             device_name: "none: a fake".into(),
             driver: None,
             libtorch: "none: a fake".into(),
@@ -181,7 +184,7 @@ impl Worker {
             WorkerLie::Flood => loop {
                 self.send(&FromWorker::Sequence(proof.clone()))?;
             },
-            WorkerLie::Slow | WorkerLie::RefuseReload | WorkerLie::OtherWeights => {}
+            WorkerLie::Slow | WorkerLie::RefuseReload | WorkerLie::OtherWeights | WorkerLie::ComputesOnCpu => {}
         }
         self.send(&FromWorker::Sequence(proof))
     }
