@@ -56,14 +56,96 @@ fn what_names_no_gpu_is_refused_by_every_command_and_a_broken_env_hides_no_statu
     }
     // The file's own line wins over the shell, and the wallet's has words behind its quotes.
     std::fs::write(host.path().join(".env"), "CUDA_VISIBLE_DEVICES=\nBT_WALLET_COLD=\"x\"y\n").unwrap();
-    refused(&host, &["check"], 64, &["1 mistake(s)", ".env has a line 2 that is not BT_WALLET_COLD=value"]);
+    refused(&host, &["run"], 64, &["1 mistake(s)", ".env has a line 2 that is not BT_WALLET_COLD=value"]);
     std::fs::create_dir(host.path().join("state")).unwrap();
     std::fs::write(host.path().join("state/status.json"), "{}").unwrap();
     let shown = host.run(&["status"]);
     assert_eq!((shown.code, shown.stdout.as_str()), (0, "{}"), "{}", shown.stderr);
     assert!(shown.stderr.contains("1 mistake(s)") && shown.stderr.contains("all the same"), "{}", shown.stderr);
+    let packed = host.run(&["incident", "--output", "incident.tar.gz"]);
+    assert_eq!(packed.code, 0, "{}", packed.stderr);
+    assert!(packed.stderr.contains(".env has a line 2") && packed.stdout.contains("incident.tar.gz"), "{}", packed.stdout);
+    let explained = host.run(&["config", "explain"]);
+    assert_eq!(explained.code, 64, "{}", explained.stderr);
+    assert!(
+        explained.stdout.contains("programs.folder") && explained.stderr.contains(".env has a line 2"),
+        "{}",
+        explained.stderr
+    );
     std::fs::write(host.path().join(".env"), "CUDA_VISIBLE_DEVICES=\nNOT A STATEMENT\n").unwrap();
     assert_eq!(host.run(&["check"]).code, 0, "a line that concerns nobody");
+}
+
+/// A line of `text` that begins with this, apart from what stands before it.
+fn line(text: &str, begin: &str) -> String {
+    let found = text.lines().find_map(|line| line.find(begin).map(|at| line[at..].trim_end().to_owned()));
+    found.unwrap_or_else(|| panic!("no line with {begin:?} in\n{text}"))
+}
+
+#[test]
+fn what_a_start_needs_of_the_host_is_told_alike_by_check_plan_doctor_and_run() {
+    let long = "x".repeat(100);
+    let temporary = format!("/no/such/{long}");
+    let host = host()
+        .variable("TMPDIR", &temporary)
+        .variable("HTTPS_PROXY", "http://user:hushhush@proxy.example:3128")
+        .set("beacon.relays", "https://127.0.0.1:1")
+        .set("proof.gpus", "1");
+    let state = format!("state.folder={}", host.path().join(&long).display());
+    let sglang = ["generation.backend=sglang", "generation.device=cpu", "generation.sglang_python=/no/such/python"];
+    let wrong: Vec<&str> =
+        [&sglang[..], &["upload.part_kib=1024", &state]].concat().into_iter().flat_map(|one| ["--set", one]).collect();
+    let told = |command: &[&str]| host.run(&[command, &wrong].concat());
+    let (checked, planned, ran) = (told(&["check"]), told(&["plan"]), told(&["run"]));
+    let warnings = ["TMPDIR = \"/no/such/", "HTTPS_PROXY is set", "proof.gpus = [1] (command line) changes nothing"];
+    let mistakes = ["TMPDIR = \"/no/such/", "state.folder = \"", "upload.part_kib = 1024"];
+    let doctor = told(&["doctor", "--json"]).stdout;
+    let doctor: serde_json::Value = serde_json::from_str(&doctor).unwrap();
+    let found: Vec<&str> = doctor["rows"].as_array().unwrap().iter().map(|row| row["found"].as_str().unwrap()).collect();
+    for finished in [&checked, &planned, &ran] {
+        assert_eq!(finished.code, 64, "{}\n{}", finished.stdout, finished.stderr);
+        assert!(finished.stderr.contains("3 mistake(s)"), "{}", finished.stderr);
+        for mistake in mistakes {
+            let mistake = line(&finished.stderr, mistake);
+            assert!(found.iter().any(|found| found.contains(&mistake)), "{mistake}\n{found:#?}");
+        }
+    }
+    for (mistake, words) in
+        mistakes.into_iter().zip(["SGLang makes there", "allows 107; choose a shorter folder", "set 5120 or more"])
+    {
+        assert!(line(&ran.stderr, mistake).contains(words), "{}", ran.stderr);
+    }
+    // Warnings keep nobody from starting, and the same sentences stand in the log of a run; this one finds no data.
+    let (checked, planned) = (host.run(&["check"]), host.run(&["plan"]));
+    let ran = host.run(&["run", "--dataset", "/nowhere"]);
+    assert_eq!((checked.code, planned.code, ran.code), (0, 0, 65), "{}\n{}\n{}", checked.stderr, planned.stderr, ran.stderr);
+    for warning in warnings {
+        let warning = line(&checked.stdout, warning);
+        assert!(planned.stdout.contains(&warning) && ran.stderr.contains(&warning), "{warning}\n{}", ran.stderr);
+    }
+    assert!(checked.stdout.ends_with("`grail-supervisor doctor` does.\n"), "{}", checked.stdout);
+    for text in [checked.stdout, planned.stdout, ran.stderr, host.log()] {
+        assert!(!text.contains("hushhush"), "{text}");
+    }
+}
+
+#[test]
+fn check_looks_at_everything_whatever_is_missing_first() {
+    let host = host();
+    let nothing = ["--set", "storage.local_folder=", "--set", "wallet.development=", "--set", "programs.folder=/no/such"];
+    let checked = host.run(&[&["check", "--dataset", "/nowhere"], &nothing[..]].concat());
+    assert_eq!(checked.code, 64, "{}", checked.stderr);
+    for words in ["storage.bucket is not set", "there is no hotkey file", "/no/such/grail-proof-worker", "/nowhere"] {
+        assert!(checked.stderr.contains(words), "{words:?} is missing in\n{}", checked.stderr);
+    }
+    assert!(checked.stdout.contains("proof-worker 1: the CPU"), "{}", checked.stdout);
+    let planned = host.run(&[&["plan"], &nothing[..]].concat());
+    assert!(planned.code == 64 && planned.stdout.contains("proof-worker 1: the CPU"), "{}", planned.stdout);
+    for (one, code) in [("wallet.development=", 77), ("programs.folder=/no/such", 69), ("environment.dataset=/nowhere", 65)] {
+        let checked = host.run(&["check", "--set", one]);
+        assert!(checked.code == code && checked.stdout.contains("Not looked at:"), "{one}: {}\n{}", checked.code, checked.stderr);
+    }
+    assert!(!host.path().join("state").exists(), "nothing was started");
 }
 
 /// A port that somebody has, GPUs, and a model that is too large for them: one answer names all, and who has the port.
@@ -110,6 +192,12 @@ fn plan_names_every_mistake_at_once_and_who_has_the_port() {
     ] {
         assert!(finished.stdout.contains(words), "{words:?} is missing in\n{}", finished.stdout);
     }
+    // Three GPUs of 80 GB have room, and cannot share the heads out; the checkpoint alone says so.
+    let three =
+        ["generation.tensor_parallel=3", "proof.device=cpu", "generation.backend=sglang"].map(|one| ["--set", one]).concat();
+    let finished = host.run(&[&["plan", "--checkpoint", model.to_str().unwrap(), "--set", &bucket], &three[..]].concat());
+    let words = "generation.tensor_parallel = 3 does not divide the model's 28 attention heads; 2 would do";
+    assert!(finished.code == 64 && finished.stderr.contains(words), "{}", finished.stderr);
     assert!(!host.path().join("state/run").exists(), "nothing was started");
 }
 

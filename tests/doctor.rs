@@ -21,7 +21,8 @@ use serde_json::Value;
 
 /// Nobody listens there: a relay that fails at once.
 const NO_RELAY: &str = "beacon.relays=http://127.0.0.1:1";
-const EVERY_ROW: [&str; 22] = [
+const EVERY_ROW: [&str; 25] = [
+    "settings",
     "wallet",
     "chain",
     "clock",
@@ -43,6 +44,8 @@ const EVERY_ROW: [&str; 22] = [
     "GPUs",
     "proof worker",
     "server",
+    "temporary files",
+    "proxy",
     "variables",
 ];
 
@@ -199,6 +202,18 @@ fn a_host_in_order_passes_and_each_fault_has_its_row() {
     rows.has("window files", "not_asked", "there is no hotkey");
     rows.has("checkpoint", "not_asked", "");
     rows.has("proof worker", "ok", "");
+    // Nor does a mistake in the settings.
+    let mistaken = ["storage.bucket=", "wallet.development=", "wallet.cold=a/b", "generation.backend=none", "upload.part_kib=64"];
+    let rows = site.examine(&mistaken);
+    rows.has("settings", "failed", "generation.backend = \\\"none\\\"");
+    rows.has("settings", "failed", "set 5120 or more");
+    rows.has("wallet", "failed", "is not a plain name");
+    rows.has("bucket write", "failed", "storage.bucket is not set");
+    rows.has("chain", "ok", "");
+    rows.has("trainer", "ok", "");
+    rows.has("dataset", "ok", "");
+    rows.has("GPUs", "not_asked", "row settings");
+    rows.has("server", "not_asked", "row settings");
 }
 
 #[test]
@@ -247,10 +262,12 @@ fn a_host_that_cannot_work_is_told_why() {
     rows.has("ports", "failed", &taken.local_addr().unwrap().to_string());
     rows.has("checkpoint", "warning", "no checkpoint was ready");
     rows.has("server", "ok", "SGLang 0.5.23");
-    stand_in(site.host.path(), "echo 'ImportError: libcudart.so.13' >&2; exit 1");
+    // What `.env` says for children reaches them, and nothing else of it.
+    stand_in(site.host.path(), "echo 'ImportError: libcudart.so.13' in $HF_HOME${HF_TOKEN}, $NCCL_DEBUG >&2; exit 1");
+    std::fs::write(site.host.path().join(".env"), "HF_HOME=/hub\nHF_TOKEN=hushhush\nNCCL_DEBUG='INFO'\n").unwrap();
     let nowhere = format!("storage.endpoint=http://127.0.0.1:{}", free_port());
     let rows = site.examine(&[&sglang[..], &[&nowhere]].concat());
-    rows.has("server", "failed", "ImportError: libcudart.so.13");
+    rows.has("server", "failed", "ImportError: libcudart.so.13 in /hub, INFO");
     rows.has("bucket write", "failed", "gives no answer");
     rows.has("read-only pair", "not_asked", "");
     rows.has("checkpoint", "failed", "");
@@ -293,8 +310,11 @@ fn a_command_shows_no_secret_in_any_output() {
     let host = host
         .cast(Cast::Fakes, &Script { completion_seconds: 0.2, job_seconds: 0.1, ..Script::default() })
         .variable("BT_CHAIN_ENDPOINT", &endpoint)
-        .variable("HF_TOKEN", &format!("{CANARY}-variable-0006"))
-        .variable("RUST_LOG", "debug,hyper=trace,hyper_util=trace,reqwest=trace,grail_chain=trace,s3s=info");
+        .variable("HF_TOKEN", &format!("{CANARY}-variable-0006"));
+    // Where it counts as if it had been exported.
+    let log = "debug,hyper=trace,hyper_util=trace,reqwest=trace,grail_chain=trace,s3s=info";
+    let dot_env = format!("export RUST_LOG={log}\nHF_HOME=/hub\nWANDB_API_KEY={CANARY}-dotenv-0007\n");
+    std::fs::write(host.path().join(".env"), dot_env).unwrap();
     let (local, sglang) = ("chain.endpoint=", ["--set", "generation.backend=sglang", "--set", "generation.device=cpu"]);
     let ended = |finished: Finished, code: i32| {
         assert_eq!(finished.code, code, "{}\n{}", finished.stdout, finished.stderr);
@@ -314,9 +334,16 @@ fn a_command_shows_no_secret_in_any_output() {
     }
     let mut miner = host.start(&["run"]);
     host.await_status("a finished group", &mut miner, 120, |status| status["window"]["spooled"].as_u64() >= Some(1));
+    for (child, line) in host.processes() {
+        let Ok(environment) = std::fs::read(format!("/proc/{}/environ", child.pid)) else { continue };
+        let environment = String::from_utf8_lossy(&environment);
+        assert!(child.pid.cast_signed() == miner.pid() || environment.contains("\0HF_HOME=/hub\0"), "{line}: {environment}");
+        assert!(!environment.contains("dotenv-0007"), "{line}: {environment}");
+    }
     miner.signal(Signal::SIGTERM);
     let mined = ended(miner.finish(Duration::from_secs(120)), 0);
     assert!(mined.contains("Connected to a node of the chain") && mined.contains("no drand relay"), "{mined}");
+    assert!(mined.contains("DEBUG"), "{mined}");
     ended(host.run(&["status"]), 0);
     ended(host.run(&["explain"]), 0);
     ended(host.run(&["simulate", "--windows", "1"]), 0);
@@ -349,7 +376,7 @@ fn a_command_shows_no_secret_in_any_output() {
 /// Every file below a folder that somebody may be shown, the settings and the buckets themselves apart.
 fn shown(folder: &Path) -> Vec<(String, Vec<u8>)> {
     // The local chain's file stands for the chain, on which the read pair is published.
-    let own = ["host.toml", "buckets", "cache", "programs", "incident.tar.gz", "chain.json"];
+    let own = [".env", "host.toml", "buckets", "cache", "programs", "incident.tar.gz", "chain.json"];
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
     let entries = entries.filter(|entry| own.iter().all(|own| entry.file_name() != *own));
     let read = |entry: std::fs::DirEntry| match entry.file_type().unwrap() {

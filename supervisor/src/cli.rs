@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use grail_mining::run as mine;
+use grail_process::environment;
 use grail_settings as settings;
-use grail_settings::{Loaded, Settings, Sources};
+use grail_settings::{ConfigErrors, Loaded, Settings, Sources};
 use grail_subnet::reader;
 use grail_supervision::exit::Failure;
 use grail_supervision::{log, secrets};
 use grail_validation as validate;
-use grail_workers::plan;
+use grail_workers::preflight::Preflight;
 
 use crate::view::View;
-use crate::{doctor, explain, incident, layout, publish, simulate};
+use crate::{check, doctor, explain, incident, layout, publish, simulate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -199,36 +200,42 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         _ => Drand::default(),
     };
     let sources = sources(&cli.common, &environment, drand);
-    let loaded = load(&sources, &environment);
+    let loaded = settings::read(&sources);
+    environment::lay_over(loaded.dot_env());
+    let mut variables = environment;
+    variables.extend(loaded.dot_env().clone());
+    secrets::know(secrets::of_host(loaded.secrets(), &variables));
     let level = |usual| level(usual, cli.common.verbose);
     match cli.command.unwrap_or(Command::Run(RunArguments::default())) {
-        Command::Run(arguments) => run(&loaded?.settings, &arguments, level("info")).await,
-        Command::Check => check(&loaded?.settings),
+        Command::Run(arguments) => run(&to_start_with(loaded)?, &arguments, level("info")).await,
+        Command::Check => Ok(check::command(&with_file(loaded)?)),
         Command::Doctor { json } => {
             // The local bucket server tells every refusal, and the doctor asks for some.
             log::to_stderr(level("error,s3s=off"));
-            let rows = doctor::examine(&loaded?).await;
+            let rows = doctor::examine(&with_file(loaded)?).await;
             log::print(&if json { doctor::json(&rows) } else { doctor::table(&rows) });
             let failed = rows.iter().any(|row| row.verdict == doctor::Verdict::Failed);
             Ok(ExitCode::from(u8::from(failed)))
         }
         Command::Config { command: ConfigCommand::Explain } => {
-            log::print(&settings::explain(&loaded?));
+            log::print(&settings::explain(&loaded));
+            loaded.judged()?;
             Ok(ExitCode::SUCCESS)
         }
         Command::PublishCheckpoint(arguments) => {
             log::to_stderr(level("warn"));
-            publish::publish(&loaded?.settings, &arguments).await?;
+            publish::publish(&loaded.judged()?.settings, &arguments).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Validate(arguments) => {
             log::to_stderr(level("warn"));
-            Ok(validate::command(loaded.map(|loaded| loaded.settings), &arguments.judged).await)
+            let settings = loaded.judged().map(|loaded| loaded.settings).map_err(Failure::from);
+            Ok(validate::command(settings, &arguments.judged).await)
         }
         Command::Plan(arguments) => {
-            let settings = &loaded?.settings;
-            log::print(&layout::report(settings, plan::of_host(settings), &arguments)?);
-            Ok(ExitCode::SUCCESS)
+            let (text, mistakes) = layout::report(&with_file(loaded)?, &arguments)?;
+            log::print(&text);
+            if mistakes.0.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(mistakes.into()) }
         }
         Command::Simulate(arguments) => {
             log::print(&simulate::command(&arguments)?);
@@ -236,13 +243,14 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         }
         // It never comes here: see `main`.
         Command::ReadCheckpoint(arguments) => Ok(reader::program::main(&arguments)),
-        Command::Status => show_status(&state_of(loaded, &sources)),
+        Command::Status => show_status(looked_at(&loaded)),
         Command::Explain { window } => {
-            log::print(&explain::window(&state_of(loaded, &sources), window)?);
+            log::print(&explain::window(looked_at(&loaded), window)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Incident { output } => {
-            log::print(&incident::pack(&loaded?, &environment, output)?);
+            looked_at(&loaded);
+            log::print(&incident::pack(&loaded, &variables, output)?);
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -269,10 +277,20 @@ fn sources(common: &Common, environment: &BTreeMap<String, String>, drand: Drand
     }
 }
 
-fn load(sources: &Sources, environment: &BTreeMap<String, String>) -> Result<Loaded, Failure> {
-    let loaded = settings::load(sources)?;
-    secrets::know(secrets::of_host(loaded.secrets(), environment));
-    Ok(loaded)
+/// Settings to start with; else every mistake, those of the host with them.
+fn to_start_with(loaded: Loaded) -> Result<Settings, ConfigErrors> {
+    if loaded.without_file || loaded.mistakes.0.is_empty() {
+        return Ok(loaded.judged()?.settings);
+    }
+    Err(layout::judged(&loaded, Preflight::of_host(&loaded.settings)).1)
+}
+
+/// Settings to look at, whatever else is wrong with them. Without their file next to nothing is known.
+///
+/// # Errors
+/// Where the file cannot be read.
+fn with_file(loaded: Loaded) -> Result<Loaded, ConfigErrors> {
+    if loaded.without_file { Err(loaded.mistakes) } else { Ok(loaded) }
 }
 
 /// The level of the log: a command's usual one, or what `-v` asks for beyond it.
@@ -288,39 +306,20 @@ fn level(usual: &'static str, verbose: u8) -> &'static str {
 }
 
 async fn run(settings: &Settings, arguments: &RunArguments, level: &str) -> Result<ExitCode, Failure> {
-    let variable = |name: &str| std::env::var(name).ok();
-    let live = std::io::stdout().is_terminal() && !arguments.plain && log::takes_pictures(variable);
+    let live = std::io::stdout().is_terminal() && !arguments.plain && log::takes_pictures(environment::variable);
     log::to_state(&settings.state, live, level).map_err(|error| Failure::internal("start the log's threads", error))?;
     let picture = if live { View::Live } else { View::Plain };
     mine::run(settings, arguments.windows, |board, end| crate::view::show(board, picture, end)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(settings: &Settings) -> Result<ExitCode, Failure> {
-    let plan = plan::of_host(settings)?;
-    let doubts = settings.doubt().into_iter().chain(settings.generation.exposed());
-    let doubt: String = doubts
-        .map(|doubt| {
-            format!(
-                "Warning: {doubt}
-"
-            )
-        })
-        .collect();
-    log::print(&format!("The settings are in order.\n{doubt}{}", layout::outline(settings, &plan)));
-    Ok(ExitCode::SUCCESS)
-}
-
 /// The state folder, for looking only. What is wrong with the settings is said, and hinders nobody.
-fn state_of(loaded: Result<Loaded, Failure>, sources: &Sources) -> PathBuf {
-    match loaded {
-        Ok(loaded) => loaded.settings.state,
-        Err(failure) => {
-            let state = settings::state_folder(sources);
-            log::say(&format!("grail-supervisor: {failure}\n(looking at {} all the same)", state.display()));
-            state
-        }
+fn looked_at(loaded: &Loaded) -> &Path {
+    let state = &loaded.settings.state;
+    if !loaded.mistakes.0.is_empty() {
+        log::say(&format!("grail-supervisor: {}\n(looking at {} all the same)", loaded.mistakes, state.display()));
     }
+    state
 }
 
 fn show_status(state: &Path) -> Result<ExitCode, Failure> {

@@ -3,7 +3,7 @@
 //! ```text
 //!  grail-incident-<time>.tar.gz
 //!    README.txt     what is in it, what is missing and why
-//!    settings.txt   `config explain`
+//!    settings.txt   `config explain`, and every mistake in them
 //!    status.json    as of the last half second
 //!    story.txt      `explain` of the last windows
 //!    journal/…      as it is
@@ -61,7 +61,11 @@ pub fn pack(loaded: &Loaded, environment: &BTreeMap<String, String>, output: Opt
 fn gather(loaded: &Loaded) -> Vec<(String, Vec<u8>)> {
     let state = &loaded.settings.state;
     let mut missing = String::new();
-    let mut parts = vec![("settings.txt".to_owned(), explain(loaded).into_bytes())];
+    let mut settings = explain(loaded);
+    if !loaded.mistakes.0.is_empty() {
+        let _ = writeln!(settings, "\n{}", loaded.mistakes);
+    }
+    let mut parts = vec![("settings.txt".to_owned(), settings.into_bytes())];
     let mut add = |name: &str, read: io::Result<Vec<u8>>| match read {
         Ok(bytes) => parts.push((name.to_owned(), bytes)),
         Err(error) => {

@@ -9,15 +9,18 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use grail_engines::{Engine, Installed, PORTS, ServerOptions};
 use grail_process::ports;
-use grail_settings::{Address, ConfigError, ConfigErrors, Generation, ProofSlots, Settings, Storage};
+use grail_settings::{Address, ConfigError, ConfigErrors, Generation, Loaded, ProofSlots, Settings, Storage};
 use grail_supervision::exit::Failure;
 use grail_supervision::state::StateFolder;
 use grail_workers::plan::{Plan, ProofSlot};
+use grail_workers::preflight::Preflight;
 use serde_json::Value;
 
 /// Memory of a GPU that neither weights nor cache get: the CUDA context, NCCL, activations.
 const OVERHEAD_GIB: f64 = 3.0;
 const GIB: f64 = 1_073_741_824.0;
+/// More GPUs than one server can have.
+const MOST_GPUS: u64 = 65;
 /// Bytes of a configuration that are read; it has a few thousand.
 const MOST_CONFIG: u64 = 1 << 20;
 
@@ -73,21 +76,31 @@ impl ModelSize {
         Some(Self { weights, cache_per_token: cache_per_token as f64, heads: (heads, of_keys) })
     }
 
-    /// Tokens of keys and values for which the generation GPUs have room.
+    /// Whether the heads can be shared out among the GPUs of a server: each GPU has the same number of attention heads, and as many
+    /// heads of keys and values, or one that others have too.
+    ///
+    /// # Errors
+    /// The heads that cannot, and a number of GPUs that would do.
+    pub fn divided(&self, generation: &Generation) -> Result<(), ConfigError> {
+        let (heads, of_keys) = (self.heads.0, self.heads.1.max(1));
+        let keys_divided = |gpus: u64| of_keys % gpus == 0 || gpus % of_keys == 0;
+        let gpus = u64::from(generation.tensor_parallel);
+        let which = match (heads % gpus == 0, keys_divided(gpus)) {
+            (true, true) => return Ok(()),
+            (false, _) => format!("does not divide the model's {heads} attention heads"),
+            (true, false) => format!("neither divides the model's {of_keys} heads of keys and values nor is a multiple of them"),
+        };
+        let most =
+            (1..gpus.min(heads).min(MOST_GPUS)).rev().find(|fewer| heads % fewer == 0 && keys_divided(*fewer)).unwrap_or(1);
+        Err(refused("generation.tensor_parallel", gpus, format!("{which}; {most} would do")))
+    }
+
+    /// Tokens of keys and values for which the generation GPUs have room, where they share the heads out.
     ///
     /// # Errors
     /// Why the model cannot be served by them, by setting.
     pub fn room(&self, generation: &Generation, gpu_bytes: f64) -> Result<f64, ConfigError> {
-        let refuse =
-            |key: &str, value: String, reason: String| ConfigError { key: key.into(), value: Some(value), origin: None, reason };
-        let gpus = u64::from(generation.tensor_parallel);
-        let (heads, of_keys) = self.heads;
-        if heads % gpus != 0 || (of_keys % gpus != 0 && gpus % of_keys.max(1) != 0) {
-            let which = if heads % gpus == 0 { "" } else { " (the attention heads)" };
-            let reason =
-                format!("does not divide the model's {heads} attention heads and {of_keys} heads of keys and values{which}");
-            return Err(refuse("generation.tensor_parallel", gpus.to_string(), reason));
-        }
+        let (gpus, (_, of_keys)) = (u64::from(generation.tensor_parallel), self.heads);
         let share = generation.memory_share.min(1.0 - OVERHEAD_GIB * GIB / gpu_bytes);
         // More GPUs than heads of keys and values: each head lies on several of them.
         let on_each = self.cache_per_token / gpus.min(of_keys.max(1)) as f64;
@@ -98,27 +111,55 @@ impl ModelSize {
                 "leaves no room for one sequence of generation.max_model_length: each GPU holds {weights:.1} GiB of weights and the \
                  server may use {memory:.1} GiB of it; use more GPUs (generation.tensor_parallel) or a shorter length"
             );
-            return Err(refuse("generation.memory_share", generation.memory_share.to_string(), reason));
+            return Err(refused("generation.memory_share", generation.memory_share, reason));
         }
         Ok(room)
     }
 }
 
-/// The report of `plan`: the layout, what would be started, and whether ports and memory are there.
+fn refused(key: &str, value: impl ToString, reason: String) -> ConfigError {
+    ConfigError { key: key.into(), value: Some(value.to_string()), origin: None, reason }
+}
+
+/// The report of `plan`: the layout, what would be started, and whether ports and memory are there; and everything that cannot
+/// work, all at once.
 ///
 /// # Errors
-/// Everything that cannot work, all at once.
-pub fn report(settings: &Settings, plan: Result<Plan, ConfigErrors>, arguments: &Arguments) -> Result<String, Failure> {
-    let (mut text, mut errors) = (String::new(), Vec::new());
-    match plan {
-        Ok(plan) => children(&mut text, settings, &plan)?,
-        Err(mistakes) => errors.extend(mistakes.0),
+/// When a command line cannot be made.
+pub fn report(loaded: &Loaded, arguments: &Arguments) -> Result<(String, ConfigErrors), Failure> {
+    let settings = &loaded.settings;
+    let preflight = Preflight::of_host(settings);
+    let mut text: String = preflight.warnings(settings).into_iter().map(|warning| format!("Warning: {warning}\n")).collect();
+    let (plan, ConfigErrors(mut errors)) = judged(loaded, preflight);
+    if let Some(plan) = plan {
+        children(&mut text, settings, &plan)?;
     }
     ports(&mut text, settings, &mut errors);
-    if let Some(directory) = &arguments.checkpoint {
+    if let (Some(directory), true) = (&arguments.checkpoint, is_sound(loaded)) {
         memory(&mut text, settings, directory, arguments.gpu_memory, &mut errors);
     }
-    if errors.is_empty() { Ok(text) } else { Err(ConfigErrors(errors).into()) }
+    Ok((text, ConfigErrors(errors)))
+}
+
+/// The layout, where the settings make one, and every mistake of the settings and of what a start needs of the host.
+pub fn judged(loaded: &Loaded, preflight: Preflight) -> (Option<Plan>, ConfigErrors) {
+    let mut errors = loaded.mistakes.0.clone();
+    let Preflight { layout, sockets, server_sockets, .. } = preflight;
+    let plan = match layout {
+        Ok(plan) => Some(plan).filter(|_| is_sound(loaded)),
+        Err(mistakes) => {
+            // Wrong GPUs follow from wrong sections.
+            errors.extend(mistakes.0.into_iter().filter(|_| is_sound(loaded)));
+            None
+        }
+    };
+    errors.extend(sockets.into_iter().chain(server_sockets));
+    (plan, ConfigErrors(errors))
+}
+
+/// Whether the sections that make a layout are in order.
+fn is_sound(loaded: &Loaded) -> bool {
+    !loaded.mistakes.concern(&["generation", "proof"])
 }
 
 /// Every child and every server elsewhere, a line each.
@@ -229,26 +270,30 @@ fn server(text: &mut String, generation: &Generation) -> Result<(), Failure> {
 
 /// Whether the model fits into the GPUs that the settings give to servers and proof workers, whatever else is wrong with them.
 fn memory(text: &mut String, settings: &Settings, directory: &Path, gpu: Option<f64>, errors: &mut Vec<ConfigError>) {
-    let mut refuse = |key: &str, value: Option<String>, reason: String| {
-        errors.push(ConfigError { key: key.into(), value, origin: None, reason });
-    };
     let size = match ModelSize::read(directory) {
         Ok(size) => size,
-        Err(error) => return refuse("--checkpoint", Some(directory.display().to_string()), format!("is no checkpoint: {error}")),
+        Err(error) => {
+            return errors.push(refused("--checkpoint", directory.display(), format!("is no checkpoint: {error}")));
+        }
     };
     let cache = size.cache_per_token / 1024.0;
     let _ = writeln!(text, "model: {:.2} GiB of weights, {cache:.1} KiB of keys and values per token", size.weights / GIB);
+    let generation = &settings.generation;
+    let served = generation.backend != "embedded" && !generation.cpu && generation.servers.is_empty();
+    let divided = if served { size.divided(generation) } else { Ok(()) };
+    let undivided = divided.is_err();
+    errors.extend(divided.err());
     let Some(gpu) = gpu else { return };
     if !(gpu.is_finite() && gpu > OVERHEAD_GIB) {
         let reason = format!("is no GPU's memory; give more than {OVERHEAD_GIB} GiB");
-        return refuse("--gpu-memory", Some(gpu.to_string()), reason);
+        return errors.push(refused("--gpu-memory", gpu, reason));
     }
     if matches!(settings.proof.slots, ProofSlots::Gpus(_)) && size.weights > (gpu - OVERHEAD_GIB) * GIB {
         let weights = size.weights / GIB;
-        refuse("proof.gpus", None, format!("cannot hold the model: {weights:.1} GiB of weights, {gpu:.0} GiB of memory each"));
+        let reason = format!("cannot hold the model: {weights:.1} GiB of weights, {gpu:.0} GiB of memory each");
+        errors.push(ConfigError { key: "proof.gpus".into(), value: None, origin: None, reason });
     }
-    let generation = &settings.generation;
-    if generation.backend == "embedded" || generation.cpu || !generation.servers.is_empty() {
+    if !served || undivided {
         return;
     }
     match size.room(generation, gpu * GIB) {
@@ -289,6 +334,9 @@ mod tests {
             let config: Value = given.collect::<serde_json::Map<_, _>>().into();
             let Some(model) = ModelSize::of(&config, weights) else { return Ok(()) };
             prop_assert!(model.cache_per_token >= 1.0 && model.cache_per_token.is_finite(), "{config}: {model:?}");
+            if let Err(error) = model.divided(&generation(tensor_parallel)) {
+                prop_assert!(error.to_string().contains("generation.tensor_parallel"), "{error}");
+            }
             match model.room(&generation(tensor_parallel), gpu * GIB) {
                 Ok(room) => prop_assert!(room.is_finite() && room >= 4096.0, "{config}: {room}"),
                 Err(error) => prop_assert!(error.to_string().contains("generation."), "{error}"),
@@ -316,8 +364,17 @@ mod tests {
         // Eight GPUs over four heads: each head is there twice.
         let replicated = ModelSize { heads: (32, 4), ..size }.room(&generation(8), 80.0 * GIB).unwrap();
         assert!((replicated - (72.0 - 1.9) * GIB / (57_344.0 / 4.0)).abs() < 1.0, "{replicated}");
-        let error = size.room(&generation(3), 80.0 * GIB).unwrap_err().to_string();
-        assert!(error.contains("generation.tensor_parallel = 3 does not divide"), "{error}");
+        for (heads, gpus, words) in [
+            ((28, 4), 3, "generation.tensor_parallel = 3 does not divide the model's 28 attention heads; 2 would do"),
+            ((24, 4), 6, "generation.tensor_parallel = 6 neither divides the model's 4 heads of keys and values"),
+            ((7, 7), 64, "64 does not divide the model's 7 attention heads; 1 would do"),
+        ] {
+            let error = ModelSize { heads, ..size }.divided(&generation(gpus)).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        for (heads, gpus) in [((28, 4), 2), ((28, 4), 28), ((32, 4), 8), ((14, 2), 14)] {
+            assert_eq!(ModelSize { heads, ..size }.divided(&generation(gpus)), Ok(()), "{heads:?} {gpus}");
+        }
         let error = size.room(&generation(1), 16.0 * GIB).unwrap_err().to_string();
         assert!(error.contains("generation.memory_share") && error.contains("15.2 GiB of weights"), "{error}");
     }

@@ -4,6 +4,7 @@
 //! | room | what belongs there |
 //! |---|---|
 //! | [`cli`] | arguments, commands, exit codes |
+//! | `check` | what `run` judges before it asks anybody |
 //! | [`layout`] | which process gets which GPU, command line and address, in words |
 //! | [`doctor`] | what an operator gets wrong |
 //! | [`simulate`] | hosts in virtual time under the miner's schedule |
@@ -12,6 +13,7 @@
 //! | [`view`] | what is going on, for a person |
 #![forbid(unsafe_code)]
 
+mod check;
 pub mod cli;
 pub mod doctor;
 pub mod explain;

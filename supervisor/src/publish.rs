@@ -70,7 +70,7 @@ pub async fn publish(settings: &Settings, arguments: &Arguments) -> Result<(), F
     }
     let hotkey = wallet::load(&settings.wallet)?;
     let buckets = Buckets::open(&settings.storage, Duration::from_secs_f64(settings.upload_timeout), false).await?;
-    let chain = open_chain(settings, Some(&hotkey), &buckets)?;
+    let chain = open_chain(settings, Some(&hotkey), Some(&buckets.commitment))?;
     let present = window_start(chain.head().await?);
     let window = arguments.window.unwrap_or(present);
     let terms = terms(arguments, window, present.max(window))?;

@@ -25,7 +25,7 @@ pub const MAX_SOCKET_PATH: usize = 107;
 pub enum LinkError {
     /// The operating system cannot bind such a path.
     #[error(
-        "the socket path {path:?} has {length} bytes, the operating system allows {MAX_SOCKET_PATH}; choose a shorter state folder"
+        "the socket path {path:?} has {length} bytes, the operating system allows {MAX_SOCKET_PATH}; choose a shorter folder"
     )]
     PathTooLong {
         /// The path.

@@ -23,7 +23,8 @@ use grail_supervision::journal::Journal;
 use grail_supervision::shutdown::Shutdown;
 use grail_supervision::state::StateFolder;
 use grail_workers::completions::Completions;
-use grail_workers::plan::{self, Plan};
+use grail_workers::plan::Plan;
+use grail_workers::preflight::Preflight;
 use grail_workers::{
     ChildPrograms, ExternalServer, Generator, LauncherSettings, Programs, ProofPool, WorkerSettings, open_files,
 };
@@ -62,7 +63,11 @@ pub async fn run(
     windows: Option<u64>,
     show: impl FnOnce(Board, CancellationToken) -> Shown,
 ) -> Result<(), Failure> {
-    let plan = plan::of_host(settings)?;
+    let preflight = Preflight::of_host(settings);
+    for warning in preflight.warnings(settings) {
+        tracing::warn!("{warning}");
+    }
+    let plan = preflight.plan()?;
     let (state, prepared) = prepare(settings, plan).await?;
     let address = prepared.hotkey.address();
     let time = StopTime { budget: Duration::from_secs_f64(settings.shutdown_budget), grace: settings.shutdown_grace };
@@ -284,7 +289,7 @@ async fn prepare(settings: &Settings, plan: Plan) -> Result<(StateFolder, Prepar
     let dataset = check_dataset(settings)?;
     let attempt = Duration::from_secs_f64(settings.upload_timeout);
     let mut buckets = Buckets::open(&settings.storage, attempt, true).await?;
-    let chain = open_chain(settings, Some(&hotkey), &buckets)?;
+    let chain = open_chain(settings, Some(&hotkey), Some(&buckets.commitment))?;
     settle(settings, chain.as_ref(), &mut buckets).await?;
     let buckets = Arc::new(buckets);
     preflight(&buckets.own).await?;

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use grail_process::environment::can_be_laid_over;
+
 use super::source::shown;
 use super::table::TABLE;
 use super::{Loaded, Origin};
@@ -23,6 +25,10 @@ pub fn explain(loaded: &Loaded) -> String {
     }
     for (name, reason) in loaded.unused() {
         let _ = writeln!(text, "{name:<34} {}", reason.unwrap_or("no setting is made of it; is it spelt right?"));
+    }
+    let counting: Vec<&str> = loaded.dot_env().keys().map(String::as_str).filter(|name| can_be_laid_over(name)).collect();
+    if !counting.is_empty() {
+        let _ = writeln!(text, "\nOf .env, as if it were exported, for children and the log: {}", counting.join(", "));
     }
     text
 }

@@ -36,18 +36,6 @@ const REASONS: &[(&str, &str)] = &[
 /// Why a line of a `.env` changes nothing.
 pub(super) const UNREAD: &str = "it is not NAME=value, and was skipped";
 
-/// Names that the operating system, libtorch, NCCL and the log read from the environment of the process, prefixes with a `*`.
-const OF_THE_PROCESS: [&str; 4] = ["HF_HOME", "LD_LIBRARY_PATH", "NCCL_*", "RUST_LOG"];
-
-/// Variables of a `.env` that only count in the environment that this program was started with.
-pub(super) fn of_the_process(variables: &BTreeMap<String, String>) -> Unused {
-    let counts = |name: &str| {
-        OF_THE_PROCESS.iter().any(|known| known.strip_suffix('*').map_or(*known == name, |prefix| name.starts_with(prefix)))
-    };
-    let why = "counts in the environment only: export it before the start (systemd: Environment=, Docker: --env)";
-    variables.keys().filter(|name| counts(name)).map(|name| (name.clone(), Some(why))).collect()
-}
-
 /// Names of the family that no setting is made of; an empty variable counts as not set.
 pub(super) fn names(variables: &BTreeMap<String, String>) -> Unused {
     let known = |name: &str| TABLE.iter().any(|setting| setting.variables.contains(&name));

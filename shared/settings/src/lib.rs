@@ -34,6 +34,9 @@ const MOST_RUNNING: u32 = 1024;
 /// The same of the embedded engine, whose cores gain nothing from more.
 const EMBEDDED_RUNNING: u32 = 48;
 
+/// What S3 takes as a part of an upload that is not its last one.
+const LEAST_PART_KIB: u32 = 5 * 1024;
+
 /// One mistake in the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
@@ -67,9 +70,22 @@ impl fmt::Display for ConfigError {
 }
 
 /// Every mistake of one configuration.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Default, thiserror::Error)]
 #[error("{} mistake(s) in the configuration; nothing was started:{}", .0.len(), .0.iter().map(|error| format!("\n  {error}")).collect::<String>())]
 pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl ConfigErrors {
+    /// Those in settings of these sections.
+    pub fn of<'a>(&'a self, sections: &'a [&str]) -> impl Iterator<Item = &'a ConfigError> {
+        let section = |error: &&ConfigError| error.key.split_once('.').is_some_and(|(section, _)| sections.contains(&section));
+        self.0.iter().filter(section)
+    }
+
+    /// Whether there are any.
+    pub fn concern(&self, sections: &[&str]) -> bool {
+        self.of(sections).next().is_some()
+    }
+}
 
 impl From<ConfigErrors> for Failure {
     fn from(errors: ConfigErrors) -> Self {
@@ -80,11 +96,19 @@ impl From<ConfigErrors> for Failure {
 /// The settings together with where each value came from.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The settings.
+    /// The settings; what is wrong in them has some value, which is good for looking only.
     pub settings: Settings,
+    /// What is wrong.
+    pub mistakes: ConfigErrors,
+    /// The configuration file cannot be read at all: next to nothing is known.
+    pub without_file: bool,
     values: Values,
     /// Variables of the environment and of `.env` that are of this software family and no setting's.
     unused: Unused,
+    /// What `.env` says.
+    dot_env: BTreeMap<String, String>,
+    /// Secrets in what could not be read as settings.
+    unread_secrets: Vec<String>,
 }
 
 impl Loaded {
@@ -93,10 +117,25 @@ impl Loaded {
         self.unused.iter().map(|(name, reason)| (name.as_str(), *reason))
     }
 
+    /// Every variable of `.env`.
+    pub fn dot_env(&self) -> &BTreeMap<String, String> {
+        &self.dot_env
+    }
+
     /// Everything secret that is set, also within addresses and command lines, for keeping it out of what leaves this process.
     pub fn secrets(&self) -> Vec<String> {
         let values = TABLE.iter().filter_map(|setting| Some((setting.form, self.values.get(setting.key)?.value.as_str()?)));
-        values.flat_map(|(form, text)| source::secrets(form, text)).collect()
+        let of_proxies = self.settings.proxies.values().filter(|proxy| proxy.reveal().contains('@')).flat_map(Address::secrets);
+        let of_values = values.flat_map(|(form, text)| source::secrets(form, text));
+        of_values.chain(of_proxies).chain(self.unread_secrets.iter().cloned()).collect()
+    }
+
+    /// The same, where nothing is wrong.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn judged(self) -> Result<Self, ConfigErrors> {
+        if self.mistakes.0.is_empty() { Ok(self) } else { Err(self.mistakes) }
     }
 }
 
@@ -108,36 +147,48 @@ type Unused = BTreeMap<String, Option<&'static str>>;
 /// # Errors
 /// All mistakes at once.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
-    let mut errors = Vec::new();
-    let Collected { values, unused, visible_gpus, without_file } = collect(sources, &mut errors);
-    if without_file {
-        return Err(ConfigErrors(errors));
-    }
-    let mut reader = Reader::new(&values, sources, errors);
-    let settings = Settings { visible_gpus, ..reader.settings() };
-    let errors = reader.errors;
-    if errors.is_empty() { Ok(Loaded { settings, values, unused }) } else { Err(ConfigErrors(errors)) }
+    read(sources).judged()
 }
 
-/// Where the state folder is, whatever else is wrong with the settings: a person may always look at a running miner.
-pub fn state_folder(sources: &Sources) -> PathBuf {
-    let values = collect(sources, &mut Vec::new()).values;
-    Reader::new(&values, sources, Vec::new()).path("state.folder").unwrap_or_default()
+/// Reads the settings, whatever is wrong with them: a person may always look at a host, and at a running miner.
+pub fn read(sources: &Sources) -> Loaded {
+    let mut errors = Vec::new();
+    let Collected { values, unused, dot_env, without_file } = collect(sources, &mut errors);
+    let of_form = errors.clone();
+    // `.env` wins over the environment.
+    let mut variables = sources.environment.clone();
+    variables.extend(dot_env.clone());
+    let mut reader = Reader::new(&values, sources, &variables, errors);
+    let settings = reader.settings();
+    let mistakes = ConfigErrors(if without_file.is_some() { of_form } else { reader.errors });
+    let unread_secrets = without_file.as_ref().map(|file| file.secrets.clone()).unwrap_or_default();
+    Loaded { settings, mistakes, without_file: without_file.is_some(), values, unused, dot_env, unread_secrets }
 }
+
+/// The GPUs that this process was given. Set and empty, it is none.
+const VISIBLE_GPUS: &str = "CUDA_VISIBLE_DEVICES";
+/// Where temporary files belong.
+const TEMPORARY: &str = "TMPDIR";
+/// What others read of proxies, in either spelling.
+const PROXIES: [&str; 8] =
+    ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"];
 
 /// Turns values into settings and collects what is wrong with them.
 struct Reader<'a> {
     values: &'a Values,
+    /// The environment, and `.env` over it.
+    variables: &'a BTreeMap<String, String>,
     errors: Vec<ConfigError>,
+    remarks: Vec<String>,
     base: PathBuf,
     home: Option<PathBuf>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(values: &'a Values, sources: &Sources, errors: Vec<ConfigError>) -> Self {
+    fn new(values: &'a Values, sources: &Sources, variables: &'a BTreeMap<String, String>, errors: Vec<ConfigError>) -> Self {
         let base = sources.file.as_deref().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
-        let home = home::folder(sources.environment.get("HOME").map(String::as_str));
-        Self { values, errors, base, home }
+        let home = home::folder(variables.get("HOME").map(String::as_str));
+        Self { values, variables, errors, remarks: Vec::new(), base, home }
     }
 
     fn settings(&mut self) -> Settings {
@@ -163,15 +214,36 @@ impl<'a> Reader<'a> {
             },
             confidence: self.number("schedule.confidence", 0.01, 1.0),
             upload_timeout: self.number("upload.timeout_seconds", 1.0, 360.0),
-            upload_part_bytes: (self.whole("upload.part_kib", 0, 1 << 16) as usize) << 10,
+            upload_part_bytes: self.part_bytes(),
             spool_budget: u64::from(self.whole("spool.budget_mib", 1, 1 << 24)) << 20,
             gate: self.gate(),
             shutdown_budget: self.number("shutdown.budget_seconds", 1.0, 600.0),
             shutdown_grace: Some(self.number("shutdown.grace_seconds", 0.0, 3600.0)).filter(|grace| *grace > 0.0),
-            visible_gpus: None,
+            visible_gpus: self.variables.get(VISIBLE_GPUS).cloned(),
+            temporary: self.set_variable(TEMPORARY).map(PathBuf::from),
+            proxies: PROXIES.iter().filter_map(|name| Some((*name, self.set_variable(name)?.into()))).collect(),
             programs: self.path("programs.folder"),
             state,
+            remarks: std::mem::take(&mut self.remarks),
         }
+    }
+
+    /// A variable of `.env` or the environment; an empty one counts as not set.
+    fn set_variable(&self, name: &str) -> Option<&str> {
+        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    fn part_bytes(&mut self) -> usize {
+        let key = "upload.part_kib";
+        let kib = self.whole(key, 0, 1 << 16);
+        if (1..LEAST_PART_KIB).contains(&kib) {
+            let reason = format!(
+                "is less than S3 and R2 take as a part that is not the last one: the bucket would refuse the upload at its end, and the \
+                 whole file would have to follow; set {LEAST_PART_KIB} or more, or 0 to send it whole at the end"
+            );
+            self.refuse(key, &reason);
+        }
+        (kib as usize) << 10
     }
 
     fn wallet(&mut self, local_chain: bool) -> Wallet {
@@ -267,6 +339,7 @@ impl<'a> Reader<'a> {
             );
         }
         let slots = if self.choice("proof.device", &["cuda", "cpu"]) == "cpu" {
+            self.remark_gpus_beside_the_cpu();
             ProofSlots::Cpu(self.whole("proof.cpu_slots", 1, 64))
         } else {
             let listed: Vec<u32> = self.list("proof.gpus");
@@ -274,6 +347,18 @@ impl<'a> Reader<'a> {
         };
         let dtype = self.choice("proof.dtype", &["auto", "f32", "bf16", "f16"]);
         Proof { slots, threads: self.whole("proof.threads", 1, 1024), dtype, numerics: self.numerics() }
+    }
+
+    fn remark_gpus_beside_the_cpu(&mut self) {
+        for key in ["proof.gpus", "proof.gpu"] {
+            let Some(sourced) = self.sourced(key).filter(|sourced| sourced.origin != Origin::Default) else { continue };
+            let remark = format!(
+                "{key} = {} ({}) changes nothing beside proof.device = \"cpu\", which makes proofs without a GPU. Leave it out, or set \
+                 proof.device = \"cuda\".",
+                sourced.value, sourced.origin
+            );
+            self.remarks.push(remark);
+        }
     }
 
     fn numerics(&mut self) -> WorkerNumerics {

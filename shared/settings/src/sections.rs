@@ -1,5 +1,6 @@
 //! What is set, section by section. A value that exists is legal by itself.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -56,6 +57,12 @@ pub struct Settings {
     pub shutdown_grace: Option<f64>,
     /// `CUDA_VISIBLE_DEVICES`, of `.env` or the environment; `None` where it is not set.
     pub visible_gpus: Option<String>,
+    /// `TMPDIR`, of `.env` or the environment; `None` where it is not set.
+    pub temporary: Option<PathBuf>,
+    /// What `.env` or the environment says of proxies, by variable. Nothing here goes through one.
+    pub proxies: BTreeMap<&'static str, Address>,
+    /// What is set beside something that makes it change nothing.
+    pub remarks: Vec<String>,
     /// Folder of the other programs.
     pub programs: Option<PathBuf>,
 }

@@ -66,42 +66,43 @@ pub struct Sources {
 /// Every setting that has a value, by key.
 pub type Values = BTreeMap<&'static str, Sourced>;
 
-/// The GPUs that this process was given. Set and empty, it is none.
-const VISIBLE_GPUS: &str = "CUDA_VISIBLE_DEVICES";
-
 /// Everything that was collected.
 pub struct Collected {
     /// Every setting that has a value.
     pub values: Values,
     /// Variables that nothing was made of.
     pub unused: Unused,
-    /// `CUDA_VISIBLE_DEVICES`.
-    pub visible_gpus: Option<String>,
-    /// The configuration file cannot be read at all, so that whatever else seems wrong comes from that.
-    pub without_file: bool,
+    /// What `.env` says.
+    pub dot_env: BTreeMap<String, String>,
+    /// Why the configuration file cannot be read at all, so that whatever else seems wrong comes from that.
+    pub without_file: Option<WithoutFile>,
+}
+
+/// A configuration file that cannot be read.
+pub struct WithoutFile {
+    /// What is secret in its lines, as far as they tell.
+    pub secrets: Vec<String>,
 }
 
 /// Collects the values, and the variables that nothing was made of; every mistake of form is added to `errors`.
 pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> Collected {
     let mut unused = foreign::names(&sources.environment);
     let mut values = defaults();
-    let mut visible_gpus = sources.environment.get(VISIBLE_GPUS).cloned();
-    let mut without_file = false;
+    let mut without_file = None;
     if let Some(path) = &sources.file {
-        let read = file_values(path, errors);
-        without_file = read.is_none();
-        for (key, value) in read.unwrap_or_default() {
-            insert_known(&mut values, &key, value, &Origin::File(path.clone()), errors);
+        match file_values(path, errors) {
+            Ok(read) => read.into_iter().for_each(|(key, value)| {
+                insert_known(&mut values, &key, value, &Origin::File(path.clone()), errors);
+            }),
+            Err(file) => without_file = Some(file),
         }
     }
     insert_variables(&mut values, &sources.environment, Origin::Environment, errors);
-    let dot_env = sources.dot_env.clone().or_else(|| Some(PathBuf::from(".env")).filter(|path| path.exists()));
-    if let Some(path) = dot_env {
-        let variables = dot_env_variables(&path, &sources.environment, &mut unused, errors);
-        insert_variables(&mut values, &variables, |name| Origin::DotEnv(path.clone(), name), errors);
-        unused.extend(foreign::names(&variables));
-        unused.extend(foreign::of_the_process(&variables));
-        visible_gpus = variables.get(VISIBLE_GPUS).cloned().or(visible_gpus);
+    let mut dot_env = BTreeMap::new();
+    if let Some(path) = sources.dot_env.clone().or_else(|| Some(PathBuf::from(".env")).filter(|path| path.exists())) {
+        dot_env = dot_env_variables(&path, &sources.environment, &mut unused, errors);
+        insert_variables(&mut values, &dot_env, |name| Origin::DotEnv(path.clone(), name), errors);
+        unused.extend(foreign::names(&dot_env));
     }
     for (key, text) in &sources.overrides {
         if let Some(setting) = find(key).filter(|setting| !secrets(setting.form, text).is_empty()) {
@@ -114,7 +115,7 @@ pub fn collect(sources: &Sources, errors: &mut Vec<ConfigError>) -> Collected {
             None => errors.push(unknown(key, &Origin::CommandLine)),
         }
     }
-    Collected { values, unused, visible_gpus, without_file }
+    Collected { values, unused, dot_env, without_file }
 }
 
 /// What stands on a command line is read by everybody on the host (`ps`), and kept by shells.
@@ -135,22 +136,35 @@ fn defaults() -> Values {
     TABLE.iter().filter_map(parse).collect()
 }
 
-fn file_values(path: &Path, errors: &mut Vec<ConfigError>) -> Option<Vec<(String, Value)>> {
+fn file_values(path: &Path, errors: &mut Vec<ConfigError>) -> Result<Vec<(String, Value)>, WithoutFile> {
     let fail = |reason: String| ConfigError { key: path.display().to_string(), value: None, origin: None, reason };
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
             errors.push(fail(format!("cannot be read: {error}; give the file with --config PATH")));
-            return None;
+            return Err(WithoutFile { secrets: Vec::new() });
         }
     };
     match text.parse::<toml::Table>() {
-        Ok(table) => Some(flatten(String::new(), table)),
+        Ok(table) => Ok(flatten(String::new(), table)),
         Err(error) => {
             errors.push(fail(not_toml(&text, &error)));
-            None
+            Err(WithoutFile { secrets: secrets_of_lines(&text) })
         }
     }
+}
+
+/// What is secret in a text that is no TOML, as far as its single lines tell: who looks at the miner all the same must not show it.
+fn secrets_of_lines(text: &str) -> Vec<String> {
+    let of_line = |line: &str| {
+        let (name, value) = line.split_once('=')?;
+        let last = |key: &'static str| key.rsplit('.').next() == name.trim().rsplit('.').next();
+        let setting = TABLE.iter().find(|setting| last(setting.key))?;
+        let value = value.trim();
+        let quoted = value.strip_prefix(['"', '\'']).map(|value| value.split(['"', '\'']).next().unwrap_or(value));
+        Some(secrets(setting.form, quoted.unwrap_or(value)))
+    };
+    text.lines().filter_map(of_line).flatten().collect()
 }
 
 /// Where a file is no TOML: the parser's own text repeats the line, which may hold a secret.
@@ -244,6 +258,11 @@ fn dot_env_variables(
     let mut text = String::new();
     let most = dotenv::MOST_BYTES as u64 + 1;
     match File::open(path).and_then(|file| file.take(most).read_to_string(&mut text)) {
+        // It could be handed to no child.
+        Ok(_) if text.contains('\0') => {
+            fail("holds a NUL byte, and is no text; name the right file with --env-file".into());
+            return BTreeMap::new();
+        }
         Ok(length) if length <= dotenv::MOST_BYTES => {}
         Ok(_) => {
             fail(format!("is longer than {} bytes; name the right file with --env-file", dotenv::MOST_BYTES));

@@ -8,17 +8,21 @@ use grail_settings::{self as settings, ConfigErrors, Settings};
 use grail_supervision::exit::Failure;
 
 use crate::buckets::Buckets;
-use crate::chain::{Chain, LocalChain, NetworkChain, genesis};
+use crate::chain::{BucketCommitment, Chain, LocalChain, NetworkChain, genesis};
 
 /// UID 0 of the local chain.
 const LOCAL_TRAINER: &str = "//Trainer";
 
-/// The chain of the settings; a local one is founded with the trainer as UID 0 and this hotkey, if there is one, as UID 1. A
-/// network's connects in the background.
+/// The chain of the settings; a local one is founded with the trainer as UID 0 and this hotkey, if there is one and a bucket of its
+/// `own`, as UID 1. A network's connects in the background.
 ///
 /// # Errors
 /// When the local chain's file cannot be used.
-pub fn open_chain(settings: &Settings, hotkey: Option<&Hotkey>, buckets: &Buckets) -> Result<Arc<dyn Chain>, Failure> {
+pub fn open_chain(
+    settings: &Settings,
+    hotkey: Option<&Hotkey>,
+    own: Option<&BucketCommitment>,
+) -> Result<Arc<dyn Chain>, Failure> {
     match &settings.chain {
         settings::Chain::Local { genesis, block_seconds, file } => {
             tracing::info!(
@@ -28,10 +32,10 @@ pub fn open_chain(settings: &Settings, hotkey: Option<&Hotkey>, buckets: &Bucket
                 "A local chain stands in for the network's: a block clock, with registration and commitments in a file."
             );
             let chain = LocalChain::new(*genesis, *block_seconds, file.clone());
-            if let Some(hotkey) = hotkey {
+            if let (Some(hotkey), Some(own)) = (hotkey, own) {
                 chain.found(&[
                     (local_trainer()?.address().to_owned(), Buckets::local_trainer()),
-                    (hotkey.address().to_owned(), buckets.commitment.clone()),
+                    (hotkey.address().to_owned(), own.clone()),
                 ])?;
             }
             Ok(Arc::new(chain))

@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use grail_process::clock;
+use grail_process::environment::variable;
 use lines::Lines;
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
@@ -117,12 +118,8 @@ pub fn takes_pictures(variable: impl Fn(&str) -> Option<String>) -> bool {
     utf8 && variable("TERM").is_some_and(|term| !term.is_empty() && term != "dumb")
 }
 
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
-
 fn level(default: &str) -> EnvFilter {
-    filter(std::env::var(EnvFilter::DEFAULT_ENV).ok().as_deref().unwrap_or(default), default)
+    filter(variable(EnvFilter::DEFAULT_ENV).as_deref().unwrap_or(default), default)
 }
 
 /// What `wanted` asks for, or `default` where that cannot be read; never what passes over the chain's socket, whose calls carry

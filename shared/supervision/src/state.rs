@@ -14,6 +14,9 @@ use crate::board::Board;
 use crate::children::ChildEvent;
 use crate::exit::Failure;
 
+/// Sockets of the children, and the longest name of one.
+const SOCKETS: &str = "run";
+const LONGEST_SOCKET: &str = "generation-63.sock";
 /// Who has the folder.
 const HOLDER: &str = "holder.json";
 /// Longest wait for killed survivors to be gone.
@@ -50,7 +53,9 @@ impl StateFolder {
     /// # Errors
     /// When another supervisor has the folder, or the folder cannot be used.
     pub fn lock(root: &Path) -> Result<Self, Failure> {
-        check_socket_path(root)?;
+        if let Some(why) = too_long_for_sockets(root) {
+            return Err(Failure::Configuration(format!("state.folder = {root:?} {why}; choose a shorter folder")));
+        }
         let unusable = |error: std::io::Error| {
             Failure::Unavailable(format!(
                 "the state folder {root:?} cannot be used: {error}; put state.folder on a disk that this user can write to"
@@ -103,7 +108,7 @@ impl StateFolder {
 
     /// Sockets of the children.
     pub fn sockets(&self) -> PathBuf {
-        self.root.join("run")
+        self.root.join(SOCKETS)
     }
 
     /// A folder of the workload's own.
@@ -184,18 +189,20 @@ fn write_holder(root: &Path) -> std::io::Result<()> {
     std::fs::rename(beside, root.join(HOLDER))
 }
 
-/// Refuses, before anything is made, a folder whose socket paths the operating system could not bind.
-fn check_socket_path(root: &Path) -> Result<(), Failure> {
-    let absolute = std::path::absolute(root).map_err(|error| Failure::internal("resolve the state folder", error))?;
-    let longest = absolute.join("run").join("generation.sock");
+/// Why the operating system could not bind the sockets of children in such a folder, if it could not. Nothing is made.
+pub fn too_long_for_sockets(root: &Path) -> Option<String> {
+    let longest = without_links(root).join(SOCKETS).join(LONGEST_SOCKET);
     let length = longest.as_os_str().len();
-    if length <= MAX_SOCKET_PATH {
-        return Ok(());
-    }
-    Err(Failure::Configuration(format!(
-        "1 mistake(s) in the configuration; nothing was started:\n  state.folder = {absolute:?} is too long: the socket {longest:?} has \
-         {length} bytes and the operating system allows {MAX_SOCKET_PATH}; choose a shorter folder"
-    )))
+    (length > MAX_SOCKET_PATH).then(|| {
+        format!("is too long: the socket {longest:?} would have {length} bytes and the operating system allows {MAX_SOCKET_PATH}")
+    })
+}
+
+/// The folder as it will be called: links lead to where they lead, and what is not there yet is appended.
+fn without_links(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let real = |place: &Path| Some(place.canonicalize().ok()?.join(absolute.strip_prefix(place).ok()?));
+    absolute.ancestors().find_map(real).unwrap_or_else(|| absolute.clone())
 }
 
 #[cfg(test)]
@@ -272,5 +279,11 @@ mod tests {
         let long = folder.path().join("x".repeat(100));
         assert_eq!(StateFolder::lock(&long).unwrap_err().code(), 64);
         assert!(!long.exists());
+        // A short name for it is none for the kernel, which is given the real one.
+        std::fs::create_dir(&long).unwrap();
+        let link = folder.path().join("short");
+        std::os::unix::fs::symlink(&long, &link).unwrap();
+        assert!(too_long_for_sockets(&link.join("state")).is_some_and(|why| why.contains("xxx") && why.contains("107")));
+        assert_eq!(too_long_for_sockets(folder.path()), None);
     }
 }

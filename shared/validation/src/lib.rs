@@ -46,6 +46,7 @@ use grail_supervision::exit::Failure;
 use grail_supervision::gpu::Gpus;
 use grail_supervision::log;
 use grail_workers::plan;
+use grail_workers::preflight::own_folder;
 use grail_workers::{ChildPrograms, Programs, ProofPool, Proved, WorkerSettings};
 
 pub use report::{Judged, Outcome};
@@ -126,7 +127,7 @@ impl Validator {
         let dataset = check_dataset(settings)?;
         let attempt = Duration::from_secs_f64(settings.upload_timeout);
         let mut buckets = Buckets::open(&settings.storage, attempt, false).await?;
-        let chain = open_chain(settings, Some(&hotkey), &buckets)?;
+        let chain = open_chain(settings, Some(&hotkey), Some(&buckets.commitment))?;
         settle(settings, chain.as_ref(), &mut buckets).await?;
         let standing = chain.standing(hotkey.address()).await?;
         dataset.must_suit(&*chain).await?;
@@ -137,10 +138,7 @@ impl Validator {
         let published = standing
             .own_bucket
             .ok_or_else(|| Failure::Data("this hotkey has committed no bucket: validators skip it; run the miner once".into()))?;
-        let sockets = tempfile::Builder::new()
-            .prefix("grail-validate-")
-            .tempdir()
-            .map_err(|error| Failure::internal("make a socket folder", error))?;
+        let sockets = own_folder("grail-validate-")?;
         let spawner = Spawner::start().map_err(|error| Failure::internal("start the spawner thread", error))?;
         let workers = WorkerSettings {
             programs,

@@ -13,6 +13,7 @@ mod generator;
 mod job_queue;
 pub mod open_files;
 pub mod plan;
+pub mod preflight;
 mod programs;
 mod proof;
 mod proof_pool;

@@ -6,9 +6,10 @@ use std::time::Duration;
 use grail_engines::{Engine, Installed};
 use grail_link::message::WorkerHello;
 use grail_process::{Launch, ProgramOutput, Spawner, environment};
-use grail_settings::Settings;
+use grail_settings::{ConfigErrors, Settings};
 use grail_supervision::gpu::{Card, Driver, Nvml, SensorError};
-use grail_workers::plan::{self, Plan};
+use grail_workers::plan::Plan;
+use grail_workers::preflight::{Preflight, own_folder};
 use grail_workers::{ChildPrograms, Programs};
 
 use super::greeting::{Unfit, trial_of_worker};
@@ -32,8 +33,9 @@ const IMPORT_PATIENCE: Duration = Duration::from_secs(180);
 const MOST: u64 = 4 << 20;
 
 /// The layout that the settings ask for, or why there is none.
-pub(super) fn layout(settings: &Settings) -> Result<Plan, String> {
-    plan::of_host(settings).map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+pub(super) fn layout(preflight: &Preflight) -> Result<Plan, String> {
+    let told = |errors: &ConfigErrors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    preflight.layout.as_ref().map(Clone::clone).map_err(told)
 }
 
 fn used(plan: &Plan) -> Vec<String> {
@@ -107,7 +109,12 @@ pub(super) async fn worker(settings: &Settings, layout: &Result<Plan, String>) -
     let Some(slot) = layout.as_ref().ok().and_then(|plan| plan.proof.first()) else {
         return Row::not_asked(WORKER, "there is no layout to start it in");
     };
-    let asked = trial_of_worker(&programs, slot, &settings.proof);
+    let folder = match own_folder("grail-doctor-") {
+        Ok(folder) => folder,
+        // A run has its sockets elsewhere.
+        Err(error) => return Row::not_asked(WORKER, error.to_string()),
+    };
+    let asked = trial_of_worker(&programs, slot, &settings.proof, folder);
     let trial = match tokio::time::timeout(TRIAL_PATIENCE, asked).await {
         Ok(answer) => answer,
         Err(_) => Err(Unfit::Start(format!("it has not proved a small sequence within {} s", TRIAL_PATIENCE.as_secs()))),
@@ -190,7 +197,7 @@ async fn ask(spawner: &Spawner, settings: &Settings, arguments: Vec<OsString>) -
         program: settings.generation.python.clone(),
         arguments,
         // No GPU is needed for this, and none must be touched.
-        environment: environment::for_child(std::env::vars_os(), [("CUDA_VISIBLE_DEVICES".into(), "".into())]),
+        environment: environment::for_child(environment::of_this_process(), [("CUDA_VISIBLE_DEVICES".into(), "".into())]),
     };
     spawner.ask(launch, MOST).await.map_err(|error| error.to_string())
 }

@@ -12,6 +12,7 @@ use grail_store::checkpoint::{
     CheckpointError, FetchLimits, PREFIX, delta_key, fetch_metadata, fetch_texts, full_key, ready_before, refuse_code,
 };
 use grail_subnet::reader::{ReadError, Readers};
+use grail_workers::preflight::own_folder;
 
 use super::host::bytes_text;
 use super::row::Row;
@@ -102,7 +103,7 @@ async fn find(bucket: &Bucket, trainer: String, window: u64, dataset: Option<&Pa
 /// Has a reader load template and tokenizer of a FULL and make a prompt.
 async fn try_texts(bucket: &Bucket, window: u64, limits: &FetchLimits, mode: ThinkingMode) -> Result<(), Trouble> {
     let host = |error: &dyn std::fmt::Display| Trouble::Host(error.to_string());
-    let folder = tempfile::Builder::new().prefix("grail-doctor-").tempdir().map_err(|error| host(&error))?;
+    let folder = own_folder("grail-doctor-").map_err(|error| host(&error))?;
     let texts = folder.path().join("checkpoint");
     std::fs::create_dir(&texts).map_err(|error| host(&error))?;
     let limits = FetchLimits { total_bytes: TEXT_BYTES, ..limits.clone() };

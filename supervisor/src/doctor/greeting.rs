@@ -9,6 +9,7 @@ use grail_process::{Child, Launch, Spawner, environment};
 use grail_settings::Proof;
 use grail_workers::plan::ProofSlot;
 use grail_workers::{ChildPrograms, Programs, started_with};
+use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
 
@@ -26,13 +27,18 @@ pub(super) enum Unfit {
     Compute(WorkerHello, String),
 }
 
-/// Starts the worker of `slot` with its real arguments, waits for its hello, has a small sequence proved, and ends it; without a
+/// Starts the worker of `slot` with its real arguments and everything else in `folder`, waits for its hello, has a small sequence proved, and ends it; without a
 /// time limit. Cancelled, it ends the worker.
 ///
 /// # Errors
 /// Why it does not start or compute, with its own last line.
-pub(super) async fn trial_of_worker(programs: &Programs, slot: &ProofSlot, proof: &Proof) -> Result<WorkerHello, Unfit> {
-    let begun = begin(programs, slot, proof).await.map_err(Unfit::Start)?;
+pub(super) async fn trial_of_worker(
+    programs: &Programs,
+    slot: &ProofSlot,
+    proof: &Proof,
+    folder: TempDir,
+) -> Result<WorkerHello, Unfit> {
+    let begun = begin(programs, slot, proof, folder).await.map_err(Unfit::Start)?;
     let Begun { folder, listener, mut child, log, .. } = begun;
     let mut hello = None;
     let tried = tokio::select! {
@@ -54,7 +60,7 @@ pub(super) async fn trial_of_worker(programs: &Programs, slot: &ProofSlot, proof
 }
 
 struct Begun {
-    folder: tempfile::TempDir,
+    folder: TempDir,
     listener: Listener,
     child: Child,
     log: JoinHandle<String>,
@@ -62,8 +68,7 @@ struct Begun {
     _spawner: Spawner,
 }
 
-async fn begin(programs: &Programs, slot: &ProofSlot, proof: &Proof) -> Result<Begun, String> {
-    let folder = tempfile::Builder::new().prefix("grail-doctor-").tempdir().map_err(|error| error.to_string())?;
+async fn begin(programs: &Programs, slot: &ProofSlot, proof: &Proof, folder: TempDir) -> Result<Begun, String> {
     let spawner = Spawner::start().map_err(|error| error.to_string())?;
     let listener = Listener::bind(&folder.path().join("run").join("proof.sock")).map_err(|error| error.to_string())?;
     trial::write(folder.path()).map_err(|error| error.to_string())?;
@@ -74,7 +79,7 @@ async fn begin(programs: &Programs, slot: &ProofSlot, proof: &Proof) -> Result<B
         name: "proof-worker".into(),
         program: programs.path(ChildPrograms::ProofWorker),
         arguments,
-        environment: environment::for_child(std::env::vars_os(), variables),
+        environment: environment::for_child(environment::of_this_process(), variables),
     };
     let mut child = spawner.spawn(launch).await.map_err(|error| error.to_string())?;
     let output = child.take_output();

@@ -6,7 +6,7 @@
 //!  beside it: drand · dataset · ports · open files · GPUs · proof worker · generation server        accelerators
 //! ```
 //!
-//! Every row is looked at whatever the others say, each within a time of its own. Judging is pure, in functions that end in
+//! Every row is looked at whatever the others say and whatever is wrong with settings that are another row's, each within a time of its own. Judging is pure, in functions that end in
 //! `_row`; asking is around them. Nothing is left behind: in the bucket only objects of the doctor's own, which it removes.
 
 mod accelerators;
@@ -15,6 +15,7 @@ mod checkpoint;
 mod greeting;
 mod host;
 mod row;
+mod start;
 mod subnet;
 mod trial;
 
@@ -28,11 +29,16 @@ use grail_subnet::buckets::Buckets;
 use grail_subnet::chain::Standing;
 use grail_subnet::configured::open_chain;
 use grail_subnet::dataset::check_dataset;
+use grail_supervision::exit::Failure;
+use grail_workers::preflight::Preflight;
 
 pub use row::{Row, Verdict, json, table};
 
 /// Longest wait for one answer from outside.
 const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Why something is not looked at.
+const OF_SETTINGS: &str = "its settings are not in order (row settings)";
 
 /// Waits for an answer from outside, no longer than [`PATIENCE`].
 async fn within<T>(answer: impl Future<Output = T>) -> Result<T, String> {
@@ -42,21 +48,33 @@ async fn within<T>(answer: impl Future<Output = T>) -> Result<T, String> {
 /// Looks at everything. Rows come in a fixed order.
 pub async fn examine(loaded: &Loaded) -> Vec<Row> {
     let settings = &loaded.settings;
-    let (state, running) = host::state(settings);
-    let layout = accelerators::layout(settings);
+    let preflight = Preflight::of_host(settings);
+    let (state, running) = match &preflight.sockets {
+        Some(error) => (Row::failed_as_told("state", error), false),
+        None => host::state(settings),
+    };
+    let layout = match loaded.mistakes.concern(&["proof", "generation"]) {
+        true => Err(OF_SETTINGS.to_owned()),
+        false => accelerators::layout(&preflight),
+    };
     let blocking = {
         let (settings, layout) = (settings.clone(), layout.clone());
+        let no_dataset = loaded.mistakes.concern(&["environment"]);
         // Rows that read files and ask the driver.
         tokio::task::spawn_blocking(move || {
-            let dataset = check_dataset(&settings);
-            (dataset, accelerators::gpus(&layout, running))
+            let dataset = if no_dataset { Err(Failure::Configuration(OF_SETTINGS.into())) } else { check_dataset(&settings) };
+            let gpus = match layout {
+                Err(why) if why == OF_SETTINGS => Row::not_asked("GPUs", why),
+                layout => accelerators::gpus(&layout, running),
+            };
+            (dataset, gpus)
         })
     };
     let ((mut rows, told), beacon, worker, server, blocking) = tokio::join!(
-        outside(settings, running),
-        subnet::beacon(&settings.beacon),
+        outside(loaded, running),
+        beacon(loaded),
         accelerators::worker(settings, &layout),
-        accelerators::server(settings),
+        server(loaded),
         blocking,
     );
     let at = rows.iter().position(|row| row.what == "trainer").map_or(rows.len(), |at| at + 1);
@@ -66,18 +84,28 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
         Ok((dataset, gpus)) => rows.extend([host::dataset_row(settings, &dataset, told), gpus]),
         Err(error) => rows.push(Row::not_asked("dataset, GPUs", error.to_string())),
     }
-    rows.extend([worker, server, host::variables(loaded)]);
+    rows.extend([worker, server, start::temporary_row(&preflight), start::proxy_row(&preflight), host::variables(loaded)]);
+    rows.insert(0, start::settings_row(loaded));
     rows
 }
 
 /// What hangs together: from the wallet to what a checkpoint takes on disk. And the chain's block 0, if it tells that.
-async fn outside(settings: &Settings, running: bool) -> (Vec<Row>, Option<Option<[u8; 32]>>) {
-    let (wallet, hotkey) = subnet::wallet(settings);
+async fn outside(loaded: &Loaded, running: bool) -> (Vec<Row>, Option<Option<[u8; 32]>>) {
+    let settings = &loaded.settings;
+    let mistakes = |section| start::mistakes(&loaded.mistakes, section);
+    let (wallet, hotkey) = match mistakes(start::WALLET) {
+        Some(told) => (Row::failed_as_told("wallet", &told), None),
+        None => subnet::wallet(settings),
+    };
     let mut rows = vec![wallet];
-    let mut buckets = Buckets::open(&settings.storage, PATIENCE, false).await;
-    let chain = match &buckets {
-        Ok(buckets) => open_chain(settings, hotkey.as_ref(), buckets).map_err(|error| error.to_string()),
-        Err(_) => Err("it is not asked without a bucket".into()),
+    let mut buckets = match mistakes(start::BUCKET) {
+        Some(told) => Err(Failure::Configuration(told)),
+        None => Buckets::open(&settings.storage, PATIENCE, false).await,
+    };
+    let own = buckets.as_ref().ok().map(|buckets| &buckets.commitment);
+    let chain = match loaded.mistakes.concern(&["chain"]) {
+        true => Err(OF_SETTINGS.to_owned()),
+        false => open_chain(settings, hotkey.as_ref(), own).map_err(|error| error.to_string()),
     };
     // Without a hotkey the subnet is looked at as a stranger.
     let address = hotkey.as_ref().map_or_else(|| address_of(&[0; 32]), |hotkey| hotkey.address().to_owned());
@@ -92,12 +120,13 @@ async fn outside(settings: &Settings, running: bool) -> (Vec<Row>, Option<Option
         }
     };
     rows.extend(chain_rows);
-    let (readers, told) = match (&mut buckets, &chain) {
-        (Ok(buckets), Ok(chain)) => {
-            let told = within(chain.genesis()).await.ok().and_then(Result::ok);
-            (bucket::Readers::learn(settings, told, buckets), told)
-        }
-        _ => (bucket::Readers::Known, None),
+    let told = match &chain {
+        Ok(chain) => within(chain.genesis()).await.ok().and_then(Result::ok),
+        Err(_) => None,
+    };
+    let readers = match (&mut buckets, &chain) {
+        (Ok(buckets), Ok(_)) => bucket::Readers::learn(settings, told, buckets),
+        _ => bucket::Readers::Known,
     };
     let configured = buckets.as_ref().ok().map(|buckets| &buckets.commitment);
     rows.extend(subnet::standing_rows(settings.netuid, hotkey.as_ref(), configured, &standing, window.is_some()));
@@ -114,13 +143,30 @@ async fn outside(settings: &Settings, running: bool) -> (Vec<Row>, Option<Option
             tokio::join!(ours, checkpoint_of(settings, buckets, standing.as_ref(), window))
         }
         Err(error) => {
-            (vec![Row::failed_as_told("bucket write", error)], (Row::not_asked("checkpoint", "there is no bucket client"), None))
+            let why = "there is no bucket client (row bucket write)";
+            let others = ["bucket read", "read-only pair", "window files"].map(|what| Row::not_asked(what, why));
+            let rows = [Row::failed_as_told("bucket write", error)].into_iter().chain(others).collect();
+            (rows, (Row::not_asked("checkpoint", why), None))
         }
     };
     rows.extend(bucket_rows);
     let whole = found.and_then(|found| found.whole);
     rows.extend([checkpoint, host::disk(settings, whole), host::memory(settings, whole, running)]);
     (rows, told)
+}
+
+async fn beacon(loaded: &Loaded) -> Row {
+    match loaded.mistakes.concern(&["beacon"]) {
+        true => Row::not_asked("drand", OF_SETTINGS),
+        false => subnet::beacon(&loaded.settings.beacon).await,
+    }
+}
+
+async fn server(loaded: &Loaded) -> Row {
+    match loaded.mistakes.concern(&["generation"]) {
+        true => Row::not_asked("server", OF_SETTINGS),
+        false => accelerators::server(&loaded.settings).await,
+    }
 }
 
 async fn checkpoint_of(

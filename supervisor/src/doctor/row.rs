@@ -61,6 +61,11 @@ impl Row {
         Self { what, verdict: Verdict::Failed, found: error.to_string(), remedy: None }
     }
 
+    /// For a warning that says itself what to do.
+    pub(super) fn warned_as_told(what: &'static str, found: impl Into<String>) -> Self {
+        Self { what, verdict: Verdict::Warning, found: found.into(), remedy: None }
+    }
+
     pub(super) fn not_asked(what: &'static str, why: impl Into<String>) -> Self {
         Self { what, verdict: Verdict::NotAsked, found: why.into(), remedy: None }
     }

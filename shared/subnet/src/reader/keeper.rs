@@ -381,7 +381,7 @@ impl Keeper {
                 answer.into(),
             ],
             // Its last words are told in a line.
-            environment: environment::for_child(std::env::vars_os(), [("RUST_BACKTRACE".into(), "0".into())]),
+            environment: environment::for_child(environment::of_this_process(), [("RUST_BACKTRACE".into(), "0".into())]),
         }
     }
 }

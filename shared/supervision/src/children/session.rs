@@ -115,7 +115,7 @@ pub async fn spawn(opening: Opening<'_>, name: &str) -> Result<(ChildSocket, Chi
         program: opening.program,
         arguments,
         environment: environment::for_child(
-            std::env::vars_os(),
+            environment::of_this_process(),
             opening.environment.into_iter().chain([opening.spawner.family()]),
         ),
     };
