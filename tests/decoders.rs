@@ -150,8 +150,9 @@ fn messages() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         driver: Some("13.0".into()),
         libtorch: "2.11.0".into(),
         dtype: "bf16".into(),
-        attention: "sdpa".into(),
+        attention: "cpu-flash".into(),
         precision_tuning: 1,
+        tf32_overrides: Vec::new(),
         mode: "packed-shared".into(),
     };
     let reloaded = Reloaded {

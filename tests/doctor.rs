@@ -162,7 +162,7 @@ fn a_host_in_order_passes_and_each_fault_has_its_row() {
     rows.has("checkpoint", "ok", "(FULL) for gsm8k");
     rows.has("checkpoint", "ok", "its template and tokenizer make a prompt");
     rows.has("proof worker", "ok", "libtorch 2.11");
-    rows.has("proof worker", "ok", "in f32, sdpa attention, packed-shared, tuning 0; it proved a small sequence");
+    rows.has("proof worker", "ok", "in f32, cpu-flash attention, packed-shared, tuning 0; it proved a small sequence");
     rows.has("variables", "ok", "BT_CLOSE_TIMEOUT");
 
     // The chain still holds the write pair: everybody could write.

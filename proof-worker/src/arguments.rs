@@ -48,16 +48,19 @@ pub struct Serve {
     /// CPU threads of libtorch; without it, one per core.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Threads that read the files of weights, at most 16; without it, one per core and at most 8.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub readers: Option<u16>,
     /// 0 for libtorch's defaults, as validators have them; 1 without TF32, reduced-precision sums and cuDNN autotuning; 2
     /// with deterministic algorithms and eager attention too, which needs CUBLAS_WORKSPACE_CONFIG=:4096:8 (or :16:8).
     ///
     /// On CUDA the proof is computed in bf16, where TF32 plays next to no part (it concerns f32 products and is off by
     /// default): level 1 changes the sums inside bf16 products, little else. Level 2 repeats itself to the bit but leaves the
-    /// kernels that validators use, SDPA or FlashAttention-2. Neither makes different GPUs agree.
+    /// kernels that validators use. Neither makes different GPUs agree.
     #[arg(long, value_name = "0|1|2", default_value = "0")]
     pub precision_tuning: PrecisionTuning,
-    /// sdpa (fused kernels, on CUDA the one that libtorch chooses) or eager (matmul, f32 softmax, matmul); without it the
-    /// precision tuning decides. FlashAttention-2, which the network's 0.0.60 forces on CUDA, is not here.
+    /// sdpa (libtorch's fused kernels; on CUDA its flash kernel, sequence by sequence and without a mask, in bf16 and f16) or eager
+    /// (matmul, f32 softmax, matmul); without it the precision tuning decides.
     #[arg(long, value_name = "sdpa|eager")]
     pub attention: Option<Attention>,
 }

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use arguments::{Arguments, Serve, Task};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use grail_model::{NoGpu, Numerics};
+use grail_model::{AttentionKernel, Heads, NoGpu, Numerics};
 use worker::{Broken, FAILURE, Worker};
 
 fn main() -> ExitCode {
@@ -68,16 +68,20 @@ fn serve(arguments: &Serve) -> ExitCode {
 /// Works until something breaks; the orderly end is the link thread's, when the supervisor closes the socket.
 fn run(arguments: &Serve, numerics: Numerics) -> anyhow::Result<Infallible> {
     let runtime = grail_model::startup_on(arguments.device, arguments.threads)?;
+    grail_model::read_with(arguments.readers);
     let switches = numerics.apply()?;
-    tracing::info!(slot = arguments.slot, %runtime, device = runtime.model, attention = numerics.attention().name(), "The proof worker starts.");
+    let device = runtime.device();
+    let attention = AttentionKernel::chosen(numerics.attention(), device, arguments.dtype.on(device), Heads::USUAL)?;
+    tracing::info!(slot = arguments.slot, %runtime, device = runtime.model, %attention, "The proof worker starts.");
     if let Some(reason) = &runtime.cpu_reason {
         tracing::info!(slot = arguments.slot, reason, "It computes on the CPU.");
     }
     tracing::info!(slot = arguments.slot, level = numerics.tuning().level(), %switches, "The numerics are set.");
-    if let Some(warning) = Numerics::warning(arguments::variable) {
-        tracing::warn!(slot = arguments.slot, "{warning}");
+    let overrides = Numerics::overrides(arguments::variable);
+    for setting in &overrides {
+        tracing::warn!(slot = arguments.slot, "{}", Numerics::warning(setting));
     }
-    let mut worker = Worker::new(&runtime, arguments.dtype, arguments.mode, numerics);
+    let mut worker = Worker::new(&runtime, arguments.dtype, arguments.mode, numerics, attention, overrides);
     let mut link = link::open(arguments.socket.clone(), worker.hello(&runtime, arguments.slot))?;
     loop {
         worker.handle(link.next()?, &mut |message| link.send(message))?;

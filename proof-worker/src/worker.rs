@@ -17,8 +17,8 @@ use grail_link::message::{
     WorkerHello,
 };
 use grail_model::{
-    ApplyError, ExamineTerms, LoadOptions, Mode, Model, Numerics, Precision, Proof, ProveError, Prover, ReloadError, Runtime,
-    Sequence, TchError,
+    ApplyError, AttentionKernel, ExamineTerms, LoadOptions, Mode, Model, Numerics, Precision, Proof, ProveError, Prover, ReloadError,
+    Runtime, Sequence, TchError,
 };
 use grail_process::clock;
 use grail_protocol::commitment;
@@ -28,6 +28,9 @@ pub struct Worker {
     options: LoadOptions,
     mode: Mode,
     numerics: Numerics,
+    /// What heads of the usual shape are attended by, and what of the environment decides about TF32: what was said of it first.
+    attention: AttentionKernel,
+    tf32_overrides: Vec<String>,
     resident: Option<Resident>,
 }
 
@@ -89,8 +92,16 @@ fn advice(fault: Option<Fault>) -> String {
 
 impl Worker {
     /// A worker without weights.
-    pub fn new(runtime: &Runtime, precision: Precision, mode: Mode, numerics: Numerics) -> Self {
-        Self { options: LoadOptions { device: runtime.device(), precision }, mode, numerics, resident: None }
+    pub fn new(
+        runtime: &Runtime,
+        precision: Precision,
+        mode: Mode,
+        numerics: Numerics,
+        attention: AttentionKernel,
+        tf32_overrides: Vec<String>,
+    ) -> Self {
+        let options = LoadOptions { device: runtime.device(), precision };
+        Self { options, mode, numerics, attention, tf32_overrides, resident: None }
     }
 
     /// What the worker says of itself first.
@@ -104,8 +115,9 @@ impl Worker {
             driver: runtime.driver.clone(),
             libtorch: runtime.libtorch.clone(),
             dtype: self.options.precision.name_on(self.options.device).to_owned(),
-            attention: self.numerics.attention().name().to_owned(),
+            attention: self.attention.to_string(),
             precision_tuning: self.numerics.tuning().level(),
+            tf32_overrides: self.tf32_overrides.clone(),
             mode: self.mode.name().to_owned(),
         }
     }
@@ -183,7 +195,14 @@ impl Worker {
                 let model = Model::load(&command.directory, self.options).map_err(ReloadError::Refused)?;
                 let model = model.with_attention(self.numerics.attention());
                 let prover = Prover::new(&model, self.mode, grail_model::free_memory(model.device()));
-                tracing::info!(%model, mode = %self.mode, "The model is loaded.");
+                let attention = model.attention_kernel().map_err(|source| {
+                    ReloadError::Refused(LoadError::Torch { directory: command.directory.clone(), source })
+                })?;
+                tracing::info!(%model, mode = %self.mode, %attention, "The model is loaded.");
+                if attention != self.attention {
+                    // Every worker of the pool finds the same: it follows from the model's heads.
+                    tracing::warn!(%attention, told = %self.attention, "The heads of this model are attended by another kernel than is usual.");
+                }
                 if self.mode != Mode::Exact {
                     tracing::info!(budget = %prover.budget(), "Batches are packed.");
                 }
@@ -253,7 +272,7 @@ impl Resident {
             weights_hash: self.model.weights_hash().to_owned(),
             vocab_size: u32::try_from(config.vocab_size).unwrap_or(u32::MAX),
             max_positions: u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX),
-            batch_bytes: packed.then(|| self.prover.budget().peak_bytes() as u64),
+            batch_bytes: packed.then(|| self.prover.budget().peak_bytes(config.max_position_embeddings) as u64),
             seconds,
         }
     }

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 use grail_model::generation::{Engine, EngineOptions};
-use grail_model::{LoadOptions, Model, startup, stop_token_ids};
+use grail_model::{LoadOptions, Model, Numerics, startup, stop_token_ids};
 
 use crate::arguments::EmbeddedArguments;
 
@@ -27,6 +27,7 @@ use crate::arguments::EmbeddedArguments;
 /// When the checkpoint is refused, the port is taken, or serving fails.
 pub fn run(arguments: &EmbeddedArguments) -> anyhow::Result<()> {
     let runtime = startup(arguments.engine.threads);
+    Numerics::default().apply()?;
     let options = LoadOptions { device: runtime.device(), precision: arguments.engine.precision() };
     let model = Model::load(&arguments.model_path, options)?;
     tracing::info!(

@@ -152,10 +152,12 @@ pub struct WorkerHello {
     pub libtorch: String,
     /// `f32` or `bf16`: what the forward pass computes in.
     pub dtype: String,
-    /// Attention kernel, `sdpa` or `eager`.
+    /// Attention kernel that libtorch's dispatcher takes, such as `flash` or `cpu-flash`, or `eager`.
     pub attention: String,
     /// Level of the precision tuning: 0, 1 or 2.
     pub precision_tuning: u8,
+    /// Variables of the environment that decide about TF32, such as `NVIDIA_TF32_OVERRIDE=1`.
+    pub tf32_overrides: Vec<String>,
     /// How sequences are put together for the forward pass, `exact` or `packed`.
     pub mode: String,
 }

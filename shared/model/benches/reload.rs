@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
-use grail_model::{Device, LoadOptions, Model, Precision, startup};
+use grail_model::{Device, LoadOptions, Model, Precision, read_with, startup};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
@@ -108,6 +108,7 @@ fn plain_read(path: &Path, threads: usize, target: &mut [u8]) -> f64 {
 fn main() {
     let threads = std::env::var("THREADS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
     println!("{}", startup(Some(threads)));
+    read_with(u16::try_from(threads).ok());
     let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let bytes = write(one.path(), 1);
     write(other.path(), 2);

@@ -6,8 +6,10 @@
 #include <ATen/Context.h>
 #include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <malloc.h>
 
@@ -15,7 +17,9 @@
 #include <cstring>
 #include <exception>
 #include <limits>
+#include <memory>
 #include <string>
+#include <utility>
 
 namespace {
 
@@ -46,7 +50,7 @@ uint8_t precision_code(at::Float32MatmulPrecision precision) {
   }
 }
 
-// 0 full precision only, 1 reduced precision without split-K, 2 reduced precision with split-K.
+// 0 full precision without split-K, 1 full precision with split-K, 2 reduced precision with split-K.
 uint8_t reduction_code(at::CuBLASReductionOption option) {
   switch (option) {
     case at::CuBLASReductionOption::DisallowReducedPrecisionDisallowSplitK: return 0;
@@ -76,15 +80,16 @@ struct GrailNumerics {
   uint8_t sdp_math_reduction;
 };
 
-// Levels 1 and 2: full precision and one fixed cuDNN algorithm.
+// Levels 1 and 2: full precision and one fixed cuDNN algorithm. Split-K stays allowed: cuBLAS, through which libtorch multiplies
+// by default, cannot be told to leave it out, and every bf16 product would throw.
 int grail_shim_full_precision(char* error, size_t size) {
   return guarded(error, size, [] {
     auto& context = at::globalContext();
     context.setAllowTF32CuBLAS(false);
     context.setAllowTF32CuDNN(false);
     context.setFloat32MatmulPrecision("highest");
-    context.setAllowBF16ReductionCuBLAS(false, false);
-    context.setAllowFP16ReductionCuBLAS(false, false);
+    context.setAllowBF16ReductionCuBLAS(false, /*allow_splitk=*/true);
+    context.setAllowFP16ReductionCuBLAS(false, /*allow_splitk=*/true);
     context.setDeterministicCuDNN(true);
     context.setBenchmarkCuDNN(false);
   });
@@ -93,6 +98,11 @@ int grail_shim_full_precision(char* error, size_t size) {
 // Level 2: an operation without a deterministic form is an error.
 int grail_shim_deterministic(char* error, size_t size) {
   return guarded(error, size, [] { at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false); });
+}
+
+// cuDNN's attention keeps a plan for every size and stride it was ever asked for, and builds each on the host.
+int grail_shim_without_cudnn_attention(char* error, size_t size) {
+  return guarded(error, size, [] { at::globalContext().setSDPUseCuDNN(false); });
 }
 
 // Eager attention: of the fused kernels only the plain arithmetic remains, for whoever calls them.
@@ -165,15 +175,41 @@ int grail_shim_cuda_empty_cache(char* error, size_t size) {
   return guarded(error, size, [] { c10::getDeviceAllocator(c10::kCUDA)->emptyCache(); });
 }
 
-// Waits for everything that was enqueued on a CUDA device.
-int grail_shim_cuda_synchronize(int device, char* error, size_t size) {
-  return guarded(error, size, [=] { at::detail::getCUDAHooks().deviceSynchronize(static_cast<c10::DeviceIndex>(device)); });
-}
-
 // Enqueues a copy between tensors of one shape; with pinned host memory it runs beside the caller.
 int grail_shim_copy_non_blocking(at::Tensor* to, const at::Tensor* from, char* error, size_t size) {
   return guarded(error, size, [=] { to->copy_(*from, /*non_blocking=*/true); });
 }
+
+// A copy in pinned host memory of a tensor on a CUDA device, enqueued on its current stream: to be read when an event that was
+// recorded after it has come. Null with a text in `error`.
+at::Tensor* grail_shim_to_pinned(const at::Tensor* from, char* error, size_t size) {
+  at::Tensor* copied = nullptr;
+  guarded(error, size, [&] {
+    auto host = at::empty(from->sizes(), at::TensorOptions().dtype(from->scalar_type()).device(c10::kCPU).pinned_memory(true));
+    host.copy_(*from, /*non_blocking=*/true);
+    copied = new at::Tensor(std::move(host));
+  });
+  return copied;
+}
+
+// Marks the place that the current stream of a CUDA device has been enqueued up to. Null with a text in `error`.
+c10::Event* grail_shim_event_record(int device, char* error, size_t size) {
+  c10::Event* recorded = nullptr;
+  guarded(error, size, [&] {
+    const c10::impl::VirtualGuardImpl guard(c10::kCUDA);
+    auto event = std::make_unique<c10::Event>(c10::kCUDA);
+    event->record(guard.getStream(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(device))));
+    recorded = event.release();
+  });
+  return recorded;
+}
+
+// Waits until the device has come to the place of an event.
+int grail_shim_event_wait(const c10::Event* event, char* error, size_t size) {
+  return guarded(error, size, [=] { event->synchronize(); });
+}
+
+void grail_shim_event_free(c10::Event* event) { delete event; }
 
 // Lets the C library keep what is freed, up to blocks of 32 MB, the largest it ever keeps. By default it gives all of it back and
 // the kernel clears every page again for the next batch. One arena, because every thread's own would keep its own share.

@@ -8,8 +8,10 @@
 //!
 //! The only crate that links libtorch. Its `unsafe` lives in one module, beside the C++ shim of `native/shim.cpp`.
 
+mod attention;
 mod checkpoint;
 mod config;
+mod copies;
 mod delta;
 mod delta_file;
 mod device_error;
@@ -31,6 +33,7 @@ mod weight_file;
 mod weights;
 mod weights_error;
 
+pub use attention::{AttentionKernel, Heads};
 pub use checkpoint::Checkpoint;
 pub use config::{Architecture, ConfigError, ModelConfig, Rotary, RotaryScaling, stop_token_ids};
 pub use delta::DeltaError;
@@ -41,4 +44,5 @@ pub use prove::{Drift, ExamineTerms, Examined, MemoryPlan, Mode, Proof, ProveErr
 pub use startup::{DeviceWish, NoGpu, Runtime, startup, startup_on};
 pub use tch::{Device, Kind, TchError, Tensor};
 pub use transfer::CopyError;
+pub use weight_file::read_with;
 pub use weights_error::WeightsError;

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::attention::{AttentionKernel, Heads};
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, ModelConfig};
+use crate::copies::upload;
 use crate::delta::DeltaError;
 use crate::native;
 use crate::network::Network;
@@ -192,6 +194,21 @@ impl Model {
         self
     }
 
+    /// The same model with [`Attention::Sdpa`] attending row by row (as one on CUDA does from the start) or under a mask over the
+    /// padded batch (as transformers' SDPA does, and one on the CPU from the start) in [`Model::hidden`].
+    pub fn attending_by_rows(mut self, by_rows: bool) -> Self {
+        self.network.by_rows = by_rows;
+        self
+    }
+
+    /// What a sequence of this model is attended by.
+    ///
+    /// # Errors
+    /// As [`AttentionKernel::chosen`].
+    pub fn attention_kernel(&self) -> Result<AttentionKernel, TchError> {
+        AttentionKernel::chosen(self.network.attention, self.device(), self.network.kind(), Heads::of(&self.config))
+    }
+
     /// Replaces the weights in place by those of another checkpoint of the same model: [`Model::judge`], then [`Model::take`].
     ///
     /// # Errors
@@ -260,9 +277,17 @@ impl Model {
     /// When libtorch fails, for example for want of memory. The ids must have been checked against the vocabulary.
     pub fn hidden(&self, batch: &[&[u32]]) -> Result<Tensor, TchError> {
         let _guard = tch::no_grad_guard();
-        let (ids, real) = pad(batch, self.config.pad_token_id)?;
-        let real = real.map(|real| real.f_to(self.device())).transpose()?;
-        self.network.hidden(&ids.f_to(self.device())?, real.as_ref())
+        let lengths: Vec<i64> = batch.iter().map(|tokens| tokens.len() as i64).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let [ids, there] = upload([&pad(batch, longest, self.config.pad_token_id), &lengths], self.device())?;
+        let ids = ids.f_view((batch.len() as i64, longest))?;
+        if self.network.by_rows && self.network.attention == Attention::Sdpa {
+            return self.network.hidden_by_rows(&ids, &lengths);
+        }
+        let padded = lengths.iter().any(|length| *length != longest);
+        let columns = padded.then(|| Tensor::f_arange(longest, (Kind::Int64, self.device()))?.f_unsqueeze(0)).transpose()?;
+        let real = columns.map(|columns| columns.f_lt_tensor(&there.f_unsqueeze(1)?)).transpose()?;
+        self.network.hidden(&ids, real.as_ref())
     }
 
     /// Logits `[.., vocabulary]` of hidden states `[.., hidden]`, in the model's type.
@@ -294,21 +319,14 @@ pub fn judge(directory: &Path) -> Result<(ModelConfig, Checkpoint), LoadError> {
     Ok((config, checkpoint))
 }
 
-/// Token ids `[B, longest]` (i64, CPU), and where they are real if not everywhere.
-fn pad(batch: &[&[u32]], pad_token_id: i64) -> Result<(Tensor, Option<Tensor>), TchError> {
-    let longest = batch.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
+/// Token ids of a batch, each row filled up to `longest`.
+fn pad(batch: &[&[u32]], longest: i64, pad_token_id: i64) -> Vec<i64> {
+    let longest = usize::try_from(longest).unwrap_or(0);
     let rows = batch.iter().flat_map(|tokens| {
         let padding = std::iter::repeat_n(pad_token_id, longest - tokens.len());
         tokens.iter().map(|&token| i64::from(token)).chain(padding)
     });
-    let ids = Tensor::f_from_slice(&rows.collect::<Vec<i64>>())?.f_view((batch.len() as i64, longest as i64))?;
-    if batch.iter().all(|tokens| tokens.len() == longest) {
-        return Ok((ids, None));
-    }
-    let lengths: Vec<i64> = batch.iter().map(|tokens| tokens.len() as i64).collect();
-    let columns = Tensor::f_arange(longest as i64, (Kind::Int64, Device::Cpu))?.f_unsqueeze(0)?;
-    let real = columns.f_lt_tensor(&Tensor::f_from_slice(&lengths)?.f_unsqueeze(1)?)?;
-    Ok((ids, Some(real)))
+    rows.collect()
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
 //! Everything `unsafe` of this crate: loading libtorch's CUDA half, the C++ shim beside it, and the bytes under a tensor.
 #![allow(unsafe_code)]
 
+mod stream;
+
 use std::ffi::{CStr, c_char, c_int};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::{Device, TchError, Tensor};
 use torch_sys::C_tensor;
+
+pub(crate) use self::stream::{Event, to_pinned};
 
 /// Longest text that the shim writes, with its final zero.
 const TEXT_BYTES: usize = 4096;
@@ -18,7 +22,7 @@ pub(crate) struct Switches {
     pub tf32_cudnn: u8,
     /// 0 highest, 1 high, 2 medium.
     pub matmul_precision: u8,
-    /// 0 full precision only, 1 reduced without split-K, 2 reduced with split-K.
+    /// 0 full precision without split-K, 1 full precision with split-K, 2 reduced precision with split-K.
     pub bf16_reduction: u8,
     /// As `bf16_reduction`.
     pub fp16_reduction: u8,
@@ -37,6 +41,7 @@ unsafe extern "C" {
     safe fn grail_shim_return_freed_memory();
     fn grail_shim_full_precision(error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_deterministic(error: *mut c_char, size: usize) -> c_int;
+    fn grail_shim_without_cudnn_attention(error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_math_attention_only(error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_numerics(out: *mut Switches, error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_configuration(out: *mut c_char, length: usize, error: *mut c_char, size: usize) -> c_int;
@@ -45,7 +50,6 @@ unsafe extern "C" {
     fn grail_shim_cuda_free(device: c_int, free_bytes: *mut u64, error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_cuda_take_peak(device: c_int, peak_bytes: *mut u64, error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_cuda_empty_cache(error: *mut c_char, size: usize) -> c_int;
-    fn grail_shim_cuda_synchronize(device: c_int, error: *mut c_char, size: usize) -> c_int;
     fn grail_shim_copy_non_blocking(to: *mut C_tensor, from: *const C_tensor, error: *mut c_char, size: usize) -> c_int;
 }
 
@@ -69,6 +73,12 @@ pub(crate) fn full_precision() -> Result<(), TchError> {
 pub(crate) fn deterministic() -> Result<(), TchError> {
     // SAFETY: as in `full_precision`.
     ask(|error, size| unsafe { grail_shim_deterministic(error, size) })
+}
+
+/// Takes cuDNN's kernel out of the choice of attention kernels.
+pub(crate) fn without_cudnn_attention() -> Result<(), TchError> {
+    // SAFETY: as in `full_precision`.
+    ask(|error, size| unsafe { grail_shim_without_cudnn_attention(error, size) })
 }
 
 /// Leaves of the fused attention kernels only the plain arithmetic.
@@ -123,17 +133,12 @@ pub(crate) fn cuda_empty_cache() -> Result<(), TchError> {
     ask(|error, size| unsafe { grail_shim_cuda_empty_cache(error, size) })
 }
 
-/// Waits for everything that was enqueued on a CUDA device.
-pub(crate) fn cuda_synchronize(device: usize) -> Result<(), TchError> {
-    // SAFETY: as in `full_precision`.
-    ask(|error, size| unsafe { grail_shim_cuda_synchronize(index(device), error, size) })
-}
-
 fn index(device: usize) -> c_int {
     c_int::try_from(device).unwrap_or(c_int::MAX)
 }
 
-/// Enqueues a copy; the caller keeps `from` unchanged and alive until it has synchronised with the device of `to`.
+/// Enqueues a copy; the caller leaves both sides alone until an [`Event`] that was recorded later has come. Either may be dropped before:
+/// libtorch's allocators give their memory to nobody until then.
 pub(crate) fn copy_non_blocking(to: &mut Tensor, from: &Tensor) -> Result<(), TchError> {
     // SAFETY: torch-sys' C_tensor is at::Tensor (its own C++ side casts alike); both handles are alive during the call.
     ask(|error, size| unsafe { grail_shim_copy_non_blocking(to.as_mut_ptr(), from.as_ptr(), error, size) })

@@ -2,6 +2,7 @@
 //! states are equal to the bit, so do not reorder anything here.
 
 mod packed;
+mod rows;
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -29,6 +30,8 @@ pub(crate) struct Network {
     scale: f64,
     /// How [`Network::hidden`] attends; the generation engine has its own way.
     pub(crate) attention: Attention,
+    /// Whether [`Attention::Sdpa`] attends row by row in [`crate::Model::hidden`], as it does on CUDA, and not under a mask.
+    pub(crate) by_rows: bool,
 }
 
 #[derive(Debug)]
@@ -97,6 +100,7 @@ impl Network {
         let embedding = weights.share("model.embed_tokens.weight")?;
         let head = if config.tie_word_embeddings { embedding.shallow_clone() } else { weights.share("lm_head.weight")? };
         Ok(Self {
+            by_rows: embedding.device().is_cuda(),
             inverse_frequencies: rotary::inverse_frequencies(&config.rotary, config.head_dim)?.f_to(embedding.device())?,
             embedding,
             layers: (0..config.num_hidden_layers).map(|layer| Layer::share(weights, config, layer)).collect::<Result<_, _>>()?,
@@ -236,7 +240,8 @@ impl Network {
     /// transformers' `eager_attention_forward`: every product is a matmul of its own, and the softmax is in f32.
     fn attend_eager(&self, q: &Tensor, k: &Tensor, v: &Tensor, added: &Tensor) -> Result<Tensor, TchError> {
         let (k, v) = (repeat_heads(k, self.groups)?, repeat_heads(v, self.groups)?);
-        let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(self.scale)?.f_add(added)?;
+        // In place: of all that a batch takes, scores are the widest.
+        let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar_(self.scale)?.f_add_(added)?;
         join_heads(&scores.f_softmax(-1, Kind::Float)?.f_to_kind(q.kind())?.f_matmul(&v)?)
     }
 

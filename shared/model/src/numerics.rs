@@ -3,8 +3,7 @@
 //!
 //! Levels 1 and 2 concern CUDA. The proof model is bf16 there, so switching TF32 off changes next to nothing (it is off by
 //! default, and it concerns f32 products only); what reaches bf16 products is the reduced-precision reduction. Level 2 also
-//! leaves the kernels that validators use (SDPA by the guide, FlashAttention-2 on CUDA by the code of 0.0.60), so it moves away from
-//! them, within their tolerance.
+//! leaves the kernels that validators use (`docs/gpu-hosts.md`, Which attention), so it moves away from them, within their tolerance.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,7 +19,14 @@ const WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
 const LEGAL_WORKSPACES: [&str; 2] = [":4096:8", ":16:8"];
 
 /// Switches TF32 on in libtorch, whatever the program wants.
-const TF32_OVERRIDE: &str = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE";
+const TORCH_TF32_OVERRIDE: &str = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE";
+
+/// Switches TF32 on (1) or off (0) in cuBLAS and cuDNN, whatever libtorch says.
+const NVIDIA_TF32_OVERRIDE: &str = "NVIDIA_TF32_OVERRIDE";
+
+/// Sums of products in full precision, which may be made in parts: `allow_..._reduced_precision_reduction = False` of Python.
+/// Without split-K cuBLAS, libtorch's default, refuses every product in bf16 and f16.
+const FULL_WITH_SPLIT_K: u8 = 1;
 
 /// The precision tuning of the guides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -153,10 +159,21 @@ impl Numerics {
         Ok(Self { tuning, attention: attention.unwrap_or_default() })
     }
 
-    /// What in the environment works against exactness: a sentence for the log.
-    pub fn warning(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
-        let switched_on = variable(TF32_OVERRIDE).is_some_and(|value| value == "1");
-        switched_on.then(|| format!("{TF32_OVERRIDE}=1 switches TF32 on: f32 products lose 13 bits; unset it."))
+    /// What of the environment decides about TF32 in the program's place, as `NAME=value`; f32 products alone depend on it.
+    pub fn overrides(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
+        // libtorch knows no value of its own but 1.
+        let torch = variable(TORCH_TF32_OVERRIDE).filter(|value| value == "1").map(|value| (TORCH_TF32_OVERRIDE, value));
+        let nvidia = variable(NVIDIA_TF32_OVERRIDE).filter(|value| !value.is_empty()).map(|value| (NVIDIA_TF32_OVERRIDE, value));
+        torch.into_iter().chain(nvidia).map(|(name, value)| format!("{name}={value}")).collect()
+    }
+
+    /// A sentence for the log about one of the [`Numerics::overrides`].
+    pub fn warning(setting: &str) -> String {
+        if setting.ends_with("=0") {
+            format!("{setting} keeps TF32 off, which it is by default: f32 products are computed in full.")
+        } else {
+            format!("{setting} switches TF32 on: f32 products lose 13 bits; unset it.")
+        }
     }
 
     /// The level.
@@ -177,6 +194,8 @@ impl Numerics {
     pub fn apply(self) -> Result<Switches, NumericsError> {
         let level = self.tuning.level();
         let refused = |source| NumericsError::Torch { level, source };
+        // Where there is a choice it would be taken first on compute capability 9 and 10.
+        native::without_cudnn_attention().map_err(refused)?;
         if level >= 1 {
             native::full_precision().map_err(refused)?;
         }
@@ -207,9 +226,11 @@ impl Switches {
     fn satisfy(&self, wish: Numerics) -> bool {
         let is = &self.0;
         let level = wish.tuning.level();
-        let full = [is.tf32_matmul, is.tf32_cudnn, is.matmul_precision, is.bf16_reduction, is.fp16_reduction, is.benchmark_cudnn];
-        let fused = [is.sdp_flash, is.sdp_memory_efficient, is.sdp_cudnn, is.sdp_math_reduction];
-        (level < 1 || (full.iter().all(|switch| *switch == 0) && is.deterministic_cudnn == 1))
+        let off = [is.tf32_matmul, is.tf32_cudnn, is.matmul_precision, is.benchmark_cudnn];
+        let full_sums = [is.bf16_reduction, is.fp16_reduction].iter().all(|reduction| *reduction == FULL_WITH_SPLIT_K);
+        let fused = [is.sdp_flash, is.sdp_memory_efficient, is.sdp_math_reduction];
+        is.sdp_cudnn == 0
+            && (level < 1 || (off.iter().all(|switch| *switch == 0) && full_sums && is.deterministic_cudnn == 1))
             && (level < 2 || is.deterministic_algorithms == 1)
             && (wish.attention == Attention::Sdpa || (fused.iter().all(|switch| *switch == 0) && is.sdp_math == 1))
     }
@@ -220,8 +241,8 @@ impl fmt::Display for Switches {
         let is = &self.0;
         let on = |switch: u8| if switch == 0 { "off" } else { "on" };
         let precision = ["highest", "high", "medium"].get(usize::from(is.matmul_precision)).unwrap_or(&"unknown");
-        let reduction =
-            |code: u8| ["full", "reduced", "reduced with split-K"].get(usize::from(code)).copied().unwrap_or("unknown");
+        let reductions = ["full without split-K", "full", "reduced"];
+        let reduction = |code: u8| reductions.get(usize::from(code)).copied().unwrap_or("unknown");
         write!(f, "TF32 {} in matmul and {} in cuDNN, ", on(is.tf32_matmul), on(is.tf32_cudnn))?;
         write!(f, "f32 matmul {precision}, ")?;
         write!(f, "sums of bf16 {} and of f16 {}, ", reduction(is.bf16_reduction), reduction(is.fp16_reduction))?;
@@ -258,9 +279,18 @@ mod tests {
     }
 
     #[test]
-    fn an_override_that_switches_tf32_on_is_named() {
-        let variable = |value: &'static str| move |name: &str| (name == TF32_OVERRIDE).then(|| value.to_owned());
-        assert!(Numerics::warning(variable("1")).unwrap().contains("unset it"));
-        assert_eq!(Numerics::warning(variable("0")), None);
+    fn overrides_of_tf32_are_named_with_what_they_do() {
+        let overrides = |pairs: &'static [(&str, &str)]| {
+            let variable = |name: &str| pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+            Numerics::overrides(variable)
+        };
+        for idle in [&[][..], &[(NVIDIA_TF32_OVERRIDE, "")], &[(TORCH_TF32_OVERRIDE, "0")]] {
+            assert_eq!(overrides(idle), [""; 0], "{idle:?}");
+        }
+        let both = overrides(&[(NVIDIA_TF32_OVERRIDE, "0"), (TORCH_TF32_OVERRIDE, "1")]);
+        assert_eq!(both, ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1", "NVIDIA_TF32_OVERRIDE=0"]);
+        assert!(Numerics::warning(&both[0]).contains("switches TF32 on"));
+        assert!(Numerics::warning(&both[1]).contains("keeps TF32 off"));
+        assert!(Numerics::warning("NVIDIA_TF32_OVERRIDE=1").contains("unset it"));
     }
 }

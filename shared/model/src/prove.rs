@@ -1,7 +1,7 @@
 //! Proofs: sketches and log-probabilities of finished rollouts, and what a validator wants to know beyond them.
 //!
 //! ```text
-//!  sequences ──┬─ exact   chunks of 16, padded, logits of all positions      to the bit what a validator with the same kernels has
+//!  sequences ──┬─ exact   chunks of 16, padded, logits of all positions      to the bit what transformers has on the CPU
 //!              └─ packed  batches under a token budget, no padding,          the same numbers but for the last bits,
 //!                         logits of completion positions only                at a multiple of the speed
 //! ```
@@ -12,6 +12,7 @@ mod exact;
 mod layout;
 mod packed;
 mod readout;
+mod submitted;
 
 use std::fmt;
 use std::str::FromStr;
@@ -165,7 +166,7 @@ impl ProveError {
 /// How batches are composed and computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// The reference's composition and kernels: on the same libtorch and device the same bits as its validator.
+    /// The reference's composition: on the CPU the same bits as transformers on the same libtorch.
     #[default]
     Exact,
     /// Sequences laid end to end.
@@ -207,6 +208,9 @@ pub struct Prover {
     mode: Mode,
     blocks: Blocks,
     budget: TokenBudget,
+    /// Whether a chunk of [`Mode::Exact`] is submitted before the results of the one before it are waited for: of use where the
+    /// device computes by itself, and a delay where the host does.
+    ahead: bool,
     /// Host time spent on anything but the forward pass.
     beside: Duration,
 }
@@ -215,9 +219,10 @@ impl Prover {
     /// A prover for `model`; `free` is the device's free memory beside the weights in bytes, where it is known.
     pub fn new(model: &Model, mode: Mode, free: Option<u64>) -> Self {
         let config = model.config();
-        let blocks = Blocks::on(model.device().is_cuda(), config.vocab_size);
-        let plan = MemoryPlan::of(config, model.network.kind().elt_size_in_bytes(), blocks);
-        Self { mode, blocks, budget: TokenBudget::new(plan, free, blocks.most_tokens), beside: Duration::ZERO }
+        let cuda = model.device().is_cuda();
+        let blocks = Blocks::on(cuda, config.vocab_size);
+        let plan = MemoryPlan::of(config, model.network.kind().elt_size_in_bytes(), model.network.attention, blocks);
+        Self { mode, blocks, budget: TokenBudget::new(plan, free, blocks.most_tokens), ahead: cuda, beside: Duration::ZERO }
     }
 
     /// How batches are composed.
@@ -417,6 +422,13 @@ mod tests {
         group.chain(others.into_iter().zip([0, 12, 70])).collect()
     }
 
+    /// The sequence of [`mixed`] that has no prompt has a first log-probability that no difference can be made of.
+    fn finite(proofs: &[Proof]) -> Vec<Proof> {
+        let mut proofs = proofs.to_vec();
+        proofs[16].logprobs[0] = 0.0;
+        proofs
+    }
+
     fn prove(model: &Model, prover: &mut Prover, rows: &[(Vec<u32>, usize)], terms: Option<&ExamineTerms>) -> Vec<Proof> {
         let sequences: Vec<Sequence> = rows.iter().map(|(tokens, prompt)| sequence(tokens, *prompt)).collect();
         let mut proofs = Vec::new();
@@ -443,17 +455,38 @@ mod tests {
                 prover.budget.ran_out(2 * tokens);
                 let got = prove(&model, &mut prover, &rows, None);
                 assert_eq!(got[16].logprobs[0], f32::NEG_INFINITY, "{mode}");
-                let finite = |proofs: &[Proof]| {
-                    let mut proofs = proofs.to_vec();
-                    proofs[16].logprobs[0] = 0.0;
-                    proofs
-                };
                 let drift = Drift::between(&finite(&want), &finite(&got)).unwrap();
                 assert!(
                     drift.identical_sketches > 0.99 && drift.logprob_max < 1e-4,
                     "{family:?}, {mode}, {tokens} tokens: {drift}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn exact_gives_the_same_proofs_in_the_same_order_when_it_submits_ahead() {
+        let model = model();
+        let rows: Vec<(Vec<u32>, usize)> = (0..3).flat_map(|_| mixed()).collect();
+        let terms = ExamineTerms { temperature: 0.7, repetition_penalty: 1.3, eos_token_id: 2 };
+        for terms in [None, Some(&terms)] {
+            let want = prove(&model, &mut exact(&model), &rows, terms);
+            let mut ahead = exact(&model);
+            ahead.ahead = true;
+            assert_eq!(prove(&model, &mut ahead, &rows, terms), want);
+        }
+    }
+
+    #[test]
+    fn proofs_by_rows_are_those_under_a_mask_but_for_the_last_bits() {
+        for family in Architecture::ALL {
+            let rows = mixed();
+            let masked = model_of(family);
+            let want = prove(&masked, &mut exact(&masked), &rows, None);
+            let by_rows = masked.attending_by_rows(true);
+            let got = prove(&by_rows, &mut exact(&by_rows), &rows, None);
+            let drift = Drift::between(&finite(&want), &finite(&got)).unwrap();
+            assert!(drift.identical_sketches > 0.99 && drift.logprob_max < 1e-4, "{family:?}: {drift}");
         }
     }
 

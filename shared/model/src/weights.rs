@@ -160,13 +160,18 @@ impl Weights {
     /// The checkpoint hash of the resident tensors, which are cast back to the files' types: lossless unless `narrowed`.
     fn read_back(&mut self, staging: &mut Staging) -> Result<String, CopyError> {
         let mut hasher = Xxh3::new();
+        let look = &mut |bytes: &[u8]| hasher.write(bytes);
         for name in self.names() {
             match (self.tensors.get(&name), self.unused.get(&name)) {
-                (Some(resident), _) => staging.show(&resident.tensor, resident.stored, &mut |bytes| hasher.write(bytes))?,
-                (None, Some(bytes)) => hasher.write(bytes),
+                (Some(resident), _) => staging.show(&resident.tensor, resident.stored, look)?,
+                (None, Some(bytes)) => {
+                    staging.show_rest(look)?;
+                    look(bytes);
+                }
                 (None, None) => {}
             }
         }
+        staging.show_rest(look)?;
         Ok(hex128(hasher.finish_128()))
     }
 
@@ -195,9 +200,10 @@ impl Weights {
             let changes = (0..).zip(files).filter_map(|(file, delta)| Some((file, delta.changes(&name).transpose()?)));
             let (numbers, changes): (Vec<usize>, Vec<TensorDelta>) =
                 changes.map(|(file, change)| Ok((file, change?))).collect::<Result<_, WeightsError>>()?;
-            let old = self.exchange_tensor(&name, &changes, &mut staging, &mut hasher)?;
+            let old = self.exchange_tensor(&name, &changes, &mut staging, &mut |bytes| hasher.write(bytes))?;
             found.extend(numbers.into_iter().zip(old).map(|(file, values)| Found { file, name: name.clone(), values }));
         }
+        staging.show_rest(&mut |bytes| hasher.write(bytes))?;
         self.hash = hex128(hasher.finish_128());
         Ok(found)
     }
@@ -207,11 +213,11 @@ impl Weights {
         name: &str,
         changes: &[TensorDelta],
         staging: &mut Staging,
-        hasher: &mut Xxh3,
+        look: &mut (dyn FnMut(&[u8]) + Send),
     ) -> Result<Vec<Vec<u8>>, CopyError> {
-        let look = &mut |bytes: &[u8]| hasher.write(bytes);
         match (self.tensors.get_mut(name), self.unused.get_mut(name)) {
             (Some(resident), _) if resident.is_as_stored() => {
+                staging.show_rest(look)?;
                 Ok(exchange_in_place(bytes_mut(&mut resident.tensor), changes, threads(), look))
             }
             (Some(resident), _) => {
@@ -223,7 +229,10 @@ impl Weights {
                 staging.show(&resident.tensor, resident.stored, look)?;
                 Ok(old)
             }
-            (None, Some(bytes)) => Ok(exchange_in_place(bytes, changes, threads(), look)),
+            (None, Some(bytes)) => {
+                staging.show_rest(look)?;
+                Ok(exchange_in_place(bytes, changes, threads(), look))
+            }
             (None, None) => Ok(Vec::new()),
         }
     }

@@ -352,8 +352,8 @@ pub const TABLE: &[Setting] = &[
         &["GRAIL_PIPELINE_PROOF_FLASH_ATTN"],
         Form::Flag,
         "false",
-        "Proofs by flash-attn; refused: the proof workers compute libtorch's own attention (SDPA). The guide says that validators do \
-         too, the code of 0.0.60 forces FlashAttention-2 on CUDA; the drift between them is not measured on a GPU yet.",
+        "Proofs by the package flash-attn; refused: the proof workers attend by libtorch's own kernels, on CUDA by its flash kernel \
+         (docs/gpu-hosts.md, Which attention).",
     ),
     setting("proof.cpu_slots", &[], Form::Whole, "2", "Proof workers where proof.device is cpu."),
     setting("proof.threads", &[], Form::Whole, "1", "Threads of one proof worker on the CPU."),
@@ -379,7 +379,7 @@ pub const TABLE: &[Setting] = &[
         &["GRAIL_FORCE_EAGER_ATTENTION"],
         Form::Flag,
         "false",
-        "Eager attention in the proof model at tuning 0 and 1 too; slower, and neither SDPA nor FlashAttention-2, which validators use.",
+        "Eager attention in the proof model at tuning 0 and 1 too; slower, and no kernel that validators use.",
     ),
     setting(
         "schedule.safety_blocks",

@@ -54,7 +54,7 @@ impl Agreement {
 }
 
 /// Everything that may change the bits of a proof. The device's index does not.
-fn facts(hello: &WorkerHello) -> [(&'static str, String); 8] {
+fn facts(hello: &WorkerHello) -> [(&'static str, String); 9] {
     [
         ("device kind", hello.device.split(':').next().unwrap_or_default().to_owned()),
         ("device", hello.device_name.clone()),
@@ -63,8 +63,13 @@ fn facts(hello: &WorkerHello) -> [(&'static str, String); 8] {
         ("dtype", hello.dtype.clone()),
         ("attention", hello.attention.clone()),
         ("precision tuning", hello.precision_tuning.to_string()),
+        ("TF32", overrides(hello)),
         ("proof mode", hello.mode.clone()),
     ]
+}
+
+fn overrides(hello: &WorkerHello) -> String {
+    if hello.tf32_overrides.is_empty() { "as is usual".to_owned() } else { hello.tf32_overrides.join(" ") }
 }
 
 #[cfg(test)]
@@ -81,8 +86,9 @@ mod tests {
             driver: Some("13.0".into()),
             libtorch: "2.11.0".into(),
             dtype: "bf16".into(),
-            attention: "sdpa".into(),
+            attention: "flash".into(),
             precision_tuning: 0,
+            tf32_overrides: Vec::new(),
             mode: "exact".into(),
         }
     }
@@ -98,7 +104,11 @@ mod tests {
             (WorkerHello { driver: None, ..hello() }, "CUDA driver none instead of 13.0"),
             (WorkerHello { libtorch: "2.9.1".into(), ..hello() }, "libtorch 2.9.1 instead of 2.11.0"),
             (WorkerHello { dtype: "f32".into(), ..hello() }, "dtype f32 instead of bf16"),
-            (WorkerHello { attention: "eager".into(), ..hello() }, "attention eager instead of sdpa"),
+            (WorkerHello { attention: "mem-efficient".into(), ..hello() }, "attention mem-efficient instead of flash"),
+            (
+                WorkerHello { tf32_overrides: vec!["NVIDIA_TF32_OVERRIDE=1".into()], ..hello() },
+                "TF32 NVIDIA_TF32_OVERRIDE=1 instead of as is usual",
+            ),
             (WorkerHello { precision_tuning: 2, ..hello() }, "precision tuning 2 instead of 0"),
             (WorkerHello { mode: "packed".into(), ..hello() }, "proof mode packed instead of exact"),
         ];

@@ -31,7 +31,7 @@ pub use programs::{ChildPrograms, Programs};
 pub use proof::{ProofError, Proved, ProvedBatch};
 pub use proof_pool::ProofPool;
 pub use proof_shared::WorkerSettings;
-pub use proof_slot::started_with;
+pub use proof_slot::{readers, started_with};
 pub use replicas::{AssignedServer, Replica, Replicas};
 pub use serving::Serving;
 pub use traffic::{Flow, InFlight, Traffic};

@@ -1,6 +1,7 @@
 //! One proof slot: what its worker is started with, asked for and believed.
 
 use std::ffi::OsString;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,17 +46,32 @@ pub(super) fn policy(place: usize) -> LifePolicy {
     }
 }
 
+/// Threads that each of so many workers reads its weights with: all of them read at once, when a checkpoint comes.
+pub fn readers(workers: usize) -> u16 {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    share(cores, workers)
+}
+
+fn share(cores: usize, workers: usize) -> u16 {
+    u16::try_from(cores / workers.max(1)).unwrap_or(MOST_READERS).clamp(1, MOST_READERS)
+}
+
+/// More do not read faster from most disks and memories.
+const MOST_READERS: u16 = 8;
+
 /// What the worker of a slot is started with: arguments beside its socket, and variables.
 pub fn started_with(
     slot: &ProofSlot,
     dtype: &str,
     threads: u32,
+    readers: u16,
     numerics: WorkerNumerics,
 ) -> (Vec<OsString>, Vec<(OsString, OsString)>) {
     let mut arguments: Vec<OsString> = vec!["--slot".into(), slot.slot.to_string().into()];
     arguments.extend(["--device".into(), if slot.gpu.is_some() { "cuda" } else { "cpu" }.into()]);
     arguments.extend(["--dtype".into(), dtype.into()]);
     arguments.extend(["--threads".into(), threads.to_string().into()]);
+    arguments.extend(["--readers".into(), readers.to_string().into()]);
     arguments.extend(["--mode".into(), numerics.mode.name().into()]);
     arguments.extend(["--precision-tuning".into(), numerics.precision_tuning.to_string().into()]);
     if numerics.force_eager_attention {
@@ -92,7 +108,8 @@ impl Kept for Slot {
 
     fn opening(&self) -> Opening<'_> {
         let settings = &self.shared.settings;
-        let (arguments, environment) = started_with(&self.slot, &settings.dtype, settings.threads, settings.numerics);
+        let readers = readers(settings.slots.len());
+        let (arguments, environment) = started_with(&self.slot, &settings.dtype, settings.threads, readers, settings.numerics);
         Opening {
             spawner: &self.shared.spawner,
             program: settings.programs.path(ChildPrograms::ProofWorker),
@@ -385,4 +402,17 @@ fn check_sequence(sequence: &ProofSequence, examined: bool, proof: SequenceProof
         (true, _) => return Err("the examination that was asked for is missing".into()),
     };
     Ok(Proved { sketches: proof.sketches, logprobs: proof.logprobs, commitments_hash, eos_probability, probabilities })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cores_are_shared_out_among_workers_that_read_at_once() {
+        let cases = [((2, 1), 2), ((2, 2), 1), ((1, 4), 1), ((64, 4), 8), ((24, 8), 3), ((192, 1), 8), ((8, 0), 8)];
+        for ((cores, workers), want) in cases {
+            assert_eq!(share(cores, workers), want, "{cores} cores, {workers} workers");
+        }
+    }
 }

@@ -146,7 +146,14 @@ fn worker_row(gpu: Option<&str>, trial: &Result<WorkerHello, Unfit>) -> Row {
              driver's (row GPUs): its usual build is for CUDA 13.0, driver 580 or newer",
         ),
         _ => match unfit {
-            None => Row::ok(WORKER, format!("{found}; it proved a small sequence")),
+            None => match overridden(&hello.tf32_overrides) {
+                None => Row::ok(WORKER, format!("{found}; it proved a small sequence")),
+                Some(settings) => Row::warning(
+                    WORKER,
+                    format!("{found}; it proved a small sequence; {settings} decides about TF32 in its place"),
+                    format!("unset {settings}: validators compute f32 products in full"),
+                ),
+            },
             Some(why) => Row::failed(
                 WORKER,
                 format!("{found}, and cannot prove: {why}"),
@@ -155,6 +162,12 @@ fn worker_row(gpu: Option<&str>, trial: &Result<WorkerHello, Unfit>) -> Row {
             ),
         },
     }
+}
+
+/// Variables that switch TF32 on, in words. One that keeps it off changes nothing.
+fn overridden(tf32: &[String]) -> Option<String> {
+    let on: Vec<&str> = tf32.iter().map(String::as_str).filter(|setting| !setting.ends_with("=0")).collect();
+    (!on.is_empty()).then(|| on.join(" "))
 }
 
 /// Asks the configured Python for the generation server, imports and all.
@@ -285,8 +298,9 @@ mod tests {
             driver: None,
             libtorch: "2.11.0".into(),
             dtype: "bf16".into(),
-            attention: "sdpa".into(),
+            attention: "flash".into(),
             precision_tuning: 0,
+            tf32_overrides: Vec::new(),
             mode: "exact".into(),
         };
         assert_eq!(worker_row(Some("1"), &Ok(hello("cuda:0"))).verdict, Verdict::Ok);
@@ -294,6 +308,10 @@ mod tests {
         let row = worker_row(Some("1"), &Ok(hello("cpu")));
         assert!(row.verdict == Verdict::Failed && row.remedy.is_some_and(|remedy| remedy.contains("LD_LIBRARY_PATH")));
         assert_eq!(worker_row(None, &Err(Unfit::Start("no libtorch".into()))).verdict, Verdict::Failed);
+        let overridden = |setting: &str| WorkerHello { tf32_overrides: vec![setting.into()], ..hello("cuda:0") };
+        let row = worker_row(Some("1"), &Ok(overridden("NVIDIA_TF32_OVERRIDE=1")));
+        assert!(row.verdict == Verdict::Warning && row.found.contains("NVIDIA_TF32_OVERRIDE=1 decides"), "{row:?}");
+        assert_eq!(worker_row(Some("1"), &Ok(overridden("NVIDIA_TF32_OVERRIDE=0"))).verdict, Verdict::Ok);
         let row = worker_row(None, &Err(Unfit::Compute(hello("cpu"), "it ended".into())));
         assert!(row.verdict == Verdict::Failed && row.found.contains("cannot prove: it ended"), "{row:?}");
     }

@@ -8,7 +8,7 @@ use grail_link::{Connection, Listener};
 use grail_process::{Child, Launch, Spawner, environment};
 use grail_settings::Proof;
 use grail_workers::plan::ProofSlot;
-use grail_workers::{ChildPrograms, Programs, started_with};
+use grail_workers::{ChildPrograms, Programs, readers, started_with};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
@@ -73,7 +73,7 @@ async fn begin(programs: &Programs, slot: &ProofSlot, proof: &Proof, folder: Tem
     let listener = Listener::bind(&folder.path().join("run").join("proof.sock")).map_err(|error| error.to_string())?;
     trial::write(folder.path()).map_err(|error| error.to_string())?;
     let mut arguments: Vec<OsString> = vec!["--socket".into(), listener.path().into()];
-    let (more, variables) = started_with(slot, &proof.dtype, proof.threads, proof.numerics);
+    let (more, variables) = started_with(slot, &proof.dtype, proof.threads, readers(1), proof.numerics);
     arguments.extend(more);
     let launch = Launch {
         name: "proof-worker".into(),

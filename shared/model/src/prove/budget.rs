@@ -1,9 +1,10 @@
 //! How many tokens are computed at once: predicted from the model's shape and the free memory, halved when memory runs out all
-//! the same, and grown by what is free then. Pure.
+//! the same, and grown back. Pure.
 
 use std::fmt;
 
 use crate::config::ModelConfig;
+use crate::numerics::Attention;
 
 /// Batches without trouble after which a budget that is not the largest may be doubled.
 const GOOD_BATCHES: u32 = 8;
@@ -59,17 +60,25 @@ impl Blocks {
 pub struct MemoryPlan {
     fixed: usize,
     per_token: usize,
+    /// For every pair of a query and a key of the same sequence, over all sequences: masks, which all are there at once.
+    per_pair: usize,
+    /// For every such pair of the longest sequence: what its attention takes, which is one sequence's at a time.
+    per_pair_once: usize,
 }
 
 impl MemoryPlan {
     /// For a model that computes in values of `width` bytes.
-    pub(crate) fn of(config: &ModelConfig, width: usize, blocks: Blocks) -> Self {
+    pub(crate) fn of(config: &ModelConfig, width: usize, attention: Attention, blocks: Blocks) -> Self {
         let size = |value: i64| usize::try_from(value).unwrap_or(0);
         let (hidden, inner, vocab) = (size(config.hidden_size), size(config.intermediate_size), size(config.vocab_size));
         let query = size(config.num_attention_heads * config.head_dim);
         let key_value = size(config.num_key_value_heads * config.head_dim);
-        // The residual; queries, keys and values in pieces and joined; the attention's output likewise; the rotation in f32.
-        let attention = (hidden + 2 * (query + 2 * key_value) + 2 * query) * width + size(config.head_dim) * (12 + 2 * width);
+        let slides = config.windows.iter().any(Option::is_some);
+        let masked = slides || attention == Attention::Eager;
+        // The residual; queries, keys and values in pieces and joined; the attention's output likewise; the rotation in f32; under
+        // a mask keys and values once for every query head.
+        let repeated = if masked { 2 * query } else { 0 };
+        let attended = (hidden + 2 * (query + 2 * key_value) + 2 * query + repeated) * width + size(config.head_dim) * (12 + 2 * width);
         // At the end three copies of the hidden states, and the largest activations of each.
         let ending = 3 * hidden * width + 16 * 24;
         let layer = blocks.hidden_rows * (hidden * (12 + 2 * width) + 2 * inner * width);
@@ -79,23 +88,34 @@ impl MemoryPlan {
         let readout = blocks.logit_rows * (vocab + hidden) * width + blocks.wide_rows * vocab * 16;
         let widest = vocab.max(inner) * hidden * width;
         let library = if blocks.copies_weights { widest } else { GPU_WORKSPACE };
-        Self { fixed: layer.max(choosing).max(readout) + library, per_token: attention.max(ending) }
+        let (per_pair, per_pair_once) = match attention {
+            // Masks as numbers to be added. Scores, the same in f32 and their softmax in f32, or scores and softmax in f32.
+            Attention::Eager => {
+                let scores = if width == 4 { 8 } else { width + 8 };
+                (width * (1 + usize::from(slides)), size(config.num_attention_heads) * scores)
+            }
+            // A mask of bools, of which the kernel makes numbers.
+            Attention::Sdpa if slides => (1, width),
+            Attention::Sdpa => (0, 0),
+        };
+        Self { fixed: layer.max(choosing).max(readout) + library, per_token: attended.max(ending), per_pair, per_pair_once }
     }
 
-    /// Most bytes beside the weights while a batch of `tokens` is computed.
-    pub fn peak(&self, tokens: usize) -> usize {
-        self.fixed.saturating_add(self.per_token.saturating_mul(tokens))
+    /// Most bytes beside the weights while a batch of `tokens` is computed, of which no sequence has more than `longest`.
+    pub fn peak(&self, tokens: usize, longest: usize) -> usize {
+        let masks = self.per_pair.saturating_mul(longest);
+        self.alone(longest).saturating_add(self.per_token.saturating_add(masks).saturating_mul(tokens))
     }
 
-    /// Tokens whose batch fits into `free` bytes with a margin.
-    fn fitting(&self, free: u64) -> usize {
-        let usable = (free as f64 * SHARE_OF_FREE) as usize;
-        usable.saturating_sub(self.fixed) / self.per_token.max(1)
+    /// What does not grow with the number of sequences.
+    fn alone(&self, longest: usize) -> usize {
+        self.fixed.saturating_add(self.per_pair_once.saturating_mul(longest).saturating_mul(longest))
     }
 
-    /// Tokens that fit into `free` bytes more than a batch has taken, whose memory this process still holds.
-    fn fitting_beside(&self, free: u64) -> usize {
-        (free as f64 * SHARE_OF_FREE) as usize / self.per_token.max(1)
+    /// Tokens of sequences up to `longest` whose batch takes no more than `room` bytes.
+    fn fitting(&self, room: usize, longest: usize) -> usize {
+        let masks = self.per_pair.saturating_mul(longest);
+        room.saturating_sub(self.alone(longest)) / self.per_token.saturating_add(masks).max(1)
     }
 }
 
@@ -103,9 +123,11 @@ impl MemoryPlan {
 #[derive(Debug, Clone)]
 pub struct TokenBudget {
     plan: MemoryPlan,
-    /// More is of no use.
-    ceiling: usize,
-    /// The most that was allowed so far.
+    /// Bytes that a batch may take beside the weights; `None` where nobody can say.
+    room: Option<usize>,
+    /// More tokens gain nothing.
+    enough: usize,
+    /// The most that was allowed so far, of short sequences.
     most: usize,
     now: usize,
     good: u32,
@@ -114,29 +136,42 @@ pub struct TokenBudget {
 impl TokenBudget {
     /// From the bytes that are free on the device beside the weights; `None` where nobody can say.
     pub(crate) fn new(plan: MemoryPlan, free: Option<u64>, most_tokens: usize) -> Self {
-        let fitting = free.map_or(most_tokens, |free| plan.fitting(free));
-        let ceiling = most_tokens.max(FEWEST_TOKENS);
-        let most = fitting.clamp(FEWEST_TOKENS, ceiling);
-        Self { plan, ceiling, most, now: most, good: 0 }
+        let enough = most_tokens.max(FEWEST_TOKENS);
+        let mut budget = Self { plan, room: free.map(share), enough, most: enough, now: enough, good: 0 };
+        budget.most = budget.fitting(1);
+        budget.now = budget.most;
+        budget
     }
 
-    /// Tokens of the next batch, at most (one sequence is always tried).
-    pub fn tokens(&self) -> usize {
-        self.now
+    fn fitting(&self, longest: usize) -> usize {
+        let fitting = self.room.map_or(self.enough, |room| self.plan.fitting(room, longest));
+        fitting.clamp(FEWEST_TOKENS, self.enough)
     }
 
-    /// Most bytes beside the weights under this budget.
-    pub fn peak_bytes(&self) -> usize {
-        self.plan.peak(self.most)
+    /// Tokens of the next batch, at most, where no sequence has more than `longest` (one sequence is always tried).
+    pub fn tokens(&self, longest: usize) -> usize {
+        self.now.min(self.fitting(longest))
     }
 
-    /// A batch went well. Now and then the next ones may be larger, by what `free` measures then: what was free when the model was
-    /// loaded tells nothing of now. Where nobody can say, the budget grows as if all were.
+    /// Most bytes beside the weights under this budget, where no sequence has more than `longest`; sequences that do not fit by
+    /// themselves are left out.
+    pub fn peak_bytes(&self, longest: usize) -> usize {
+        let longest = longest.min(self.most);
+        let lengths = std::iter::successors(Some(1usize), |length| length.checked_mul(2)).take_while(|length| *length < longest);
+        let fits = |length: &usize| self.fitting(*length) >= *length;
+        let peak = |length: usize| self.plan.peak(self.most.min(self.fitting(length)), length);
+        lengths.chain([longest]).filter(fits).map(peak).max().unwrap_or(0)
+    }
+
+    /// A batch went well. Now and then the next ones may be larger, by what `free` measures then, beside what this process still
+    /// holds of the batch: what was free when the model was loaded tells nothing of now.
     pub(crate) fn went_well(&mut self, free: impl FnOnce() -> Option<u64>) {
         self.good += 1;
-        if self.now < self.ceiling && self.good >= GOOD_BATCHES {
-            let more = free().map_or(self.ceiling, |free| self.plan.fitting_beside(free));
-            self.now = (self.now * 2).min(self.now.saturating_add(more)).min(self.ceiling);
+        if self.now < self.enough && self.good >= GOOD_BATCHES {
+            if let (Some(room), Some(free)) = (self.room, free()) {
+                self.room = Some(room.max(self.plan.peak(self.now, 1).saturating_add(share(free))));
+            }
+            self.now = (self.now * 2).min(self.fitting(1));
             self.most = self.most.max(self.now);
             self.good = 0;
         }
@@ -149,37 +184,52 @@ impl TokenBudget {
     }
 }
 
+/// Bytes of `free` that may be taken.
+fn share(free: u64) -> usize {
+    (free as f64 * SHARE_OF_FREE) as usize
+}
+
 impl fmt::Display for TokenBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "up to {} tokens at once, at most {:.0} MiB beside the weights", self.most, self.peak_bytes() as f64 / MIB)
+        const LENGTHS: [usize; 2] = [1, 4096];
+        let [short, long] = LENGTHS.map(|length| (self.most.min(self.fitting(length)), self.peak_bytes(length) as f64 / MIB));
+        write!(f, "up to {} tokens at once, at most {:.0} MiB beside the weights", short.0, short.1)?;
+        if short == long {
+            return Ok(());
+        }
+        write!(f, "; of sequences of {} tokens up to {}, at most {:.0} MiB", LENGTHS[1], long.0, long.1)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Architecture;
+    use crate::fixtures;
     use proptest::prelude::*;
 
-    const PLAN: MemoryPlan = MemoryPlan { fixed: 1000, per_token: 10 };
+    const PLAN: MemoryPlan = MemoryPlan { fixed: 1000, per_token: 10, per_pair: 0, per_pair_once: 0 };
+    /// Beside it two bytes of mask for a pair, and 30 of scores.
+    const MASKED: MemoryPlan = MemoryPlan { per_pair: 2, per_pair_once: 30, ..PLAN };
 
     #[test]
     fn memory_that_ran_out_halves_the_budget_which_grows_back_to_what_it_was() {
         let mut budget = TokenBudget::new(PLAN, None, 8192);
         budget.ran_out(6000);
-        assert_eq!(budget.tokens(), 3000);
+        assert_eq!(budget.tokens(600), 3000);
         budget.ran_out(3000);
-        assert_eq!(budget.tokens(), 1500);
+        assert_eq!(budget.tokens(600), 1500);
         (0..GOOD_BATCHES).for_each(|_| budget.went_well(|| None));
-        assert_eq!(budget.tokens(), 3000);
+        assert_eq!(budget.tokens(600), 3000);
         (0..2 * GOOD_BATCHES).for_each(|_| budget.went_well(|| None));
-        assert_eq!(budget.tokens(), 8192);
+        assert_eq!(budget.tokens(600), 8192);
     }
 
     #[test]
     fn a_budget_grows_by_what_is_free_then_and_not_by_what_was() {
         // Another process held the memory while the model was loaded.
         let mut budget = TokenBudget::new(PLAN, Some(0), 8192);
-        assert_eq!(budget.tokens(), FEWEST_TOKENS);
+        assert_eq!(budget.tokens(1), FEWEST_TOKENS);
         let mut measured = 0;
         let mut grow = |free: u64| {
             (0..GOOD_BATCHES).for_each(|_| {
@@ -188,23 +238,60 @@ mod tests {
                     Some(free)
                 });
             });
-            (budget.tokens(), budget.peak_bytes())
+            (budget.tokens(1), budget.peak_bytes(1))
         };
         assert_eq!(grow(0).0, FEWEST_TOKENS, "it still does");
         assert_eq!(grow(1250).0, FEWEST_TOKENS + 100, "10 bytes a token, and four fifths of what is free");
         assert_eq!(grow(1 << 30).0, 2 * (FEWEST_TOKENS + 100), "twice at most");
         let (tokens, peak) = (0..10).map(|_| grow(1 << 30)).last().unwrap();
-        assert_eq!((tokens, peak), (8192, PLAN.peak(8192)));
+        assert_eq!((tokens, peak), (8192, PLAN.peak(8192, 1)));
         let so_far = measured;
         (0..3 * GOOD_BATCHES).for_each(|_| budget.went_well(|| unreachable!("the largest budget needs no measuring")));
         assert!((4..=14).contains(&so_far), "measured {so_far} times, once in {GOOD_BATCHES} batches");
     }
 
+    #[test]
+    fn masks_and_scores_of_eager_attention_are_counted_by_the_pair() {
+        let read = |document: &serde_json::Map<String, serde_json::Value>| {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("config.json"), serde_json::Value::Object(document.clone()).to_string()).unwrap();
+            ModelConfig::read(folder.path()).unwrap()
+        };
+        let plan = |family, width, attention| {
+            let config = read(&fixtures::family(family));
+            MemoryPlan::of(&config, width, attention, Blocks::on(true, config.vocab_size))
+        };
+        // Four heads. 100 tokens of one sequence are 10,000 pairs.
+        let [sdpa, eager] = [Attention::Sdpa, Attention::Eager].map(|attention| plan(Architecture::Qwen2, 2, attention));
+        let repeated = 100 * 2 * 32 * 2;
+        assert_eq!(eager.peak(100, 100) - sdpa.peak(100, 100), 10_000 * 2 + 10_000 * 4 * (2 + 4 + 4) + repeated);
+        // Two of them: both masks, the scores of one at a time.
+        assert_eq!(eager.peak(200, 100) - sdpa.peak(200, 100), 20_000 * 2 + 10_000 * 4 * (2 + 4 + 4) + 2 * repeated);
+        let [sdpa, eager] = [Attention::Sdpa, Attention::Eager].map(|attention| plan(Architecture::Qwen2, 4, attention));
+        assert_eq!(eager.peak(100, 100) - sdpa.peak(100, 100), 10_000 * 4 + 10_000 * 4 * (4 + 4) + 2 * repeated);
+        assert_eq!(sdpa.peak(100, 100), sdpa.peak(100, 1), "without a mask lengths do not matter");
+        // A layer that slides has a mask of its own, and under SDPA it is the only one.
+        let [sdpa, eager] = [Attention::Sdpa, Attention::Eager].map(|attention| plan(Architecture::Qwen3, 2, attention));
+        assert_eq!(eager.peak(100, 100) - eager.peak(100, 0), 10_000 * 2 * 2 + 10_000 * 4 * 10);
+        assert_eq!(sdpa.peak(100, 100) - sdpa.peak(100, 0), 10_000 + 10_000 * 2);
+    }
+
+    #[test]
+    fn long_sequences_leave_room_for_fewer_tokens_under_a_mask() {
+        let budget = TokenBudget::new(MASKED, Some(10_000_000), 1 << 20);
+        let tokens = [1, 100, 400].map(|longest| budget.tokens(longest));
+        assert_eq!(tokens, [(8_000_000 - 1030) / 12, (8_000_000 - 301_000) / 210, (8_000_000 - 4_801_000) / 810]);
+        assert_eq!(budget.tokens(600), FEWEST_TOKENS, "one sequence is tried all the same");
+    }
+
     proptest! {
         #[test]
-        fn what_is_planned_fits_into_what_is_free(free in 10_000u64..10_000_000) {
-            let budget = TokenBudget::new(PLAN, Some(free), 1 << 20);
-            prop_assert!(budget.peak_bytes() as u64 <= free || budget.tokens() == FEWEST_TOKENS);
+        fn what_is_planned_fits_into_what_is_free(free in 10_000u64..10_000_000, longest in 1usize..300) {
+            for plan in [PLAN, MASKED] {
+                let budget = TokenBudget::new(plan, Some(free), 1 << 20);
+                let fits = budget.peak_bytes(longest) as u64 <= free;
+                prop_assert!(fits || budget.tokens(longest) == FEWEST_TOKENS, "{plan:?}: {}", budget.peak_bytes(longest));
+            }
         }
     }
 }

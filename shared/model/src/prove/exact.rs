@@ -1,10 +1,15 @@
 //! The reference's way: chunks of 16 in the given order, padded to their longest, logits of every position (GRAIL protocol 5).
 
-use grail_protocol::constants::PROOF_BATCH_SIZE;
-use tch::Tensor;
+use std::ops::Range;
 
+use grail_protocol::constants::PROOF_BATCH_SIZE;
+use tch::{TchError, Tensor};
+
+use super::layout::Place;
 use super::readout::{Columns, Readout, Rows, eos_probabilities};
-use super::{ExamineTerms, Examined, Proof, ProveError, Prover, Sequence};
+use super::submitted::Submitted;
+use super::{ExamineTerms, Proof, ProveError, Prover, Sequence};
+use crate::copies::upload;
 use crate::memory::empty_cache;
 use crate::model::Model;
 use crate::sketch;
@@ -17,20 +22,33 @@ impl Prover {
         terms: Option<&ExamineTerms>,
         on_result: &mut dyn FnMut(usize, Proof),
     ) -> Result<(), ProveError> {
-        let (mut next, mut size) = (0, PROOF_BATCH_SIZE);
-        while next < sequences.len() {
-            let chunk = next..sequences.len().min(next + size);
-            let mut deliver = |index, proof| {
-                on_result(index, proof);
-                next = index + 1;
+        let (mut submitted, mut delivered, mut size) = (0, 0, PROOF_BATCH_SIZE);
+        let mut under_way = None;
+        while delivered < sequences.len() {
+            let chunk = submitted..sequences.len().min(submitted + size);
+            let step = match chunk.is_empty() {
+                true => Ok(None),
+                false => self.submit_chunk(model, sequences, chunk.clone(), terms).map(Some),
             };
-            match self.exact_chunk(model, sequences, chunk, terms, &mut deliver) {
-                Ok(()) => {}
+            let fetched = match under_way.take() {
+                Some(before) => self.deliver(sequences, before, terms, on_result, &mut delivered),
+                None => Ok(()),
+            };
+            let step = match (fetched.and(step), self.ahead) {
+                (Ok(Some(now)), false) => self.deliver(sequences, now, terms, on_result, &mut delivered).map(|()| None),
+                (step, _) => step,
+            };
+            match step {
+                Ok(next) => {
+                    submitted = chunk.end;
+                    under_way = next;
+                }
                 // As the reference does: half of it for all the rest, never growing back, because that would change bits.
                 Err(error) if error.is_out_of_memory() && size > 1 => {
                     // cuBLAS and cuDNN allocate beside libtorch's cache, and get nothing of what that keeps.
                     empty_cache(model.device())?;
                     size /= 2;
+                    submitted = delivered;
                 }
                 Err(error) => return Err(error),
             }
@@ -38,60 +56,58 @@ impl Prover {
         Ok(())
     }
 
-    fn exact_chunk(
+    fn submit_chunk(
         &mut self,
         model: &Model,
         sequences: &[Sequence],
-        chunk: std::ops::Range<usize>,
+        chunk: Range<usize>,
         terms: Option<&ExamineTerms>,
-        deliver: &mut dyn FnMut(usize, Proof),
-    ) -> Result<(), ProveError> {
-        let batch: Vec<&[u32]> = sequences[chunk.clone()].iter().map(|sequence| sequence.tokens).collect();
+    ) -> Result<Submitted, ProveError> {
+        let (first, device) = (chunk.start, model.device());
+        let sequences = &sequences[chunk];
+        let places = places(sequences);
+        let tokens: Vec<i64> = sequences.iter().flat_map(|sequence| sequence.tokens).map(|&token| i64::from(token)).collect();
+        let [tokens] = upload([&tokens], device)?;
+        let batch: Vec<&[u32]> = sequences.iter().map(|sequence| sequence.tokens).collect();
         let hidden = model.hidden(&batch)?;
         let logits = model.logits(&hidden)?;
         let readout = Readout::new(&logits, self.blocks.wide_rows, model.config().vocab_size, terms)?;
-        for (row, index) in chunk.enumerate() {
-            let sequence = &sequences[index];
-            let (row, length) = (row as i64, sequence.tokens.len() as i64);
+        let (mut columns, mut largest, mut eos) = (Columns::default(), Vec::new(), Vec::new());
+        for (row, (sequence, place)) in (0..).zip(sequences.iter().zip(&places)) {
+            let length = place.len() as i64;
             let hidden = hidden.f_select(0, row)?.f_narrow(0, 0, length)?;
             let logits = logits.f_select(0, row)?.f_narrow(0, 0, length)?;
-            let sketches = self.aside(|| -> Result<_, ProveError> {
-                let rows = sketch::to_rows(&sketch::largest(&hidden)?)?;
-                sketch::fold(rows.iter(), &sequence.coefficients).ok_or(ProveError::NotFinite { index })
-            })?;
-            let (logprobs, examined) = read(&logits, sequence, &readout, terms)?;
-            let proof = Proof { sketches, logprobs, examined };
-            proof.check(index)?;
-            self.aside(|| deliver(index, proof));
+            largest.push(self.aside(|| sketch::largest(&hidden))?);
+            let ids = tokens.f_narrow(0, place.prompt.start as i64, length)?;
+            read(&logits, &ids, sequence.first_predicted() as i64, &readout, &mut columns)?;
+            if let Some(terms) = terms {
+                eos.push(eos_probabilities(&logits.f_narrow(0, length - 2, 1)?, terms)?);
+            }
         }
-        Ok(())
+        let largest = Tensor::f_cat(&largest, 0)?;
+        let eos = terms.map(|_| Tensor::f_cat(&eos, 0)).transpose()?;
+        Ok(Submitted::send(first, places, largest, &columns, eos, device)?)
     }
 }
 
-/// The numbers of one sequence from its logits `[L, vocabulary]`.
-fn read(
-    logits: &Tensor,
-    sequence: &Sequence,
-    readout: &Readout,
-    terms: Option<&ExamineTerms>,
-) -> Result<(Vec<f32>, Option<Examined>), ProveError> {
-    let tokens: Vec<i64> = sequence.tokens.iter().map(|&token| i64::from(token)).collect();
-    let length = tokens.len() as i64;
-    let ids = Tensor::f_from_slice(&tokens)?.f_to(logits.device())?;
-    let first = sequence.first_predicted() as i64;
-    let mut columns = Columns::default();
-    if first < length {
-        // The token at position t is predicted by row t - 1.
-        let (rows, chosen) = (logits.f_narrow(0, first - 1, length - first)?, ids.f_narrow(0, first, length - first)?);
-        readout.read(&Rows { logits: &rows, chosen: &chosen, ids: &ids, first }, &mut columns)?;
+/// Where each sequence's results lie: end to end.
+fn places(sequences: &[Sequence]) -> Vec<Place> {
+    let mut end = 0;
+    let place = |sequence: &Sequence| {
+        let prompt = end..end + sequence.prompt_length;
+        end += sequence.tokens.len();
+        Place { completion: prompt.end..end, prompt }
+    };
+    sequences.iter().map(place).collect()
+}
+
+/// The numbers of one sequence from its logits `[L, vocabulary]` and its ids `[L]`.
+fn read(logits: &Tensor, ids: &Tensor, first: i64, readout: &Readout, columns: &mut Columns) -> Result<(), TchError> {
+    let length = ids.size1()?;
+    if first >= length {
+        return Ok(());
     }
-    let (logprobs, probabilities) = columns.to_host()?;
-    let examined = terms
-        .map(|terms| {
-            let second_last = logits.f_narrow(0, length - 2, 1)?;
-            let eos_probability = Vec::<f32>::try_from(eos_probabilities(&second_last, terms)?)?[0];
-            Ok::<_, ProveError>(Examined { eos_probability, probabilities })
-        })
-        .transpose()?;
-    Ok((sequence.with_unpredicted(logprobs, terms), examined))
+    // The token at position t is predicted by row t - 1.
+    let (logits, chosen) = (logits.f_narrow(0, first - 1, length - first)?, ids.f_narrow(0, first, length - first)?);
+    readout.read(&Rows { logits: &logits, chosen: &chosen, ids, first }, columns)
 }

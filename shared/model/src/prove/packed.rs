@@ -4,28 +4,19 @@
 //! next batch is packed and copied while this one is computed.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use tch::{Device, TchError, Tensor};
 
 use super::layout::{Layout, Place, batches};
 use super::readout::{Columns, Readout, Rows, eos_probabilities};
-use super::{ExamineTerms, Examined, Proof, ProveError, Prover, Sequence};
+use super::submitted::Submitted;
+use super::{ExamineTerms, Proof, ProveError, Prover, Sequence};
+use crate::copies::upload;
 use crate::memory::{empty_cache, free_memory};
 use crate::model::Model;
 use crate::network::{Masks, Network};
 use crate::sketch;
-
-/// A batch under way: what the device was asked for, nothing of it fetched.
-struct Submitted {
-    /// Index of the first sequence.
-    first: usize,
-    places: Vec<Place>,
-    /// `[T, 16]`: the largest activations of every packed row.
-    largest: Tensor,
-    columns: Columns,
-    /// `[sequences]`
-    eos: Option<Tensor>,
-}
 
 impl Prover {
     pub(super) fn prove_packed(
@@ -39,8 +30,9 @@ impl Prover {
         let (mut submitted, mut delivered) = (0, 0);
         let (mut planned, mut planned_for) = (VecDeque::new(), 0);
         let mut under_way = None;
+        let longest = sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
         while delivered < sequences.len() {
-            let budget = self.budget.tokens();
+            let budget = self.budget.tokens(longest);
             if budget != planned_for {
                 planned = self.aside(|| batches(&sequences[submitted..], share, budget)).into();
                 planned.iter_mut().for_each(|batch| *batch = batch.start + submitted..batch.end + submitted);
@@ -66,7 +58,7 @@ impl Prover {
                     // cuBLAS and cuDNN allocate beside libtorch's cache, and get nothing of what that keeps.
                     empty_cache(model.device())?;
                     self.budget.ran_out(tokens(&sequences[delivered..submitted]));
-                    tracing::warn!(tokens = self.budget.tokens(), "Memory ran out; the batch is computed in smaller ones.");
+                    tracing::warn!(tokens = self.budget.tokens(longest), "Memory ran out; the batch is computed in smaller ones.");
                     (submitted, planned_for) = (delivered, 0);
                 }
                 Err(error) => return Err(error),
@@ -79,31 +71,33 @@ impl Prover {
         &mut self,
         model: &Model,
         sequences: &[Sequence],
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         share: bool,
         terms: Option<&ExamineTerms>,
     ) -> Result<Submitted, ProveError> {
         let first = range.start;
         let sequences = &sequences[range];
-        let layout = self.aside(|| Layout::of(sequences, share));
         let device = model.device();
-        let (ids, positions) = (to_device(&layout.ids, device)?, to_device(&layout.positions, device)?);
+        let (layout, wanted) = self.aside(|| {
+            let layout = Layout::of(sequences, share);
+            let wanted = Wanted::of(sequences, &layout, terms);
+            (layout, wanted)
+        });
+        // All that this batch needs, before its forward pass is enqueued.
+        let inputs = wanted.upload(&layout, device)?;
         let network = &model.network;
         let masked = layout.places.iter().map(|place| Ok((place, network.masks(place.len() as i64, None)?)));
         let masked = masked.collect::<Result<Vec<_>, TchError>>()?;
-        let hidden = network.hidden_packed(&ids, &positions, self.blocks.hidden_rows as i64, &mut |layer, q, k, v| {
+        let block = self.blocks.hidden_rows as i64;
+        let hidden = network.hidden_packed(&inputs.ids, &inputs.positions, block, &mut |layer, q, k, v| {
             attend(network, layer, &masked, q, k, v)
         })?;
         drop(masked);
-        let columns = self.read(model, &hidden, sequences, &layout, terms)?;
-        let eos = terms.map(|terms| {
-            let rows: Vec<i64> = layout.places.iter().map(|place| place.row(place.len() - 2) as i64).collect();
-            eos_probabilities(&network.logits(&hidden.f_index_select(0, &to_device(&rows, device)?)?)?, terms)
-        });
+        let columns = self.read(model, &hidden, &wanted, &inputs, terms)?;
+        let eos = terms.map(|terms| eos_probabilities(&network.logits(&hidden.f_index_select(0, &inputs.ends)?)?, terms));
         let eos = eos.transpose()?;
-        let block = self.blocks.hidden_rows as i64;
         let largest = self.aside(|| largest(&hidden, block))?;
-        Ok(Submitted { first, places: layout.places, largest, columns, eos })
+        Ok(Submitted::send(first, layout.places, largest, &columns, eos, device)?)
     }
 
     /// Log-probabilities of all completion tokens, in the order of the sequences.
@@ -111,34 +105,25 @@ impl Prover {
         &self,
         model: &Model,
         hidden: &Tensor,
-        sequences: &[Sequence],
-        layout: &Layout,
+        wanted: &Wanted,
+        inputs: &Inputs,
         terms: Option<&ExamineTerms>,
     ) -> Result<Columns, ProveError> {
-        let device = model.device();
         let mut columns = Columns::default();
         let readout = Readout::new(hidden, self.blocks.wide_rows, model.config().vocab_size, terms)?;
-        let wanted = Wanted::of(sequences, layout);
-        let (rows, chosen) = (to_device(&wanted.rows, device)?, to_device(&wanted.chosen, device)?);
         let size = [self.blocks.logit_rows.min(wanted.rows.len()) as i64, model.config().vocab_size];
-        let buffer = Tensor::f_empty(size, (hidden.kind(), device))?;
+        let buffer = Tensor::f_empty(size, (hidden.kind(), hidden.device()))?;
         for chunk in wanted.chunks(self.blocks.logit_rows) {
             let (start, count) = (chunk.start as i64, chunk.len() as i64);
-            let states = hidden.f_index_select(0, &rows.f_narrow(0, start, count)?)?;
+            let states = hidden.f_index_select(0, &inputs.rows.f_narrow(0, start, count)?)?;
             let logits = model.network.logits_into(&buffer.f_narrow(0, 0, count)?, &states)?;
             // A repetition penalty looks back into its own sequence, so rows are read sequence by sequence.
             for (sequence, part, first) in wanted.parts(&chunk) {
-                let ids = match terms {
-                    Some(terms) if terms.repetition_penalty != 1.0 => {
-                        to_device(&sequences[sequence].tokens.iter().map(|&token| i64::from(token)).collect::<Vec<_>>(), device)?
-                    }
-                    _ => Tensor::new(),
-                };
                 let (from, count) = ((part.start - chunk.start) as i64, part.len() as i64);
                 let rows = Rows {
                     logits: &logits.f_narrow(0, from, count)?,
-                    chosen: &chosen.f_narrow(0, part.start as i64, count)?,
-                    ids: &ids,
+                    chosen: &inputs.chosen.f_narrow(0, part.start as i64, count)?,
+                    ids: &wanted.ids_of(sequence, &inputs.whole)?,
                     first: first as i64,
                 };
                 readout.read(&rows, &mut columns)?;
@@ -146,44 +131,22 @@ impl Prover {
         }
         Ok(columns)
     }
-
-    /// Fetches a batch's results and hands them over in order.
-    fn deliver(
-        &mut self,
-        sequences: &[Sequence],
-        batch: Submitted,
-        terms: Option<&ExamineTerms>,
-        on_result: &mut dyn FnMut(usize, Proof),
-        delivered: &mut usize,
-    ) -> Result<(), ProveError> {
-        // Waits for the device.
-        let (logprobs, probabilities) = batch.columns.to_host()?;
-        let eos = batch.eos.map(Vec::<f32>::try_from).transpose()?.unwrap_or_default();
-        self.aside(|| {
-            let rows = sketch::to_rows(&batch.largest)?;
-            let (mut logprobs, mut probabilities) = (logprobs.into_iter(), probabilities.into_iter());
-            for (offset, place) in batch.places.iter().enumerate() {
-                let index = batch.first + offset;
-                let sequence = &sequences[index];
-                let of_place = rows[place.prompt.clone()].iter().chain(&rows[place.completion.clone()]);
-                let sketches = sketch::fold(of_place, &sequence.coefficients).ok_or(ProveError::NotFinite { index })?;
-                let count = sequence.predicted();
-                let own = logprobs.by_ref().take(count).collect();
-                let examined = terms.map(|_| Examined {
-                    eos_probability: eos.get(offset).copied().unwrap_or(0.0),
-                    probabilities: probabilities.by_ref().take(count).collect(),
-                });
-                let proof = Proof { sketches, logprobs: sequence.with_unpredicted(own, terms), examined };
-                proof.check(index)?;
-                on_result(index, proof);
-                *delivered = index + 1;
-            }
-            Ok(())
-        })
-    }
 }
 
-/// The rows that completion tokens are read from, over all sequences of a batch.
+/// What a batch needs on the device.
+struct Inputs {
+    /// Packed ids, and the position of each in its sequence.
+    ids: Tensor,
+    positions: Tensor,
+    /// As in [`Wanted`].
+    rows: Tensor,
+    chosen: Tensor,
+    ends: Tensor,
+    whole: Tensor,
+}
+
+/// The rows that completion tokens are read from, over all sequences of a batch, and what is needed to read them.
+#[derive(Default)]
 struct Wanted {
     /// Packed row that predicts each completion token.
     rows: Vec<i64>,
@@ -191,27 +154,53 @@ struct Wanted {
     chosen: Vec<i64>,
     /// Per sequence: where its rows begin, and the position that the first of them predicts.
     starts: Vec<(usize, usize)>,
+    /// In an examination, the packed row before each sequence's last token.
+    ends: Vec<i64>,
+    /// Under a repetition penalty, the ids of all sequences one after the other, and where each has its own.
+    whole: Vec<i64>,
+    places: Vec<Range<usize>>,
 }
 
 impl Wanted {
-    fn of(sequences: &[Sequence], layout: &Layout) -> Self {
-        let mut wanted = Self { rows: Vec::new(), chosen: Vec::new(), starts: Vec::new() };
+    fn of(sequences: &[Sequence], layout: &Layout, terms: Option<&ExamineTerms>) -> Self {
+        let mut wanted = Self::default();
+        let looks_back = terms.is_some_and(|terms| terms.repetition_penalty != 1.0);
         for (sequence, place) in sequences.iter().zip(&layout.places) {
             let first = sequence.first_predicted();
             wanted.starts.push((wanted.rows.len(), first));
             wanted.rows.extend((first..place.len()).map(|position| place.row(position - 1) as i64));
             wanted.chosen.extend(sequence.tokens.iter().skip(first).map(|&token| i64::from(token)));
+            if terms.is_some() {
+                wanted.ends.push(place.row(place.len() - 2) as i64);
+            }
+            let start = wanted.whole.len();
+            if looks_back {
+                wanted.whole.extend(sequence.tokens.iter().map(|&token| i64::from(token)));
+            }
+            wanted.places.push(start..wanted.whole.len());
         }
         wanted
     }
 
-    fn chunks(&self, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    fn upload(&self, layout: &Layout, device: Device) -> Result<Inputs, TchError> {
+        let lists = [&layout.ids[..], &layout.positions, &self.rows, &self.chosen, &self.ends, &self.whole];
+        let [ids, positions, rows, chosen, ends, whole] = upload(lists, device)?;
+        Ok(Inputs { ids, positions, rows, chosen, ends, whole })
+    }
+
+    /// A sequence's part of `whole`.
+    fn ids_of(&self, sequence: usize, whole: &Tensor) -> Result<Tensor, TchError> {
+        let place = &self.places[sequence];
+        whole.f_narrow(0, place.start as i64, place.len() as i64)
+    }
+
+    fn chunks(&self, most: usize) -> impl Iterator<Item = Range<usize>> {
         let all = self.rows.len();
         (0..all).step_by(most).map(move |start| start..all.min(start + most))
     }
 
     /// The parts of a chunk that belong to one sequence each: the sequence, its rows, and the position that the first predicts.
-    fn parts(&self, chunk: &std::ops::Range<usize>) -> impl Iterator<Item = (usize, std::ops::Range<usize>, usize)> {
+    fn parts(&self, chunk: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>, usize)> {
         let ends = self.starts.iter().skip(1).map(|&(start, _)| start).chain([self.rows.len()]);
         self.starts.iter().zip(ends).enumerate().filter_map(move |(sequence, (&(begin, first), end))| {
             let part = begin.max(chunk.start)..end.min(chunk.end);
@@ -222,10 +211,6 @@ impl Wanted {
 
 fn tokens(sequences: &[Sequence]) -> usize {
     sequences.iter().map(|sequence| sequence.tokens.len()).sum()
-}
-
-fn to_device(values: &[i64], device: Device) -> Result<Tensor, TchError> {
-    Tensor::f_from_slice(values)?.f_to(device)
 }
 
 /// In blocks, because the integer keys that CUDA chooses by are four times as wide as the hidden states.
@@ -251,7 +236,7 @@ fn attend(
     k: &Tensor,
     v: &Tensor,
 ) -> Result<Tensor, TchError> {
-    let slice = |x: &Tensor, rows: &std::ops::Range<usize>| x.f_narrow(2, rows.start as i64, rows.len() as i64);
+    let slice = |x: &Tensor, rows: &Range<usize>| x.f_narrow(2, rows.start as i64, rows.len() as i64);
     let mut parts = Vec::with_capacity(places.len());
     for (place, masks) in places {
         if place.is_whole() {

@@ -1,7 +1,7 @@
 //! From logits to the numbers of a proof, a bounded number of rows at a time: f32 logits of a large vocabulary are the widest
 //! thing of the whole pass.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::ExamineTerms;
 
@@ -13,13 +13,16 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// All log-probabilities, then all probabilities, on the host.
-    pub fn to_host(&self) -> Result<(Vec<f32>, Vec<f32>), TchError> {
-        let joined = |pieces: &[Tensor]| {
-            if pieces.is_empty() { Ok(Vec::new()) } else { Vec::<f32>::try_from(Tensor::f_cat(pieces, 0)?) }
-        };
-        Ok((joined(&self.logprobs)?, joined(&self.probabilities)?))
+    /// All log-probabilities, then all probabilities, still on the device.
+    pub fn join(&self) -> Result<[Tensor; 2], TchError> {
+        let joined = |pieces: &[Tensor]| if pieces.is_empty() { nothing() } else { Tensor::f_cat(pieces, 0) };
+        Ok([joined(&self.logprobs)?, joined(&self.probabilities)?])
     }
+}
+
+/// No numbers, where none were asked for.
+pub(super) fn nothing() -> Result<Tensor, TchError> {
+    Tensor::f_zeros([0], (Kind::Float, Device::Cpu))
 }
 
 /// Which rows of logits are read, and what they predict.

@@ -58,8 +58,9 @@ impl Worker {
             driver: None,
             libtorch: "none: a fake".into(),
             dtype: "f32".into(),
-            attention: "sdpa".into(),
+            attention: "cpu-flash".into(),
             precision_tuning: 0,
+            tf32_overrides: Vec::new(),
             mode: "exact".into(),
         }))?;
         Ok(worker)
