@@ -71,6 +71,7 @@ pub async fn publish(settings: &Settings, arguments: &Arguments, meter: &Meter) 
     if !matches!(settings.chain, Chain::Local { .. }) {
         return Err(Failure::Data("publish-checkpoint is for the local chain: on the network the trainer publishes".into()));
     }
+    let left = left_behind(&arguments.directory).map_err(|error| Failure::Data(error.to_string()))?;
     let hotkey = wallet::load(&settings.wallet)?;
     let buckets = Buckets::open(&settings.storage, Duration::from_secs_f64(settings.upload_timeout), false).await?;
     let chain = open_chain(settings, Some(&hotkey), &buckets)?;
@@ -90,7 +91,6 @@ pub async fn publish(settings: &Settings, arguments: &Arguments, meter: &Meter) 
     let unpublished = |error: &dyn std::fmt::Display| {
         Failure::Data(format!("the checkpoint {:?} is not published: {error}", arguments.directory))
     };
-    let left = left_behind(&arguments.directory).map_err(|error| unpublished(&error))?;
     let published = match &arguments.delta_from {
         None => publish_full(&bucket, &arguments.directory, &terms, Some(&sign), meter).await,
         Some(before) => {

@@ -41,8 +41,8 @@ fn what_limits_is_told_apart() {
 #[test]
 fn no_file_is_late_and_the_schedule_beats_the_best_batches_by_a_fifth() {
     let host = built_in();
-    let (scheduled, _) = scheduled(&host, 8, 3).unwrap();
-    let batches = best_batches(&host, 8, 4, 3).unwrap();
+    let (scheduled, _) = scheduled(&host, 8, 3, &Meter::default()).unwrap();
+    let batches = best_batches(&host, 8, 4, 3, &Meter::default()).unwrap();
     assert_eq!(scheduled.late, 0);
     assert!(scheduled.mean > 1.2 * batches[0].mean, "{} against {} of {}", scheduled.mean, batches[0].mean, batches[0].name);
 }

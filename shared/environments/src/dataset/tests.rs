@@ -314,11 +314,10 @@ fn a_cache_folder_of_the_hub_is_read_at_the_revision_that_counts() {
 #[test]
 fn in_the_hubs_own_conversion_the_folder_says_the_split() {
     let folder = tempfile::tempdir().unwrap();
-    let columns = |question| [vec![Some(question)], vec![Some("#### 1")]];
     let place = |name: &str, question: &str| {
         let path = folder.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        write_packed(&path, TEXT_SCHEMA, &columns(question), Compression::SNAPPY, WriterVersion::PARQUET_1_0);
+        write_parquet(&path, TEXT_SCHEMA, &[vec![Some(question)], vec![Some("#### 1")]]);
         path
     };
     let first = place("main/train/0000.parquet", "a");

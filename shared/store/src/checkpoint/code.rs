@@ -18,7 +18,9 @@ const AUTO_MAP: &str = "auto_map";
 /// Documents about a checkpoint, which nothing that loads it reads.
 const NOT_LOADED: [&str; 3] = ["metadata.json", "snapshot_metadata.json", "delta_metadata.json"];
 /// What some editors put before a text. Python's json refuses it, and so do the tokenizers.
-const MARK: &[u8] = b"\xef\xbb\xbf";
+pub(super) const MARK: &[u8] = b"\xef\xbb\xbf";
+/// What is told of it.
+pub(super) const MARKED: &str = "a byte order mark, which the network's loaders refuse; save it as UTF-8 without one";
 /// Bytes of one document. The largest, a tokenizer's, has some tens of millions.
 const MOST_BYTES: u64 = 256 << 20;
 
@@ -78,9 +80,7 @@ fn names_code(path: &Path) -> Result<Result<bool, String>, CheckpointError> {
         return Ok(Err(format!("it has {bytes} bytes, more than {MOST_BYTES}")));
     }
     if file.fill_buf().map_err(local(path))?.starts_with(MARK) {
-        return Ok(Err(
-            "it begins with a byte order mark, which the network's loaders refuse; save it as UTF-8 without one".into()
-        ));
+        return Ok(Err(format!("it begins with {MARKED}")));
     }
     let mut found = false;
     let mut document = serde_json::Deserializer::from_reader(file.take(MOST_BYTES));
@@ -197,6 +197,8 @@ mod tests {
         for text in [r#"{"model": {"vocab": {"auto_map": 7}}}"#, r#"{"auto_map": null}"#, r#"["auto_map"]"#, "17"] {
             assert_eq!(judged("vocab.json", text), Ok(()), "{text}");
         }
+        let marked = judged("config.json", "\u{feff}{}").unwrap_err();
+        assert!(marked.contains("config.json") && marked.contains("byte order mark"), "{marked}");
         // Python reads these two, and would find what stands behind.
         for text in [r#"{"a": NaN, "auto_map": {"x": "y"}}"#, r#"{"a": "\ud800", "auto_map": {"x": "y"}}"#] {
             let error = judged("generation_config.json", text).unwrap_err();

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::CheckpointError;
+use super::code::{MARK, MARKED};
 use super::error::local;
 use super::metadata::is_plain_name;
 use super::weights::{TensorPlace, tensor_places_among};
@@ -83,7 +84,7 @@ impl Contents {
             files.sort();
         }
         for name in &files {
-            mistakes.extend(pointer(dir, name)?);
+            mistakes.extend(beginning(dir, name)?);
         }
         if !mistakes.is_empty() {
             return Err(unpublishable(dir, &mistakes));
@@ -216,12 +217,16 @@ fn document<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Result<T,
     serde_json::from_slice(&bytes).map_err(|error| format!("{name} cannot be used: {error}; save it again"))
 }
 
-/// Says that a file is a pointer of Git LFS, if it is.
-fn pointer(dir: &Path, name: &str) -> Result<Option<String>, CheckpointError> {
+/// What is wrong with a file that can be told by its first bytes.
+fn beginning(dir: &Path, name: &str) -> Result<Option<String>, CheckpointError> {
     let (path, mut begin) = (dir.join(name), Vec::new());
     let file = File::open(&path).map_err(local(&path))?;
     file.take(POINTER.len() as u64).read_to_end(&mut begin).map_err(local(&path))?;
-    Ok((begin == POINTER).then(|| format!("{name} is a Git LFS pointer, not the file; run `git lfs pull` in its folder")))
+    if begin == POINTER {
+        return Ok(Some(format!("{name} is a Git LFS pointer, not the file; run `git lfs pull` in its folder")));
+    }
+    let marked = begin.starts_with(MARK) && name.ends_with(".json");
+    Ok(marked.then(|| format!("{name} begins with {MARKED}")))
 }
 
 /// Some names, and how many more there are.
