@@ -5,6 +5,8 @@
     reason = "tests start programs, measure time and may panic; the rules are for the product"
 )]
 
+mod folders;
+
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;

@@ -23,6 +23,7 @@ use arguments::{Arguments, Serve, Task};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use grail_model::{AttentionKernel, Heads, NoGpu, Numerics};
+use grail_process::with_causes;
 use worker::{Broken, FAILURE, Worker};
 
 fn main() -> ExitCode {
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
         (Some(Task::Bench(arguments)), _) => match bench::run(&arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "The bench broke off.");
+                tracing::error!(error = with_causes(error.as_ref()), "The bench broke off.");
                 ExitCode::FAILURE
             }
         },
@@ -61,7 +62,7 @@ fn serve(arguments: &Serve) -> ExitCode {
         (None, Some(absent)) => ("no GPU", absent.fault.exit_code()),
         (None, None) => ("failure", FAILURE),
     };
-    tracing::error!(slot = arguments.slot, class, error = format!("{error:#}"), "The proof worker cannot go on.");
+    tracing::error!(slot = arguments.slot, class, error = with_causes(error.as_ref()), "The proof worker cannot go on.");
     ExitCode::from(code)
 }
 
