@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use grail_mining::run as mine;
+use grail_process::environment;
 use grail_settings as settings;
 use grail_settings::{Loaded, Settings, Sources};
 use grail_subnet::reader;
@@ -103,6 +104,8 @@ enum Command {
 enum ConfigCommand {
     /// Every setting, its value and who set it. Secrets are hidden.
     Explain,
+    /// Which variables of the environment reach workers and servers, and what for. No others do.
+    Variables,
 }
 
 /// What a window's randomness is made of. The same as `beacon.drand`.
@@ -214,6 +217,10 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Command::Config { command: ConfigCommand::Explain } => {
             log::print(&settings::explain(&loaded?));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Config { command: ConfigCommand::Variables } => {
+            log::print(&environment::table());
             Ok(ExitCode::SUCCESS)
         }
         Command::PublishCheckpoint(arguments) => {
