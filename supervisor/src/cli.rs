@@ -104,6 +104,8 @@ enum Command {
 enum ConfigCommand {
     /// Every setting, its value and who set it. Secrets are hidden.
     Explain,
+    /// Which variables of the environment reach workers and servers, and what for. No others do.
+    Variables,
 }
 
 /// What a window's randomness is made of. The same as `beacon.drand`.
@@ -221,6 +223,10 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Config { command: ConfigCommand::Explain } => {
             log::print(&settings::explain(&loaded));
             loaded.judged()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Config { command: ConfigCommand::Variables } => {
+            log::print(&environment::table());
             Ok(ExitCode::SUCCESS)
         }
         Command::PublishCheckpoint(arguments) => {

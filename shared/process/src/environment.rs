@@ -7,29 +7,51 @@ use std::sync::OnceLock;
 /// Says whose family a process belongs to: the run of the supervisor below which it was started.
 pub const FAMILY: &str = "GRAIL_FAMILY";
 
-/// Names that a child may inherit as they are.
-const NAMES: [&str; 16] = [
-    FAMILY,
-    "PATH",
-    "HOME",
-    "USER",
-    "LANG",
-    "TZ",
-    "TMPDIR",
-    "TERM",
-    "LD_LIBRARY_PATH",
-    "RUST_LOG",
-    "RUST_BACKTRACE",
-    "NO_COLOR",
-    "XDG_CACHE_HOME",
-    "HF_HUB_OFFLINE",
-    "CC",
-    "CXX",
+/// Variables that a child may inherit as they are.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Their names; one that ends with `*` stands for every name that begins so.
+    pub names: &'static [&'static str],
+    /// Who needs them.
+    pub why: &'static str,
+}
+
+const fn inherited(names: &'static [&'static str], why: &'static str) -> Inherited {
+    Inherited { names, why }
+}
+
+/// Everything that a child may inherit. `HF_` as a whole is not among it: `HF_TOKEN` is a secret.
+pub const INHERITED: &[Inherited] = &[
+    inherited(&[FAMILY], "whose process it is, for a later start that finds it"),
+    inherited(&["PATH", "HOME", "USER", "LANG", "LC_*", "TZ", "TERM", "NO_COLOR"], "what every program expects"),
+    inherited(&["TMPDIR", "XDG_CACHE_HOME"], "where temporary files and caches may lie"),
+    inherited(&["RUST_LOG", "RUST_BACKTRACE"], "what our own programs log"),
+    inherited(&["LD_LIBRARY_PATH"], "libtorch and the driver's libraries, where no run path names them"),
+    inherited(&["CUDA_*", "NVIDIA_*"], "which GPUs there are, where the toolkit is (CUDA_HOME, CUDA_PATH), and CUDA's own cache"),
+    inherited(&["OMP_*", "MKL_*"], "threads of libtorch on the CPU"),
+    inherited(&["TORCH_*", "PYTORCH_*", "TORCHINDUCTOR_*"], "libtorch's allocator and logs, and where compiled kernels are kept"),
+    inherited(&["SGLANG_*", "VLLM_*"], "the generation servers' own switches and caches"),
+    inherited(
+        &["FLASHINFER_*", "TVM_FFI_*", "DG_JIT_CACHE_DIR", "TRITON_*"],
+        "where SGLang's and vLLM's kernels are compiled at run time and kept, and for which GPUs",
+    ),
+    inherited(
+        &["CC", "CXX", "CUDAHOSTCXX", "NVCC_*", "CPATH", "LIBRARY_PATH", "MAX_JOBS"],
+        "which compilers build those kernels, with what headers and libraries, how many at once",
+    ),
+    inherited(&["NCCL_*", "UCX_*", "GLOO_*", "NVSHMEM_*"], "how the GPUs of one server talk to each other"),
+    inherited(&["CONDA_PREFIX"], "where a Python of conda has its toolkit and libraries"),
+    inherited(&["HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"], "where tokenizers and models of the Hugging Face hub are kept"),
 ];
 
-/// Prefixes of families that a child may inherit. `HF_` is not among them: `HF_TOKEN` is a secret.
-const PREFIXES: [&str; 12] =
-    ["LC_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "TORCH_", "PYTORCH_", "TRITON_", "SGLANG_", "VLLM_", "HF_HOME"];
+/// Words that name a secret, whatever else a name says.
+const SECRET_WORDS: [&str; 8] = ["TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "KEY", "CREDENTIAL", "AUTH"];
+
+/// [`INHERITED`] as a table for people.
+pub fn table() -> String {
+    let rows = INHERITED.iter().map(|inherited| format!("{}\n    {}\n", inherited.names.join(" "), inherited.why));
+    rows.collect::<String>() + &format!("Never one whose name holds {}.\n", SECRET_WORDS.join(", "))
+}
 
 /// What is laid over the environment that this process was started with.
 static LAID_OVER: OnceLock<BTreeMap<String, String>> = OnceLock::new();
@@ -83,8 +105,10 @@ pub fn for_child(
 
 fn may_inherit(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
-    let secret = ["TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL"].iter().any(|word| name.contains(word));
-    !secret && (NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+    let upper = name.to_ascii_uppercase();
+    let secret = SECRET_WORDS.iter().any(|word| upper.contains(word));
+    let known = |pattern: &&str| pattern.strip_suffix('*').map_or(*pattern == name, |begin| name.starts_with(begin));
+    !secret && INHERITED.iter().flat_map(|inherited| inherited.names).any(|pattern| known(&pattern))
 }
 
 #[cfg(test)]
@@ -114,6 +138,53 @@ mod tests {
         for name in [FAMILY, "LD_PRELOAD", "HF_TOKEN", "R2_WRITE_SECRET_ACCESS_KEY", "HTTPS_PROXY"] {
             assert!(!can_be_laid_over(name), "{name}");
         }
+    }
+
+    #[test]
+    fn what_compilers_caches_and_links_between_gpus_need_reaches_a_child() {
+        let needed = [
+            "CUDA_HOME",
+            "CUDA_PATH",
+            "CUDAHOSTCXX",
+            "NVCC_PREPEND_FLAGS",
+            "CPATH",
+            "LIBRARY_PATH",
+            "MAX_JOBS",
+            "FLASHINFER_WORKSPACE_BASE",
+            "TVM_FFI_CACHE_DIR",
+            "DG_JIT_CACHE_DIR",
+            "TRITON_CACHE_DIR",
+            "TORCHINDUCTOR_CACHE_DIR",
+            "TORCH_EXTENSIONS_DIR",
+            "NCCL_IB_DISABLE",
+            "UCX_TLS",
+            "GLOO_SOCKET_IFNAME",
+            "NVSHMEM_DISABLE_CUDA_VMM",
+            "CONDA_PREFIX",
+            "HF_HUB_CACHE",
+        ];
+        let kept = for_child(needed.map(|name| pair(name, "x")), []);
+        assert_eq!(kept, needed.map(|name| pair(name, "x")));
+        for other in ["PATHS", "MAX_JOBS_TOO", "HF_ENDPOINT", "AWS_REGION", "BT_WALLET_HOT", "GRAIL_STATE_DIR", "cuda_home"] {
+            assert_eq!(for_child([pair(other, "x")], []), [], "{other} is nobody's need");
+        }
+    }
+
+    #[test]
+    fn no_family_lets_a_secret_through() {
+        let families = INHERITED.iter().flat_map(|inherited| inherited.names).filter_map(|name| name.strip_suffix('*'));
+        let mut tried = 0;
+        for family in families {
+            for word in SECRET_WORDS {
+                for name in [format!("{family}{word}"), format!("{family}API_{}_X", word.to_lowercase())] {
+                    assert_eq!(for_child([pair(&name, "x")], []), [], "{name}");
+                    tried += 1;
+                }
+            }
+        }
+        assert!(tried > 100, "{tried}");
+        let text = table();
+        assert!(text.contains("FLASHINFER_*") && text.contains("CREDENTIAL"), "{text}");
     }
 
     #[test]
