@@ -34,6 +34,7 @@ mod weights_error;
 pub use checkpoint::Checkpoint;
 pub use config::{Architecture, ConfigError, ModelConfig, Rotary, RotaryScaling, stop_token_ids};
 pub use delta::DeltaError;
+pub use device_error::fault;
 pub use memory::{empty_cache, free_memory, take_peak};
 pub use model::{ApplyError, Candidate, LoadError, LoadOptions, Model, Precision, ReloadError, judge};
 pub use numerics::{Attention, Numerics, NumericsError, PrecisionTuning, Switches};

@@ -52,10 +52,10 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
             (dataset, accelerators::gpus(&layout, running))
         })
     };
-    let ((mut rows, told), beacon, worker, server, blocking) = tokio::join!(
+    let ((mut rows, told), beacon, workers, server, blocking) = tokio::join!(
         outside(settings, running),
         subnet::beacon(&settings.beacon),
-        accelerators::worker(settings, &layout),
+        accelerators::workers(settings, &layout),
         accelerators::server(settings),
         blocking,
     );
@@ -66,7 +66,8 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
         Ok((dataset, gpus)) => rows.extend([host::dataset_row(settings, &dataset, told), gpus]),
         Err(error) => rows.push(Row::not_asked("dataset, GPUs", error.to_string())),
     }
-    rows.extend([worker, server, host::variables(loaded)]);
+    rows.extend(workers);
+    rows.extend([server, host::variables(loaded)]);
     rows
 }
 

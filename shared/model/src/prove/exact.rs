@@ -31,6 +31,7 @@ impl Prover {
                     // cuBLAS and cuDNN allocate beside libtorch's cache, and get nothing of what that keeps.
                     empty_cache(model.device())?;
                     size /= 2;
+                    tracing::warn!(sequences = size, "Memory ran out; the rest of the job is computed in smaller batches.");
                 }
                 Err(error) => return Err(error),
             }
