@@ -70,9 +70,7 @@ pub enum Broken {
 
 impl Broken {
     fn device(doing: String, error: &TchError) -> Self {
-        let text = error.to_string();
-        let fault = Fault::in_text(&text);
-        Self::Device { doing, what: text.lines().next().unwrap_or_default().to_owned(), fault }
+        Self::Device { doing, what: short(error), fault: grail_model::fault(error) }
     }
 
     /// A word for the log, and the exit code that tells the supervisor.
@@ -84,6 +82,11 @@ impl Broken {
             Self::Device { fault: None, .. } => ("failure", FAILURE),
         }
     }
+}
+
+/// The first line: libtorch puts its stack below it.
+fn short(error: &impl std::fmt::Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 fn advice(fault: Option<Fault>) -> String {
@@ -218,9 +221,8 @@ impl Worker {
             Err(reason) => Err(reason),
             Ok(resident) => match compute(resident, job, send) {
                 Ok(()) => Ok(resident.prover.take_time_beside()),
-                Err(ProveError::Torch(error)) if !Fault::in_text(&error.to_string()).is_some_and(Fault::is_memory) => {
-                    return Err(Broken::device(format!("job {}", job.id), &error));
-                }
+                Err(error) if error.is_out_of_memory() => Err(short(&error)),
+                Err(ProveError::Torch(error)) => return Err(Broken::device(format!("job {}", job.id), &error)),
                 Err(error) => Err(error.to_string()),
             },
         };

@@ -220,8 +220,12 @@ async fn every_mode_answers_one_proof_per_sequence_in_order_and_all_agree() {
 
 /// A one-layer model whose batches take far more memory than its weights, and its checkpoint's hash.
 fn wide_model(directory: &Path) -> Revision {
+    model(directory, 512, 512)
+}
+
+fn model(directory: &Path, vocabulary: u32, hidden: u32) -> Revision {
     let config = serde_json::json!({
-        "model_type": "qwen2", "hidden_act": "silu", "vocab_size": 512, "hidden_size": 512, "intermediate_size": 1024,
+        "model_type": "qwen2", "hidden_act": "silu", "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": 1024,
         "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 512,
         "tie_word_embeddings": true,
     });
@@ -265,6 +269,46 @@ async fn a_batch_keeps_to_its_predicted_memory_and_one_that_has_too_little_is_co
     }
     let most = mebibytes(rig.child.pid(), "VmHWM:");
     assert!(most <= before + predicted, "{most} MiB were taken, {before} before, {predicted} predicted");
+}
+
+#[tokio::test]
+async fn the_exact_mode_computes_in_parts_what_has_too_little_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let revision = wide_model(directory.path());
+    let mut rig = Rig::start_in("exact").await;
+    let command = ReloadCommand { revision: revision.clone(), directory: directory.path().into(), manifest: Default::default() };
+    assert!(matches!(rig.ask(ToWorker::Reload(command)).await, FromWorker::Reloaded(_)));
+    let sequences: Vec<_> = (0..16).map(|row| sequence(512, 8 + row)).collect();
+    let asked = |id| ProofJob { revision: revision.clone(), ..job(id, sequences.clone()) };
+    // Room for a few of sixteen sequences.
+    let limit = (mebibytes(rig.child.pid(), "VmSize:") + 64) << 20;
+    prlimit(rig.child.pid(), &limit.to_string());
+    assert_eq!(rig.proofs(asked(1)).await.len(), 16);
+    prlimit(rig.child.pid(), "unlimited");
+    assert_eq!(rig.proofs(asked(2)).await.len(), 16);
+    let peak = mebibytes(rig.child.pid(), "VmPeak:");
+    assert!(peak > limit >> 20, "a whole batch takes {peak} MiB, and would have had its place in {} MiB", limit >> 20);
+}
+
+/// What a load lacks in memory is no fault of the checkpoint's: the worker says so by its exit code, and refuses nothing.
+#[tokio::test]
+async fn a_load_that_runs_out_of_memory_ends_the_process_as_that_and_refuses_no_checkpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let revision = large_model(directory.path());
+    let mut rig = Rig::start().await;
+    let limit = (mebibytes(rig.child.pid(), "VmSize:") + 48) << 20;
+    prlimit(rig.child.pid(), &limit.to_string());
+    let command = ReloadCommand { revision, directory: directory.path().into(), manifest: Default::default() };
+    rig.link.outbox.send(&ToWorker::Reload(command)).await.unwrap();
+    let answer = tokio::time::timeout(LIMIT, rig.link.inbox.receive()).await.unwrap();
+    assert!(matches!(answer, Ok(None) | Err(_)), "{answer:?}");
+    let status = tokio::time::timeout(LIMIT, rig.child.exited()).await.unwrap();
+    assert_eq!(status.code(), Some(81), "{status}");
+}
+
+/// A model whose embedding alone is 96 MiB.
+fn large_model(directory: &Path) -> Revision {
+    model(directory, 98_304, 256)
 }
 
 #[allow(clippy::disallowed_methods, reason = "a tool of the test, not a child of the program")]

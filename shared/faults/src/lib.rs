@@ -121,14 +121,18 @@ const WORDS: [(Fault, &[&str]); 8] = [
 const NO_FAULTS: [&str; 4] =
     ["_status_not_supported", "_status_invalid_value", "_status_bad_param", "cuda error: invalid configuration argument"];
 
+/// Bytes of a text that are looked at.
+const MOST: usize = 2048;
+
 impl Fault {
     /// All of them.
     pub const ALL: [Self; 7] =
         [Self::GpuMemory, Self::HostMemory, Self::Sticky, Self::Ecc, Self::Busy, Self::Lost, Self::Unusable];
 
-    /// The fault that an error's text, or a line of it, tells of.
+    /// The fault that an error's text, or a line of it, tells of. What libtorch says comes first, then many kilobytes of its stack, which
+    /// are not copied: where memory has run out there may not be so much.
     pub fn in_text(text: &str) -> Option<Self> {
-        let text = text.to_lowercase();
+        let text = text[..text.floor_char_boundary(MOST)].to_ascii_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
         let found = WORDS.iter().find(|(_, words)| says(words)).map(|(fault, _)| *fault)?;
         (found != Self::Sticky || !says(&NO_FAULTS)).then_some(found)

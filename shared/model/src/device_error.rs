@@ -1,9 +1,23 @@
 //! Which errors are the device's and not the checkpoint's: those that libtorch threw. Everything else was found by reading.
 
+use grail_faults::Fault;
 use tch::TchError;
 
 use crate::model::{ApplyError, LoadError, ReloadError};
 use crate::transfer::CopyError;
+
+/// What libtorch's error says of the device. Its exceptions reach this side of its C interface as texts only.
+pub fn fault(error: &TchError) -> Option<Fault> {
+    match error {
+        TchError::Torch(text) => Fault::in_text(text),
+        error => Fault::in_text(&error.to_string()),
+    }
+}
+
+/// Whether a smaller batch may do.
+pub(crate) fn is_out_of_memory(error: &TchError) -> bool {
+    fault(error).is_some_and(Fault::is_memory)
+}
 
 impl CopyError {
     fn of_libtorch(&self) -> Option<&TchError> {

@@ -37,6 +37,7 @@ pub use attention::{AttentionKernel, Heads};
 pub use checkpoint::Checkpoint;
 pub use config::{Architecture, ConfigError, ModelConfig, Rotary, RotaryScaling, stop_token_ids};
 pub use delta::DeltaError;
+pub use device_error::fault;
 pub use memory::{empty_cache, free_memory, take_peak};
 pub use model::{ApplyError, Candidate, LoadError, LoadOptions, Model, Precision, ReloadError, judge};
 pub use numerics::{Attention, Numerics, NumericsError, PrecisionTuning, Switches};

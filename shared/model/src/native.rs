@@ -3,6 +3,7 @@
 
 mod stream;
 
+use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_int};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -166,7 +167,8 @@ pub(crate) fn load_cuda_half() -> Result<(), String> {
     // SAFETY: the library is libtorch's own; its initialisers register back ends and have no precondition but that no other
     // libtorch call runs at the same time, and `startup` is the first one of a process.
     let loaded = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
-    loaded.map(std::mem::forget).map_err(|error| error.to_string())
+    // The error's own text says that something failed; what it was is below it.
+    loaded.map(std::mem::forget).map_err(|error| error.source().map_or_else(|| error.to_string(), ToString::to_string))
 }
 
 /// Brings CUDA up as the first tensor would, and says in libtorch's words why it cannot be had.

@@ -18,13 +18,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use grail_faults::Fault;
 use grail_protocol::constants::PROOF_TOPK;
 use tch::TchError;
 
 use self::budget::Blocks;
 pub use self::budget::{MemoryPlan, TokenBudget};
 pub use self::drift::Drift;
+use crate::device_error::is_out_of_memory;
 use crate::model::Model;
 
 /// One rollout to be proved.
@@ -159,7 +159,7 @@ pub enum ProveError {
 impl ProveError {
     /// Whether the device, its libraries or the host ran out of memory: a smaller batch may do.
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::Torch(error) if Fault::in_text(&error.to_string()).is_some_and(Fault::is_memory))
+        matches!(self, Self::Torch(error) if is_out_of_memory(error))
     }
 }
 

@@ -8,9 +8,9 @@ use grail_link::message::WorkerHello;
 use grail_process::{Launch, ProgramOutput, Spawner, environment};
 use grail_settings::{ConfigErrors, Settings};
 use grail_supervision::gpu::{Card, Driver, Nvml, SensorError};
-use grail_workers::plan::Plan;
+use grail_workers::plan::{Plan, ProofSlot};
 use grail_workers::preflight::{Preflight, own_folder};
-use grail_workers::{ChildPrograms, Programs};
+use grail_workers::{ChildPrograms, Programs, on_its_device};
 
 use super::greeting::{Unfit, trial_of_worker};
 use super::row::{Row, Verdict};
@@ -98,37 +98,43 @@ fn gpus_row(driver: Option<Driver>, cards: &[(String, Result<Card, SensorError>)
     }
 }
 
-/// Starts the first proof worker of the layout as a run starts it, to hear what libtorch it has and on what it computes, and to see
-/// it prove a small sequence in the type, mode and attention of the settings.
-pub(super) async fn worker(settings: &Settings, layout: &Result<Plan, String>) -> Row {
+/// Starts proof workers of the layout as a run starts them, to hear what libtorch they have and on what they compute, and to see
+/// each prove a small sequence in the type, mode and attention of the settings. One for each GPU, all at once as in a run; workers on
+/// the CPU are all alike, and one of them will do.
+pub(super) async fn workers(settings: &Settings, layout: &Result<Plan, String>) -> Vec<Row> {
     let needed = [ChildPrograms::ProofWorker, ChildPrograms::GenLauncher];
     let programs = match Programs::find(settings.programs.as_deref(), &needed) {
         Ok(programs) => programs,
-        Err(error) => return Row::failed_as_told(WORKER, &error),
+        Err(error) => return vec![Row::failed_as_told(WORKER, &error)],
     };
-    let Some(slot) = layout.as_ref().ok().and_then(|plan| plan.proof.first()) else {
-        return Row::not_asked(WORKER, "there is no layout to start it in");
-    };
-    let folder = match own_folder("grail-doctor-") {
-        Ok(folder) => folder,
-        // A run has its sockets elsewhere.
-        Err(error) => return Row::not_asked(WORKER, error.to_string()),
-    };
-    let asked = trial_of_worker(&programs, slot, &settings.proof, folder);
-    let trial = match tokio::time::timeout(TRIAL_PATIENCE, asked).await {
-        Ok(answer) => answer,
-        Err(_) => Err(Unfit::Start(format!("it has not proved a small sequence within {} s", TRIAL_PATIENCE.as_secs()))),
-    };
-    worker_row(slot.gpu.as_deref(), &trial)
+    let slots = layout.as_ref().map(|plan| plan.proof.as_slice()).unwrap_or_default();
+    let tried = slots.iter().enumerate().filter(|(place, slot)| *place == 0 || slot.gpu.is_some()).map(|(_, slot)| slot);
+    let trials = tried.map(async |slot| {
+        let folder = match own_folder("grail-doctor-") {
+            Ok(folder) => folder,
+            // A run has its sockets elsewhere.
+            Err(error) => return Row::not_asked(WORKER, error.to_string()),
+        };
+        let asked = trial_of_worker(&programs, slot, &settings.proof, folder);
+        let trial = match tokio::time::timeout(TRIAL_PATIENCE, asked).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Unfit::Start(format!("it has not proved a small sequence within {} s", TRIAL_PATIENCE.as_secs()))),
+        };
+        worker_row(slot, &trial)
+    });
+    let rows = futures::future::join_all(trials).await;
+    if rows.is_empty() { vec![Row::not_asked(WORKER, "there is no layout to start it in")] } else { rows }
 }
 
-fn worker_row(gpu: Option<&str>, trial: &Result<WorkerHello, Unfit>) -> Row {
+fn worker_row(slot: &ProofSlot, trial: &Result<WorkerHello, Unfit>) -> Row {
+    let what = slot.gpu.as_ref().map_or(WORKER.to_owned(), |gpu| format!("{WORKER} GPU {gpu}"));
     let (hello, unfit) = match trial {
         Ok(hello) => (hello, None),
         Err(Unfit::Compute(hello, why)) => (hello, Some(why)),
+        Err(Unfit::Device(why)) => return Row { what: what.into(), verdict: Verdict::Failed, found: why.clone(), remedy: None },
         Err(Unfit::Start(why)) => {
             return Row::failed(
-                WORKER,
+                what,
                 format!("grail-proof-worker does not start: {why}"),
                 "set libtorch up (make setup), or set programs.folder",
             );
@@ -138,29 +144,21 @@ fn worker_row(gpu: Option<&str>, trial: &Result<WorkerHello, Unfit>) -> Row {
         hello.driver.as_ref().map_or(hello.device_name.clone(), |driver| format!("{} with CUDA {driver}", hello.device_name));
     let how = format!("in {}, {} attention, {}, tuning {}", hello.dtype, hello.attention, hello.mode, hello.precision_tuning);
     let found = format!("libtorch {} computes on {on}, {how}", hello.libtorch);
-    match gpu {
-        Some(gpu) if hello.device == "cpu" => Row::failed(
-            WORKER,
-            format!("{found}, and not on GPU {gpu} as it should"),
-            "put a full libtorch 2.11 on LD_LIBRARY_PATH (the one set up here has no CUDA half), built for no newer CUDA than the \
-             driver's (row GPUs): its usual build is for CUDA 13.0, driver 580 or newer",
-        ),
-        _ => match unfit {
-            None => match overridden(&hello.tf32_overrides) {
-                None => Row::ok(WORKER, format!("{found}; it proved a small sequence")),
-                Some(settings) => Row::warning(
-                    WORKER,
-                    format!("{found}; it proved a small sequence; {settings} decides about TF32 in its place"),
-                    format!("unset {settings}: validators compute f32 products in full"),
-                ),
-            },
-            Some(why) => Row::failed(
-                WORKER,
-                format!("{found}, and cannot prove: {why}"),
-                "take the network's settings: leave proof.dtype, proof.mode, proof.precision_tuning and \
-                 proof.force_eager_attention out",
+    match (on_its_device(slot, hello), unfit) {
+        (Err(why), _) => Row { what: what.into(), verdict: Verdict::Failed, found: format!("{found}: {why}"), remedy: None },
+        (Ok(()), None) => match overridden(&hello.tf32_overrides) {
+            None => Row::ok(what, format!("{found}; it proved a small sequence")),
+            Some(settings) => Row::warning(
+                what,
+                format!("{found}; it proved a small sequence; {settings} decides about TF32 in its place"),
+                format!("unset {settings}: validators compute f32 products in full"),
             ),
         },
+        (Ok(()), Some(why)) => Row::failed(
+            what,
+            format!("{found}, and cannot prove: {why}"),
+            "take the network's settings: leave proof.dtype, proof.mode, proof.precision_tuning and proof.force_eager_attention out",
+        ),
     }
 }
 
@@ -294,6 +292,7 @@ mod tests {
             pid: 1,
             slot: 0,
             device: device.into(),
+            device_reason: (device == "cpu").then(|| "libcudnn.so.9: cannot open shared object file".into()),
             device_name: "NVIDIA H200".into(),
             driver: None,
             libtorch: "2.11.0".into(),
@@ -303,17 +302,23 @@ mod tests {
             tf32_overrides: Vec::new(),
             mode: "exact".into(),
         };
-        assert_eq!(worker_row(Some("1"), &Ok(hello("cuda:0"))).verdict, Verdict::Ok);
-        assert_eq!(worker_row(None, &Ok(hello("cpu"))).verdict, Verdict::Ok);
-        let row = worker_row(Some("1"), &Ok(hello("cpu")));
-        assert!(row.verdict == Verdict::Failed && row.remedy.is_some_and(|remedy| remedy.contains("LD_LIBRARY_PATH")));
-        assert_eq!(worker_row(None, &Err(Unfit::Start("no libtorch".into()))).verdict, Verdict::Failed);
+        let slot = |gpu: Option<&str>| ProofSlot { slot: 0, gpu: gpu.map(Into::into) };
+        let row = worker_row(&slot(Some("1")), &Ok(hello("cuda:0")));
+        assert_eq!((row.verdict, row.what.as_ref()), (Verdict::Ok, "proof worker GPU 1"));
+        let row = worker_row(&slot(None), &Ok(hello("cpu")));
+        assert_eq!((row.verdict, row.what.as_ref()), (Verdict::Ok, "proof worker"));
+        let row = worker_row(&slot(Some("1")), &Ok(hello("cpu")));
+        assert!(row.verdict == Verdict::Failed && row.found.contains("LD_LIBRARY_PATH"), "{row:?}");
+        assert!(row.found.contains("GPU 1 was given") && row.found.contains("libcudnn.so.9"), "{row:?}");
+        assert_eq!(worker_row(&slot(None), &Err(Unfit::Start("no libtorch".into()))).verdict, Verdict::Failed);
         let overridden = |setting: &str| WorkerHello { tf32_overrides: vec![setting.into()], ..hello("cuda:0") };
-        let row = worker_row(Some("1"), &Ok(overridden("NVIDIA_TF32_OVERRIDE=1")));
+        let row = worker_row(&slot(Some("1")), &Ok(overridden("NVIDIA_TF32_OVERRIDE=1")));
         assert!(row.verdict == Verdict::Warning && row.found.contains("NVIDIA_TF32_OVERRIDE=1 decides"), "{row:?}");
-        assert_eq!(worker_row(Some("1"), &Ok(overridden("NVIDIA_TF32_OVERRIDE=0"))).verdict, Verdict::Ok);
-        let row = worker_row(None, &Err(Unfit::Compute(hello("cpu"), "it ended".into())));
+        assert_eq!(worker_row(&slot(Some("1")), &Ok(overridden("NVIDIA_TF32_OVERRIDE=0"))).verdict, Verdict::Ok);
+        let row = worker_row(&slot(None), &Err(Unfit::Compute(hello("cpu"), "it ended".into())));
         assert!(row.verdict == Verdict::Failed && row.found.contains("cannot prove: it ended"), "{row:?}");
+        let row = worker_row(&slot(Some("1")), &Err(Unfit::Device("the device is gone".into())));
+        assert!(row.verdict == Verdict::Failed && row.remedy.is_none(), "what to do is in what the worker says: {row:?}");
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::time::Duration;
 
+use grail_faults::Fault;
 use grail_link::message::{FromWorker, ToWorker, WorkerHello};
 use grail_link::{Connection, Listener};
 use grail_process::{Child, Launch, Spawner, environment};
@@ -18,11 +20,16 @@ use super::trial;
 /// Bytes of its log that are kept for what went wrong.
 const LOG_BYTES: u64 = 64 << 10;
 
+/// A worker that closes its connection is about to end; its exit code tells more.
+const ENDING: Duration = Duration::from_millis(500);
+
 /// Why a worker is of no use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Unfit {
     /// It does not start.
     Start(String),
+    /// The device that it was given is at fault; its own words, which say what to do.
+    Device(String),
     /// It starts, and cannot compute as it is told to.
     Compute(WorkerHello, String),
 }
@@ -41,10 +48,17 @@ pub(super) async fn trial_of_worker(
     let begun = begin(programs, slot, proof, folder).await.map_err(Unfit::Start)?;
     let Begun { folder, listener, mut child, log, .. } = begun;
     let mut hello = None;
-    let tried = tokio::select! {
+    let mut tried = tokio::select! {
         tried = attempt(&listener, child.pid(), folder.path(), &mut hello) => tried,
-        status = child.exited() => Err(format!("it ended ({status})")),
+        _ = child.exited() => Err("it ended".into()),
     };
+    let mut fault = None;
+    if let Err(why) = &mut tried
+        && let Ok(status) = tokio::time::timeout(ENDING, child.exited()).await
+    {
+        fault = status.code().and_then(Fault::of_exit_code);
+        *why = format!("it ended ({status})");
+    }
     child.kill().await;
     let told = log.await.unwrap_or_default();
     let says_why = |line: &&str| !line.trim().is_empty() && !line.starts_with("note: ");
@@ -53,6 +67,7 @@ pub(super) async fn trial_of_worker(
         None => why,
     };
     match (hello, tried) {
+        (_, Err(why)) if fault.is_some() => Err(Unfit::Device(with_last_line(why))),
         (Some(hello), Ok(())) => Ok(hello),
         (Some(hello), Err(why)) => Err(Unfit::Compute(hello, with_last_line(why))),
         (None, tried) => Err(Unfit::Start(with_last_line(tried.err().unwrap_or_default()))),

@@ -70,10 +70,10 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
             (dataset, gpus)
         })
     };
-    let ((mut rows, told), beacon, worker, server, blocking) = tokio::join!(
+    let ((mut rows, told), beacon, workers, server, blocking) = tokio::join!(
         outside(loaded, running),
         beacon(loaded),
-        accelerators::worker(settings, &layout),
+        accelerators::workers(settings, &layout),
         server(loaded),
         blocking,
     );
@@ -84,7 +84,8 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
         Ok((dataset, gpus)) => rows.extend([host::dataset_row(settings, &dataset, told), gpus]),
         Err(error) => rows.push(Row::not_asked("dataset, GPUs", error.to_string())),
     }
-    rows.extend([worker, server, start::temporary_row(&preflight), start::proxy_row(&preflight), host::variables(loaded)]);
+    rows.extend(workers);
+    rows.extend([server, start::temporary_row(&preflight), start::proxy_row(&preflight), host::variables(loaded)]);
     rows.insert(0, start::settings_row(loaded));
     rows
 }

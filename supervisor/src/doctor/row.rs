@@ -1,5 +1,6 @@
 //! What was found, row by row, and how it is told.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -33,7 +34,7 @@ impl Verdict {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Row {
     /// What.
-    pub what: &'static str,
+    pub what: Cow<'static, str>,
     /// How it is.
     pub verdict: Verdict,
     /// What was found, or why it was not asked.
@@ -44,30 +45,30 @@ pub struct Row {
 }
 
 impl Row {
-    pub(super) fn ok(what: &'static str, found: impl Into<String>) -> Self {
-        Self { what, verdict: Verdict::Ok, found: found.into(), remedy: None }
+    pub(super) fn ok(what: impl Into<Cow<'static, str>>, found: impl Into<String>) -> Self {
+        Self { what: what.into(), verdict: Verdict::Ok, found: found.into(), remedy: None }
     }
 
-    pub(super) fn warning(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what, verdict: Verdict::Warning, found: found.into(), remedy: Some(remedy.into()) }
+    pub(super) fn warning(what: impl Into<Cow<'static, str>>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), verdict: Verdict::Warning, found: found.into(), remedy: Some(remedy.into()) }
     }
 
-    pub(super) fn failed(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what, verdict: Verdict::Failed, found: found.into(), remedy: Some(remedy.into()) }
+    pub(super) fn failed(what: impl Into<Cow<'static, str>>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), verdict: Verdict::Failed, found: found.into(), remedy: Some(remedy.into()) }
     }
 
     /// For an error whose message ends with what to do.
-    pub(super) fn failed_as_told(what: &'static str, error: &impl ToString) -> Self {
-        Self { what, verdict: Verdict::Failed, found: error.to_string(), remedy: None }
+    pub(super) fn failed_as_told(what: impl Into<Cow<'static, str>>, error: &impl ToString) -> Self {
+        Self { what: what.into(), verdict: Verdict::Failed, found: error.to_string(), remedy: None }
     }
 
     /// For a warning that says itself what to do.
-    pub(super) fn warned_as_told(what: &'static str, found: impl Into<String>) -> Self {
-        Self { what, verdict: Verdict::Warning, found: found.into(), remedy: None }
+    pub(super) fn warned_as_told(what: impl Into<Cow<'static, str>>, found: impl Into<String>) -> Self {
+        Self { what: what.into(), verdict: Verdict::Warning, found: found.into(), remedy: None }
     }
 
-    pub(super) fn not_asked(what: &'static str, why: impl Into<String>) -> Self {
-        Self { what, verdict: Verdict::NotAsked, found: why.into(), remedy: None }
+    pub(super) fn not_asked(what: impl Into<Cow<'static, str>>, why: impl Into<String>) -> Self {
+        Self { what: what.into(), verdict: Verdict::NotAsked, found: why.into(), remedy: None }
     }
 }
 

@@ -49,6 +49,7 @@ impl Prover {
                     empty_cache(model.device())?;
                     size /= 2;
                     submitted = delivered;
+                    tracing::warn!(sequences = size, "Memory ran out; the rest of the job is computed in smaller batches.");
                 }
                 Err(error) => return Err(error),
             }
