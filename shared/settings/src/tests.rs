@@ -525,3 +525,68 @@ fn secrets_are_refused_on_the_command_line_and_their_place_is_named() {
         set(key, value).unwrap();
     }
 }
+
+#[test]
+fn what_is_wrong_has_its_place_and_the_rest_can_be_looked_at() {
+    let (_folder, path) = file("[chain]\nnetwork = 'local'\n[wallet]\ncold = 'a/b'\n[state]\nfolder = '/srv/state'\n");
+    let loaded = read(&Sources { file: Some(path), ..Sources::default() });
+    assert!(!loaded.without_file && loaded.settings.state == Path::new("/srv/state"));
+    let keys = |sections: &[&str]| loaded.mistakes.of(sections).map(|error| error.key.clone()).collect::<Vec<_>>();
+    assert_eq!(keys(&["wallet"]), ["wallet.cold"]);
+    assert!(keys(&["storage"]).contains(&"storage.bucket".to_owned()) && loaded.mistakes.concern(&["proof", "storage"]));
+    assert!(!loaded.mistakes.concern(&["proof", "generation"]));
+    assert!(loaded.judged().is_err());
+}
+
+#[test]
+fn a_file_that_is_no_toml_gives_its_secrets_to_the_filter() {
+    let text = "[storage\nwrite_secret_access_key = 'hushhush1' # mine\nstorage.read_secret_access_key=\"hushhush2\"\nbucket = 'plain'\n";
+    let (_folder, path) = file(text);
+    let loaded = read(&Sources { file: Some(path), ..Sources::default() });
+    assert!(loaded.without_file && loaded.mistakes.0.len() == 1, "{:?}", loaded.mistakes);
+    assert_eq!(loaded.secrets(), ["hushhush1", "hushhush2"]);
+}
+
+#[test]
+fn parts_are_as_long_as_s3_takes_them() {
+    let parts = |kib: u32| {
+        load_text(&format!("{LOCAL}[upload]\npart_kib = {kib}\n"), &[]).map(|loaded| loaded.settings.upload_part_bytes)
+    };
+    assert_eq!((parts(0), parts(5120)), (Ok(0), Ok(5 << 20)));
+    for kib in [1, 5119] {
+        let error = parts(kib).unwrap_err();
+        assert!(error.contains(&format!("upload.part_kib = {kib} (")) && error.contains("5120 or more, or 0"), "{error}");
+    }
+}
+
+#[test]
+fn gpus_beside_proofs_on_the_cpu_are_remarked() {
+    let remarks = |text: &str, variables: &[(&str, &str)]| {
+        load_text(&format!("{LOCAL}[proof]\n{text}\n"), variables).unwrap().settings.remarks.join("\n")
+    };
+    assert_eq!(remarks("device = 'cpu'", &[]), "");
+    assert_eq!(remarks("gpus = [1]", &[]), "");
+    let told = remarks("device = 'cpu'\ngpu = 3", &[("GRAIL_PIPELINE_PROOF_GPU_IDS", "1,2")]);
+    assert!(told.contains("proof.gpus = [1, 2] (environment GRAIL_PIPELINE_PROOF_GPU_IDS) changes nothing"), "{told}");
+    assert!(told.contains("proof.gpu = 3 (") && told.lines().count() == 2, "{told}");
+}
+
+#[test]
+fn what_dot_env_says_for_the_process_counts_and_wins() {
+    let (folder, path) = file(LOCAL);
+    let dot_env = folder.path().join("dot.env");
+    std::fs::write(&dot_env, "TMPDIR=/fast\nHF_HOME=/hub\nHF_TOKEN=x\nhttps_proxy=http://a:hushhush@b.example\n").unwrap();
+    let environment = environment(&[("TMPDIR", "/slow"), ("HTTPS_PROXY", "http://c.example"), ("http_proxy", "")]);
+    let sources = Sources { file: Some(path), environment, dot_env: Some(dot_env.clone()), ..Sources::default() };
+    let loaded = load(&sources).unwrap();
+    assert_eq!(loaded.settings.temporary, Some("/fast".into()));
+    assert_eq!(loaded.settings.proxies.keys().collect::<Vec<_>>(), [&"HTTPS_PROXY", &"https_proxy"]);
+    assert!(
+        explain(&loaded).ends_with("as if it were exported, for children and the log: HF_HOME, TMPDIR\n"),
+        "{}",
+        explain(&loaded)
+    );
+    assert!(!format!("{loaded:?}").contains("hushhush") && loaded.secrets().contains(&"hushhush".to_owned()));
+    std::fs::write(&dot_env, "HF_HOME=/h\0ub\n").unwrap();
+    assert!(load(&sources).unwrap_err().to_string().contains("NUL byte"));
+}
