@@ -91,7 +91,7 @@ async fn what_is_published_is_discovered_fetched_and_kept() {
     let limits = FetchLimits { trainer: Some(trainer), ..FetchLimits::default() };
     let fetched = fetch_with(&bucket, 60, cache.path(), &limits).await.unwrap();
     assert_eq!(fetched.metadata, metadata);
-    assert_eq!(entries(&fetched.dir).len(), 5, "{:?}", entries(&fetched.dir));
+    assert_eq!(entries(&fetched.dir).len(), 7, "{:?}", entries(&fetched.dir));
     assert_eq!(entries(cache.path()), ["checkpoint-60"]);
 
     // The cache is used without the bucket, and mended when it was damaged.
