@@ -68,7 +68,7 @@ async fn begin(programs: &Programs, slot: &ProofSlot, proof: &Proof) -> Result<B
     let listener = Listener::bind(&folder.path().join("run").join("proof.sock")).map_err(|error| error.to_string())?;
     trial::write(folder.path()).map_err(|error| error.to_string())?;
     let mut arguments: Vec<OsString> = vec!["--socket".into(), listener.path().into()];
-    let (more, variables) = started_with(slot, &proof.dtype, proof.threads, proof.numerics);
+    let (more, variables) = started_with(slot, &proof.dtype, proof.threads, proof.numerics, proof.library_path.as_deref());
     arguments.extend(more);
     let launch = Launch {
         name: "proof-worker".into(),

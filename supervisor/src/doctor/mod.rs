@@ -4,6 +4,7 @@
 //!  wallet ─▶ chain ─▶ subnet ─┬─▶ our bucket, with the write pair and with the published one        subnet, bucket
 //!                             └─▶ the trainer's checkpoint ─▶ disk, memory                          checkpoint, host
 //!  beside it: drand · dataset · ports · open files · GPUs · proof worker · generation server        accelerators
+//!             what a generation server on GPUs compiles with, and where it keeps it                 toolchain
 //! ```
 //!
 //! Every row is looked at whatever the others say, each within a time of its own. Judging is pure, in functions that end in
@@ -16,6 +17,7 @@ mod greeting;
 mod host;
 mod row;
 mod subnet;
+mod toolchain;
 mod trial;
 
 use std::future::Future;
@@ -56,7 +58,7 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
         outside(settings, running),
         subnet::beacon(&settings.beacon),
         accelerators::worker(settings, &layout),
-        accelerators::server(settings),
+        accelerators::server(settings, &layout),
         blocking,
     );
     let at = rows.iter().position(|row| row.what == "trainer").map_or(rows.len(), |at| at + 1);
@@ -66,7 +68,9 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
         Ok((dataset, gpus)) => rows.extend([host::dataset_row(settings, &dataset, told), gpus]),
         Err(error) => rows.push(Row::not_asked("dataset, GPUs", error.to_string())),
     }
-    rows.extend([worker, server, host::variables(loaded)]);
+    rows.extend([worker, server]);
+    rows.extend(toolchain::rows(settings));
+    rows.push(host::variables(loaded));
     rows
 }
 
