@@ -174,7 +174,7 @@ fn plan_names_every_mistake_at_once_and_who_has_the_port() {
         "proof.gpus = GPU 5 is out of range",
         &format!("storage.local_address = {address} cannot be listened on"),
         &format!("process {} (", std::process::id()),
-        "generation.memory_share = 0.9 leaves no room",
+        "generation.memory_share = auto leaves no room",
         "proof.gpus cannot hold the model: 15.0 GiB",
     ] {
         assert!(finished.stderr.contains(words), "{words:?} is missing in\n{}", finished.stderr);

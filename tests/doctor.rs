@@ -21,7 +21,7 @@ use serde_json::Value;
 
 /// Nobody listens there: a relay that fails at once.
 const NO_RELAY: &str = "beacon.relays=http://127.0.0.1:1";
-const EVERY_ROW: [&str; 25] = [
+const EVERY_ROW: [&str; 28] = [
     "settings",
     "wallet",
     "chain",
@@ -44,6 +44,9 @@ const EVERY_ROW: [&str; 25] = [
     "GPUs",
     "proof worker",
     "server",
+    "compilers",
+    "caches",
+    "shared memory",
     "temporary files",
     "proxy",
     "variables",
@@ -164,6 +167,7 @@ fn a_host_in_order_passes_and_each_fault_has_its_row() {
     rows.has("proof worker", "ok", "libtorch 2.11");
     rows.has("proof worker", "ok", "in f32, cpu-flash attention, packed-shared, tuning 0; it proved a small sequence");
     rows.has("variables", "ok", "BT_CLOSE_TIMEOUT");
+    rows.has("compilers", "ok", "not needed");
 
     // The chain still holds the write pair: everybody could write.
     site.publish_pair(WRITE_PAIR);
@@ -249,6 +253,8 @@ fn a_host_that_cannot_work_is_told_why() {
     rows.has("GPUs", "failed", "out of range");
     rows.has("proof worker", "failed", "grail-proof-worker");
     rows.has("server", "failed", "generation.sglang_python");
+    // What a host that builds this has of CUDA's compilers is not the matter here.
+    assert!(rows.all().iter().any(|row| row["what"] == "compilers" && row["found"].as_str().unwrap().contains("nvcc")));
     // A worker that says hello like any other, and dies of its first proof.
     let cue = WorkerCue { slot: None, life: None, job: 1, count: 1, lie: WorkerLie::Die };
     let site = TestMiner { host: site.host.cast(Cast::Fakes, &Script { worker: vec![cue], ..Script::default() }), ..site };

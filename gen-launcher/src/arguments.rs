@@ -93,9 +93,9 @@ pub struct InstalledArguments {
     /// GPUs of the server.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub tensor_parallel: u32,
-    /// Share of GPU memory for weights and cache.
-    #[arg(long, default_value_t = 0.9)]
-    pub memory_share: f64,
+    /// Share of GPU memory for weights and cache; without it, the server's own rule.
+    #[arg(long)]
+    pub memory_share: Option<f64>,
     /// Longest prompt plus completion.
     #[arg(long, default_value_t = 12288)]
     pub context_length: u32,
@@ -202,7 +202,7 @@ impl Arguments {
         let backend = backend.ok_or_else(|| missing("--backend"))?;
         let limit = |what: &str| wrong(ErrorKind::ValueValidation, format!("{what} is out of range"));
         let ready_timeout = Duration::try_from_secs_f64(ready_timeout).map_err(|_| limit("--ready-timeout"))?;
-        if !(installed.memory_share > 0.0 && installed.memory_share <= 1.0) {
+        if !installed.memory_share.is_none_or(|share| share > 0.0 && share <= 1.0) {
             return Err(limit("--memory-share"));
         }
         Ok(Face::Launcher(LauncherArguments { socket, backend, engine, installed, ready_timeout, records, probes }))

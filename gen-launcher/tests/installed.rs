@@ -309,6 +309,14 @@ async fn what_is_not_installed_or_too_old_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_release_that_needs_a_gpu_to_tell_its_flags_is_asked_with_its_own() {
+    let mut rig = Rig::start("sglang", "sglang", "0.5.23").await;
+    rig.wish("needs_gpu");
+    serving(&rig.reload(30, checkpoint()).await, 30);
+    assert_eq!(rig.text("helps").lines().count(), 1, "with every GPU hidden it tells nothing");
+}
+
+#[tokio::test]
 async fn the_servers_keys_are_on_no_command_line_and_every_request_carries_the_one_it_needs() {
     const KEY: &str = "c4n4ry-0001";
     // SGLang alone knows one for administrators.

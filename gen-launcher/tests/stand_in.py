@@ -2,7 +2,8 @@
 
 Its state folder holds one file per wish of the test: `race` (an update replaces the weights and says 400 because the cache was
 not flushed), `refuse` (an update says 400 and changes nothing), `broken` (vLLM's reload fails), `hang` (a start stops after a
-line, and neither ends nor goes on).
+line, and neither ends nor goes on), `needs_gpu` (the import fails where no GPU is visible), `slow_help` (seconds until the help
+comes), `late` (seconds in which a start prints lines and does not listen).
 Every call is written to `calls`, the command line to `argv`, the environment to `environment`, every question for help to `helps`.
 """
 import http.server
@@ -28,13 +29,24 @@ def wish(name):
     return os.path.exists(os.path.join(FOLDER, name))
 
 
+def seconds(name):
+    path = os.path.join(FOLDER, name)
+    if not os.path.exists(path):
+        return 0.0
+    with open(path) as file:
+        return float(file.read())
+
+
 def note(name, text):
     with open(os.path.join(FOLDER, name), "a") as file:
         file.write(text + "\n")
 
 
+if wish("needs_gpu") and not os.environ.get("CUDA_VISIBLE_DEVICES"):
+    sys.exit("RuntimeError: Found no NVIDIA driver on your system")
 if "--help" in sys.argv:
     note("helps", "help")
+    time.sleep(seconds("slow_help"))
     print("usage: [-h] " + " ".join(f"[{flag} X]" for flag in FLAGS))
     sys.exit(0)
 for word in sys.argv[1:]:
@@ -53,6 +65,10 @@ if wish("hang"):
     print("[2026-11-21 09:36:19] Init torch distributed begin.", flush=True)
     os.remove(os.path.join(FOLDER, "hang"))
     threading.Event().wait()
+LISTENS = time.monotonic() + seconds("late")
+while time.monotonic() < LISTENS:
+    print("[2026-11-21 09:36:19] Compiling kernels.", flush=True)
+    time.sleep(0.1)
 KEY, ADMIN_KEY = os.environ.get("VLLM_API_KEY") if VLLM else None, None
 if "--config" in sys.argv:
     note("config", f"{os.stat(value('--config')).st_mode & 0o777:o} {value('--config')}")

@@ -24,6 +24,8 @@ pub struct Arguments {
 pub enum Task {
     /// Measures every mode beside a transformers baseline, and how far their proofs lie apart.
     Bench(crate::bench::Arguments),
+    /// Answers one question about this machine's device, in this process alone; `scripts/gpu.sh` asks them all.
+    Check(crate::check::Arguments),
 }
 
 /// Serving a supervisor.

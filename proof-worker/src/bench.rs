@@ -2,15 +2,15 @@
 //! how far the modes' proofs lie apart. Each mode is a real worker process behind its socket, so the figures hold everything.
 
 mod baseline;
-mod device;
+pub mod device;
 mod report;
 mod rival;
-mod workload;
+pub mod workload;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use grail_model::{Device, Drift, Mode, Precision};
+use grail_model::{Device, Drift, Mode, Precision, Proof, Runtime};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 use self::baseline::Baseline;
@@ -46,6 +46,10 @@ pub struct Arguments {
     /// Leave the baseline out.
     #[arg(long)]
     no_baseline: bool,
+    /// One contestant after the other, each alone on the device, instead of all of them side by side in alternating rounds: on one
+    /// GPU they would take each other's memory. `exact`, which the others are held against, must come first.
+    #[arg(long)]
+    in_turn: bool,
     /// Print one JSON object on standard output; the table goes to standard error.
     #[arg(long)]
     json: bool,
@@ -78,68 +82,120 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
         ),
     };
     let workload = Workload::new(&model, &arguments.group)?;
-    let mut baseline = match arguments.no_baseline {
-        true => None,
-        false => Some(Baseline::start(arguments, &model, &workload, folder.path()).await?),
-    };
-    let mut rivals = Vec::new();
-    for mode in &arguments.modes {
-        let mut rival = BenchWorker::start(*mode, device.wish(), arguments.dtype, arguments.threads, folder.path()).await?;
-        rival.load(&model).await?;
-        rivals.push(rival);
+    let modes = &arguments.modes;
+    if arguments.in_turn && modes.iter().position(|mode| *mode == Mode::Exact).is_some_and(|place| place > 0) {
+        anyhow::bail!("--in-turn ends each mode before the next, and exact is what the others are held against: name it first");
     }
-    // Untimed: pages are touched, kernels chosen.
-    for rival in &mut rivals {
-        rival.prove(&workload, None).await?;
-    }
-    for round in 1..=arguments.rounds {
-        eprintln!("round {round} of {}", arguments.rounds);
-        if let Some(baseline) = &mut baseline {
-            baseline.pass().await?;
+    let contest =
+        Contest { arguments, device: &device, folder: folder.path(), model: &model, again: &again, workload: &workload };
+    let mut results = Results::default();
+    if arguments.in_turn {
+        contest.run(!arguments.no_baseline, &[], &mut results).await?;
+        for mode in modes {
+            contest.run(false, std::slice::from_ref(mode), &mut results).await?;
         }
+    } else {
+        contest.run(!arguments.no_baseline, modes, &mut results).await?;
+    }
+    let Results { yardstick, rows, alone, .. } = results;
+    let gemm = device::gemm_rate(device.device(), arguments.dtype.on(device.device()))?;
+    Ok(Report::new(&device, &workload, yardstick, rows, alone, gemm, matches!(device.device(), Device::Cuda(_))))
+}
+
+/// What is measured, and by whom.
+struct Contest<'a> {
+    arguments: &'a Arguments,
+    device: &'a Runtime,
+    folder: &'a Path,
+    model: &'a Path,
+    /// Another model of the same shape.
+    again: &'a Path,
+    workload: &'a Workload,
+}
+
+/// What was measured so far.
+#[derive(Default)]
+struct Results {
+    /// Wall time and processor time of each of the baseline's passes.
+    yardstick: Option<(Vec<f64>, Vec<f64>)>,
+    rows: Vec<Row>,
+    /// What every mode is held against: the baseline's proofs, or the first mode's.
+    reference: Option<Vec<Proof>>,
+    exact: Option<Vec<Proof>>,
+    /// From `exact` by itself, where only the batch is composed otherwise.
+    alone: Option<Drift>,
+}
+
+impl Contest<'_> {
+    /// Contestants side by side, in alternating rounds.
+    async fn run(&self, with_baseline: bool, modes: &[Mode], results: &mut Results) -> anyhow::Result<()> {
+        let Self { arguments, folder, model, workload, .. } = *self;
+        let mut baseline = match with_baseline {
+            true => Some(Baseline::start(arguments, model, workload, folder).await?),
+            false => None,
+        };
+        let mut rivals = Vec::new();
+        for mode in modes {
+            let mut rival = BenchWorker::start(*mode, self.device.wish(), arguments.dtype, arguments.threads, folder).await?;
+            rival.load(model).await?;
+            rivals.push(rival);
+        }
+        // Untimed: pages are touched, kernels chosen.
         for rival in &mut rivals {
-            rival.prove(&workload, None).await?;
-            rival.keep()?;
+            rival.prove(workload, None).await?;
         }
+        for round in 1..=arguments.rounds {
+            eprintln!("round {round} of {}", arguments.rounds);
+            if let Some(baseline) = &mut baseline {
+                baseline.pass().await?;
+            }
+            for rival in &mut rivals {
+                rival.prove(workload, None).await?;
+                rival.keep()?;
+            }
+        }
+        if let Some(mut baseline) = baseline {
+            results.reference = Some(baseline.proofs(workload).await?);
+            results.yardstick = Some((baseline.seconds.clone(), baseline.processor.clone()));
+            baseline.stop().await;
+        }
+        if let Some(first) = rivals.first() {
+            results.reference.get_or_insert_with(|| first.proofs.clone());
+        }
+        // A validator that forwards a sequence alone composes another batch too: so far apart are proofs that nobody doubts.
+        if let Some(rival) = rivals.iter_mut().find(|rival| rival.mode == Mode::Exact) {
+            let exact = rival.proofs.clone();
+            rival.prove_by(1, workload, None).await?;
+            results.alone = Drift::between(&exact, &rival.proofs);
+            rival.proofs = exact.clone();
+            results.exact = Some(exact);
+        }
+        for mut rival in rivals {
+            let row = self.row(&mut rival, results).await?;
+            results.rows.push(row);
+            rival.stop().await;
+        }
+        Ok(())
     }
-    let reference = match baseline.as_mut() {
-        Some(baseline) => Some(baseline.proofs(&workload).await?),
-        None => rivals.first().map(|first| first.proofs.clone()),
-    };
-    let exact = rivals.iter().find(|rival| rival.mode == Mode::Exact).map(|rival| rival.proofs.clone());
-    // A validator that forwards a sequence alone composes another batch too: so far apart are proofs that nobody doubts.
-    let mut alone = None;
-    if let (Some(exact), Some(rival)) = (&exact, rivals.iter_mut().find(|rival| rival.mode == Mode::Exact)) {
-        rival.prove_by(1, &workload, None).await?;
-        alone = Drift::between(exact, &rival.proofs);
-        rival.proofs = exact.clone();
-    }
-    let mut rows = Vec::new();
-    for rival in &mut rivals {
-        let drift = exact.as_ref().and_then(|exact| Drift::between(exact, &rival.proofs));
-        let to_baseline = reference.as_ref().and_then(|reference| Drift::between(reference, &rival.proofs));
-        rival.prove(&workload, Some(workload.terms())).await?;
+
+    /// What is left to measure of a mode after its rounds.
+    async fn row(&self, rival: &mut BenchWorker, results: &Results) -> anyhow::Result<Row> {
+        let from = |proofs: &Option<Vec<Proof>>, found: &[Proof]| proofs.as_ref().and_then(|known| Drift::between(known, found));
+        let drift = from(&results.exact, &rival.proofs);
+        let to_baseline = from(&results.reference, &rival.proofs);
+        rival.prove(self.workload, Some(self.workload.terms())).await?;
         let examined = rival.last;
-        rival.prove(&workload, None).await?;
-        let starved = match device::starve(device.device(), rival.predicted)? {
+        rival.prove(self.workload, None).await?;
+        let starved = match device::starve(self.device.device(), rival.predicted)? {
             Some(_ballast) => {
-                rival.prove(&workload, None).await?;
-                exact.as_ref().and_then(|exact| Drift::between(exact, &rival.proofs))
+                rival.prove(self.workload, None).await?;
+                from(&results.exact, &rival.proofs)
             }
             None => None,
         };
-        let reload = rival.reload(&again).await?;
-        rows.push(Row::new(rival, drift, to_baseline, starved, examined, reload));
+        let reload = rival.reload(self.again).await?;
+        Ok(Row::new(rival, drift, to_baseline, starved, examined, reload))
     }
-    let yardstick = baseline.as_ref().map(|baseline| (baseline.seconds.clone(), baseline.processor.clone()));
-    for rival in rivals {
-        rival.stop().await;
-    }
-    if let Some(baseline) = baseline {
-        baseline.stop().await;
-    }
-    let gemm = device::gemm_rate(device.device(), arguments.dtype.on(device.device()))?;
-    Ok(Report::new(&device, &workload, yardstick, rows, alone, gemm, matches!(device.device(), Device::Cuda(_))))
 }
 
 /// Passes a contestant's words on for as long as it has any.

@@ -13,6 +13,7 @@
 
 mod arguments;
 mod bench;
+mod check;
 mod link;
 mod worker;
 
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        (Some(Task::Check(arguments)), _) => check::main(&arguments),
         (None, Some(arguments)) => serve(&arguments),
         (None, None) => {
             let missing = Arguments::command().error(ErrorKind::MissingRequiredArgument, "--socket and --slot, or a command");

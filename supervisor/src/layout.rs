@@ -21,6 +21,8 @@ const OVERHEAD_GIB: f64 = 3.0;
 const GIB: f64 = 1_073_741_824.0;
 /// More GPUs than one server can have.
 const MOST_GPUS: u64 = 65;
+/// What is reckoned with where the server takes its own share: less than SGLang (about 0.87 of 80 GiB) and vLLM (0.9) do.
+const AUTO_SHARE: f64 = 0.85;
 /// Bytes of a configuration that are read; it has a few thousand.
 const MOST_CONFIG: u64 = 1 << 20;
 
@@ -107,7 +109,7 @@ impl ModelSize {
     /// Why the model cannot be served by them, by setting.
     pub fn room(&self, generation: &Generation, gpu_bytes: f64) -> Result<f64, ConfigError> {
         let (gpus, (_, of_keys)) = (u64::from(generation.tensor_parallel), self.heads);
-        let share = generation.memory_share.min(1.0 - OVERHEAD_GIB * GIB / gpu_bytes);
+        let share = generation.memory_share.unwrap_or(AUTO_SHARE).min(1.0 - OVERHEAD_GIB * GIB / gpu_bytes);
         // More GPUs than heads of keys and values: each head lies on several of them.
         let on_each = self.cache_per_token / gpus.min(of_keys.max(1)) as f64;
         let room = (gpu_bytes * share - self.weights / gpus as f64) / on_each;
@@ -117,7 +119,8 @@ impl ModelSize {
                 "leaves no room for one sequence of generation.max_model_length: each GPU holds {weights:.1} GiB of weights and the \
                  server may use {memory:.1} GiB of it; use more GPUs (generation.tensor_parallel) or a shorter length"
             );
-            return Err(refused("generation.memory_share", generation.memory_share, reason));
+            let set = generation.memory_share.map_or("auto".into(), |share| share.to_string());
+            return Err(refused("generation.memory_share", set, reason));
         }
         Ok(room)
     }
@@ -210,7 +213,12 @@ fn children(text: &mut String, settings: &Settings, plan: &Plan) -> Result<(), F
     for slot in &plan.proof {
         let _ = writeln!(text, "{}", worker_line(slot));
         let gpu = slot.gpu.as_deref().unwrap_or_default();
-        let _ = writeln!(text, "  environment: CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={gpu}");
+        let libraries = settings.proof.library_path.as_ref();
+        let libraries = libraries.map_or(String::new(), |folder| format!(" LD_LIBRARY_PATH={}:…", folder.display()));
+        let _ = writeln!(text, "  environment: CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={gpu}{libraries}");
+    }
+    if plan.generation.iter().flatten().next().is_some() || plan.proof.iter().any(|slot| slot.gpu.is_some()) {
+        let _ = writeln!(text, "GPUs: {}", plan.counted);
     }
     let _ = writeln!(text, "sockets: {}", settings.state.join("run").display());
     Ok(())
@@ -356,7 +364,13 @@ mod tests {
         let file = folder.path().join("host.toml");
         std::fs::write(&file, text).unwrap();
         let loaded = grail_settings::load(&grail_settings::Sources { file: Some(file), ..Default::default() }).unwrap();
-        Generation { tensor_parallel, max_model_length: 4096, memory_share: 0.9, max_running: 64, ..loaded.settings.generation }
+        Generation {
+            tensor_parallel,
+            max_model_length: 4096,
+            memory_share: Some(0.9),
+            max_running: 64,
+            ..loaded.settings.generation
+        }
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn launch(file: &Value, cases: &mut Cases) {
                 cpu: false,
                 dtype: "auto".into(),
                 tensor_parallel: count("vllm_tp"),
-                memory_share: config["gpu_memory_utilization"].as_f64().expect("a share"),
+                memory_share: Some(config["gpu_memory_utilization"].as_f64().expect("a share")),
                 context_length: count("max_model_len"),
                 max_running: count("max_num_seqs"),
                 disable_cuda_graph: false,

@@ -7,7 +7,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use grail_settings::{Settings, Sources, dotenv, load};
-use grail_workers::plan::VisibleGpus;
+use grail_workers::plan::{Installed, VisibleGpus};
 use serde_json::Value;
 
 use crate::report::{Cases, Report, json};
@@ -46,7 +46,7 @@ fn dotenv(path: &Path, cases: &mut Cases) {
 fn visible(path: &Path, cases: &mut Cases) {
     for case in json(path)["cases"].as_array().into_iter().flatten() {
         let value = case["value"].as_str();
-        let devices = VisibleGpus::new(value, 0).ok().map(|gpus| gpus.0);
+        let devices = VisibleGpus::new(value, Installed::default).ok().map(|visible| visible.gpus);
         let wanted = case.get("devices").map(|devices| serde_json::from_value::<Vec<String>>(devices.clone()).expect("devices"));
         cases.equal(format!("{value:?}"), devices, wanted);
     }

@@ -18,6 +18,8 @@ use grail_process::{Launch, SpawnError, Spawner, environment};
 
 /// Importing a server's package takes long on a cold disk.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// Telling what is installed imports nothing of it.
+const IDENTITY_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest wait for the disk that shall remember what it said.
 const DISK_PATIENCE: Duration = Duration::from_secs(5);
 /// Most of its output that is read, in bytes.
@@ -30,12 +32,14 @@ pub enum ProbeError {
     #[error("{0}; is generation.sglang_python (generation.vllm_python) right?")]
     Spawn(#[from] SpawnError),
     /// It did not end.
-    #[error("{python} gave no answer about {engine} within {} s", PATIENCE.as_secs())]
+    #[error("{python} gave no answer about {engine} within {seconds} s")]
     Silent {
         /// The interpreter.
         python: PathBuf,
         /// Which server.
         engine: &'static str,
+        /// The limit.
+        seconds: u64,
     },
     /// What it says cannot be used.
     #[error(transparent)]
@@ -47,19 +51,25 @@ pub enum ProbeError {
 /// # Errors
 /// When it has no server that can be used.
 pub async fn probe(spawner: &Spawner, python: &Path, engine: Engine, memory: Option<&Path>) -> Result<Installed, ProbeError> {
-    let silent = || ProbeError::Silent { python: python.to_owned(), engine: engine.name() };
-    let said = ask(spawner, python, vec!["-c".into(), engine.identity_program().into()]);
-    let said = tokio::time::timeout(PATIENCE, said).await.map_err(|_| silent())??;
+    let asking = |arguments, gpus, patience| ask(spawner, python, engine, arguments, gpus, patience);
+    let said = asking(vec!["-c".into(), engine.identity_program().into()], Gpus::Hidden, IDENTITY_PATIENCE).await?;
     let (version, identity) = said.trim().split_once("\nidentity ").unwrap_or((&said, ""));
     if let Some(help) = memory.and_then(|folder| remembered(folder, engine, identity)) {
         return judged(engine, version, &help);
     }
-    let help = async {
-        // Without a version there is nothing whose imports are worth waiting for.
-        if version.trim().is_empty() { Ok(String::new()) } else { ask(spawner, python, words(engine, &["--help"])).await }
-    };
-    let help = tokio::time::timeout(PATIENCE, help).await.map_err(|_| silent())??;
-    let installed = judged(engine, version, &help)?;
+    // Without a version there is nothing whose imports are worth waiting for.
+    if version.trim().is_empty() {
+        return judged(engine, version, "");
+    }
+    let mut help = asking(words(engine, &["--help"]), Gpus::Hidden, PATIENCE).await?;
+    let mut installed = judged(engine, version, &help);
+    // A release that looks for a GPU while it is imported says nothing without one.
+    if matches!(installed, Err(ProbeError::Unsuited(Unsuited::NoHelp { .. }))) && may_see_gpus() {
+        tracing::info!("The server does not tell its flags with every GPU hidden; it is asked again with its own.");
+        help = asking(words(engine, &["--help"]), Gpus::Shown, PATIENCE).await?;
+        installed = judged(engine, version, &help);
+    }
+    let installed = installed?;
     if let Some(folder) = memory.filter(|_| !identity.is_empty())
         && let Err(error) = remember_aside(spawner, folder, engine, identity, &help).await
     {
@@ -131,15 +141,38 @@ pub fn variables(python: &Path, engine: Engine, cpu: bool) -> Vec<(OsString, OsS
     environment::for_child(std::env::vars_os(), extra)
 }
 
-async fn ask(spawner: &Spawner, python: &Path, arguments: Vec<OsString>) -> Result<String, ProbeError> {
+/// Whether what is asked may touch a GPU.
+#[derive(Debug, Clone, Copy)]
+enum Gpus {
+    /// None must be touched: what is asked needs none.
+    Hidden,
+    /// Those that the server will have.
+    Shown,
+}
+
+/// Whether this launcher's server has GPUs.
+fn may_see_gpus() -> bool {
+    std::env::var_os("CUDA_VISIBLE_DEVICES").is_none_or(|list| !list.is_empty())
+}
+
+async fn ask(
+    spawner: &Spawner,
+    python: &Path,
+    engine: Engine,
+    arguments: Vec<OsString>,
+    gpus: Gpus,
+    patience: Duration,
+) -> Result<String, ProbeError> {
+    let hidden = matches!(gpus, Gpus::Hidden).then(|| ("CUDA_VISIBLE_DEVICES".into(), "".into()));
     let launch = Launch {
         name: "generation server's version".into(),
         program: python.to_owned(),
         arguments,
-        // No GPU is needed for this, and none must be touched.
-        environment: environment::for_child(std::env::vars_os(), [("CUDA_VISIBLE_DEVICES".into(), "".into())]),
+        environment: environment::for_child(std::env::vars_os(), hidden),
     };
-    let said = spawner.ask(launch, MOST).await?;
+    let seconds = patience.as_secs();
+    let silent = |_| ProbeError::Silent { python: python.to_owned(), engine: engine.name(), seconds };
+    let said = tokio::time::timeout(patience, spawner.ask(launch, MOST)).await.map_err(silent)??;
     // A traceback is what a missing package says; it helps in the message.
     Ok(if said.output.trim().is_empty() { said.errors } else { said.output })
 }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use grail_engines::{Calls, CommandError, Concealed, Engine, Installed, PORTS, ServerOptions, UpdateError, VLLM_NAME, keyed};
+use grail_engines::{
+    Calls, CommandError, Concealed, Engine, Installed, PORTS, PREPARATION, ServerOptions, UpdateError, VLLM_NAME, keyed,
+};
 use grail_model::{LoadError, ModelConfig};
 use grail_process::{Child, Launch, SpawnError, Spawner, Watched, clock, environment, ports, proc};
 use grail_secrets::{Secret, Words};
@@ -45,6 +47,14 @@ pub enum StartError {
     /// The HTTP client cannot be built.
     #[error("cannot build the HTTP client: {0}")]
     Client(#[source] reqwest::Error),
+    /// The disk or the Python was too slow.
+    #[error(
+        "the generation server could not be prepared within {seconds} s (the weights are judged, its --help is asked); is the disk slow?"
+    )]
+    Unprepared {
+        /// The limit.
+        seconds: u64,
+    },
     /// The directory would make a server die, or serve values that nobody trained.
     #[error("the checkpoint cannot be served: {0}")]
     Checkpoint(#[from] LoadError),
@@ -112,49 +122,10 @@ impl Server {
         directory: &Path,
         weight_version: &str,
     ) -> Result<Self, StartError> {
-        let network = judge(directory).await??;
-        let port = free_port()?;
-        let engine = arguments.backend.dialect();
-        let link = (engine == Engine::Vllm).then(|| link_path(arguments, directory));
-        if let Some(link) = &link {
-            point(link, directory)?;
-        }
-        let given = arguments.installed.credentials.clone().unwrap_or_default();
-        let (credentials, _) = given.without_credentials();
-        // Until the server answers: it has read it by then.
-        let mut file = None;
-        let launch = match arguments.backend {
-            Backend::Embedded => embedded(std::env::current_exe()?, arguments, directory, weight_version, port),
-            Backend::Sglang | Backend::Vllm => {
-                let python = &arguments.installed.python;
-                let known = match installed.take() {
-                    Some(known) => known,
-                    None => probe(spawner, python, engine, arguments.probes.as_deref()).await?,
-                };
-                let options = options(arguments, link.as_deref().unwrap_or(directory), weight_version, port);
-                let mut command = known.command(&options)?;
-                let Concealed { open, variables: secret, file: text } = known.conceal(&credentials)?;
-                command.extend(open.into_iter().flat_map(|(flag, value)| [flag, value.reveal().to_owned()]));
-                if let Some(text) = text {
-                    let written = SecretFile::write(arguments.socket.with_extension("yaml"), &text)?;
-                    command.extend(["--config".to_owned(), written.0.display().to_string()]);
-                    file = Some(written);
-                }
-                tracing::info!(version = %known.version(), command = %Words::new(&command), "A generation server is started.");
-                *installed = Some(known);
-                let command: Vec<&str> = command.iter().map(String::as_str).collect();
-                let mut environment = variables(python, engine, arguments.installed.cpu);
-                environment.extend(secret.into_iter().map(|(name, value)| (name.into(), value.reveal().into())));
-                Launch {
-                    name: "generation server".to_owned(),
-                    program: python.clone(),
-                    arguments: words(engine, &command),
-                    environment,
-                }
-            }
-        };
-        let client = keyed(reqwest::Client::builder().no_proxy(), &credentials).map_err(StartError::Client)?;
-        let calls = Calls::to(client, engine, format!("http://127.0.0.1:{port}").into()).authorised(&credentials);
+        let preparing = Prepared::make(spawner, arguments, installed, directory, weight_version);
+        let prepared = tokio::time::timeout(PREPARATION, preparing).await;
+        let Prepared { network, launch, calls, link, file } =
+            prepared.map_err(|_| StartError::Unprepared { seconds: PREPARATION.as_secs() })??;
         let mut child = spawner.spawn(launch).await?;
         if let Some(error) = child.take_unrecorded() {
             tracing::warn!(%error, "The server could not be written down; a later supervisor would not find it.");
@@ -292,6 +263,70 @@ impl Server {
         stand_still.tell();
         self.weight_version = weight_version.to_owned();
         Ok(())
+    }
+}
+
+/// Everything that a server is started with.
+struct Prepared {
+    network: ModelConfig,
+    launch: Launch,
+    calls: Calls,
+    link: Option<PathBuf>,
+    /// Kept until the server answers: it has read it by then.
+    file: Option<SecretFile>,
+}
+
+impl Prepared {
+    async fn make(
+        spawner: &Spawner,
+        arguments: &LauncherArguments,
+        installed: &mut Option<Installed>,
+        directory: &Path,
+        weight_version: &str,
+    ) -> Result<Self, StartError> {
+        let network = judge(directory).await??;
+        let port = free_port()?;
+        let engine = arguments.backend.dialect();
+        let link = (engine == Engine::Vllm).then(|| link_path(arguments, directory));
+        if let Some(link) = &link {
+            point(link, directory)?;
+        }
+        let given = arguments.installed.credentials.clone().unwrap_or_default();
+        let (credentials, _) = given.without_credentials();
+        let mut file = None;
+        let launch = match arguments.backend {
+            Backend::Embedded => embedded(std::env::current_exe()?, arguments, directory, weight_version, port),
+            Backend::Sglang | Backend::Vllm => {
+                let python = &arguments.installed.python;
+                let known = match installed.take() {
+                    Some(known) => known,
+                    None => probe(spawner, python, engine, arguments.probes.as_deref()).await?,
+                };
+                let options = options(arguments, link.as_deref().unwrap_or(directory), weight_version, port);
+                let mut command = known.command(&options)?;
+                let Concealed { open, variables: secret, file: text } = known.conceal(&credentials)?;
+                command.extend(open.into_iter().flat_map(|(flag, value)| [flag, value.reveal().to_owned()]));
+                if let Some(text) = text {
+                    let written = SecretFile::write(arguments.socket.with_extension("yaml"), &text)?;
+                    command.extend(["--config".to_owned(), written.0.display().to_string()]);
+                    file = Some(written);
+                }
+                tracing::info!(version = %known.version(), command = %Words::new(&command), "A generation server is started.");
+                *installed = Some(known);
+                let command: Vec<&str> = command.iter().map(String::as_str).collect();
+                let mut environment = variables(python, engine, arguments.installed.cpu);
+                environment.extend(secret.into_iter().map(|(name, value)| (name.into(), value.reveal().into())));
+                Launch {
+                    name: "generation server".to_owned(),
+                    program: python.clone(),
+                    arguments: words(engine, &command),
+                    environment,
+                }
+            }
+        };
+        let client = keyed(reqwest::Client::builder().no_proxy(), &credentials).map_err(StartError::Client)?;
+        let calls = Calls::to(client, engine, format!("http://127.0.0.1:{port}").into()).authorised(&credentials);
+        Ok(Self { network, launch, calls, link, file })
     }
 }
 

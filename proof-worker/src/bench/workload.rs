@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use grail_link::message::{ExamineTerms, ProofSequence};
-use grail_model::{Kind, Model, ModelConfig, Tensor};
+use grail_model::{Device, Kind, Model, ModelConfig, Tensor};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
@@ -14,22 +14,22 @@ use serde_json::json;
 pub struct Shape {
     /// Width of a hidden state.
     #[arg(long, default_value_t = 896)]
-    hidden: i64,
+    pub hidden: i64,
     /// Layers.
     #[arg(long, default_value_t = 6)]
-    layers: usize,
+    pub layers: usize,
     /// Width of the feed-forward layer.
     #[arg(long, default_value_t = 4864)]
-    intermediate: i64,
+    pub intermediate: i64,
     /// Query heads.
     #[arg(long, default_value_t = 14)]
-    heads: i64,
+    pub heads: i64,
     /// Key and value heads.
     #[arg(long, default_value_t = 2)]
-    kv_heads: i64,
+    pub kv_heads: i64,
     /// Token ids.
     #[arg(long, default_value_t = 65_536)]
-    vocabulary: i64,
+    pub vocabulary: i64,
 }
 
 /// The rollouts of a job.
@@ -37,25 +37,25 @@ pub struct Shape {
 pub struct GroupShape {
     /// Groups of one prompt each.
     #[arg(long, default_value_t = 1)]
-    groups: usize,
+    pub groups: usize,
     /// Completions of a group.
     #[arg(long, default_value_t = 16)]
-    completions: usize,
+    pub completions: usize,
     /// Tokens of a prompt.
     #[arg(long, default_value_t = 120)]
-    prompt: usize,
+    pub prompt: usize,
     /// Median of the completions' lengths, which are log-normal.
     #[arg(long, default_value_t = 200.0)]
-    median: f64,
+    pub median: f64,
     /// Their sigma.
     #[arg(long, default_value_t = 0.6)]
-    sigma: f64,
+    pub sigma: f64,
     /// Longest completion.
     #[arg(long, default_value_t = 640)]
-    longest: usize,
+    pub longest: usize,
     /// Of tokens and lengths.
     #[arg(long, default_value_t = 7)]
-    seed: u64,
+    pub seed: u64,
 }
 
 /// Shortest completion that validators accept.
@@ -134,6 +134,18 @@ fn sequences(config: &ModelConfig, group: &GroupShape) -> Vec<ProofSequence> {
 
 /// Writes a random bf16 model, with weights as transformers initialises them.
 pub fn random_checkpoint(shape: &Shape, directory: &Path, seed: i64) -> anyhow::Result<PathBuf> {
+    let named = random_weights(shape, directory, seed, Device::Cpu)?;
+    write_weights(&named, directory)?;
+    Ok(directory.to_path_buf())
+}
+
+/// Writes the weights of [`random_weights`] beside their configuration.
+pub fn write_weights(named: &[(String, Tensor)], directory: &Path) -> anyhow::Result<()> {
+    Tensor::write_safetensors(named, directory.join("model.safetensors")).context("writing the random model")
+}
+
+/// Writes the configuration of a random bf16 model, and gives its weights, which `device` makes and the host has.
+pub fn random_weights(shape: &Shape, directory: &Path, seed: i64, device: Device) -> anyhow::Result<Vec<(String, Tensor)>> {
     std::fs::create_dir_all(directory)?;
     let config = json!({
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "vocab_size": shape.vocabulary,
@@ -146,15 +158,13 @@ pub fn random_checkpoint(shape: &Shape, directory: &Path, seed: i64) -> anyhow::
     let config = ModelConfig::read(directory)?;
     tch::manual_seed(seed);
     let named = Model::layout(&config).into_iter().map(|(name, shape)| {
-        let options = (Kind::BFloat16, grail_model::Device::Cpu);
+        let options = (Kind::BFloat16, device);
         let tensor = match name.as_str() {
             norm if norm.contains("norm") => Tensor::f_ones(shape, options)?,
             bias if bias.ends_with("bias") => Tensor::f_zeros(shape, options)?,
             _ => Tensor::f_empty(shape, options)?.f_normal_(0.0, 0.02)?,
         };
-        Ok((name, tensor))
+        Ok((name, tensor.f_to(Device::Cpu)?))
     });
-    let named = named.collect::<anyhow::Result<Vec<_>>>()?;
-    Tensor::write_safetensors(&named, directory.join("model.safetensors")).context("writing the random model")?;
-    Ok(directory.to_path_buf())
+    named.collect()
 }

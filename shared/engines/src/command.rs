@@ -113,12 +113,16 @@ pub enum Unsuited {
         printed: String,
     },
     /// Its help names no flag that every release has.
-    #[error("the --help of {engine} {version} names no --port; it cannot be started by flags. Install a release of it.")]
+    #[error(
+        "the --help of {engine} {version} names no --port, so it cannot be started by flags; its last line: {printed:?}. If that is an error, mend its installation; else install a release of it."
+    )]
     NoHelp {
         /// Which server.
         engine: &'static str,
         /// Its version.
         version: String,
+        /// What its help says last, cut.
+        printed: String,
     },
     /// It lacks what an exact weight update needs.
     #[error(
@@ -180,8 +184,8 @@ pub struct ServerOptions {
     pub dtype: String,
     /// GPUs.
     pub tensor_parallel: u32,
-    /// Share of GPU memory for weights and cache (`GRAIL_PIPELINE_GPU_MEM_UTIL`).
-    pub memory_share: f64,
+    /// Share of GPU memory for weights and cache (`GRAIL_PIPELINE_GPU_MEM_UTIL`); `None` leaves it to the server's own rule.
+    pub memory_share: Option<f64>,
     /// Longest prompt plus completion (`GRAIL_PIPELINE_MAX_MODEL_LEN`).
     pub context_length: u32,
     /// Requests that it works on at once (`GRAIL_PIPELINE_MAX_NUM_SEQS`).
@@ -235,7 +239,9 @@ impl Installed {
         let words = help.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '-'));
         let flags: BTreeSet<String> = words.filter(|word| word.starts_with("--") && word.len() > 2).map(str::to_owned).collect();
         if !flags.contains("--port") {
-            return Err(Unsuited::NoHelp { engine: engine_name, version: found.text });
+            let last = help.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+            let printed = last.chars().take(300).collect();
+            return Err(Unsuited::NoHelp { engine: engine_name, version: found.text, printed });
         }
         if engine == Engine::Sglang && !found.development && found.release < OLDEST_SGLANG {
             return Err(Unsuited::TooOld { engine: engine_name, version: found.release, oldest: OLDEST_SGLANG });
@@ -344,7 +350,9 @@ impl Installed {
         if options.cpu {
             words.pair("--device", "cpu");
         }
-        words.pair("--tp-size", options.tensor_parallel).pair("--mem-fraction-static", options.memory_share);
+        words.pair("--tp-size", options.tensor_parallel);
+        // Its own rule counts what graphs and activations take, which a share of 0.9 leaves no room for on some GPUs.
+        options.memory_share.iter().for_each(|share| _ = words.pair("--mem-fraction-static", share));
         // Without --trust-remote-code: no family that is mined needs code of its checkpoint, which would run as this user.
         words.pair("--context-length", options.context_length);
         // With one server it has no effect; releases without it, or with other methods, lose nothing.
@@ -394,7 +402,8 @@ impl Installed {
         words.pair("--model", &options.model).pair("--served-model-name", VLLM_NAME);
         words.pair("--host", "127.0.0.1").pair("--port", options.port).pair("--dtype", options.dtype());
         words.pair("--kv-cache-dtype", "auto").pair("--tensor-parallel-size", options.tensor_parallel);
-        words.pair("--gpu-memory-utilization", options.memory_share).pair("--max-model-len", options.context_length);
+        options.memory_share.iter().for_each(|share| _ = words.pair("--gpu-memory-utilization", share));
+        words.pair("--max-model-len", options.context_length);
         words.pair("--max-num-seqs", options.max_running);
         if let Some(tokenizer) = &options.tokenizer {
             words.pair("--tokenizer", tokenizer);
@@ -451,7 +460,7 @@ mod tests {
             cpu: false,
             dtype: "auto".into(),
             tensor_parallel: 4,
-            memory_share: 0.88,
+            memory_share: Some(0.88),
             context_length: 4096,
             max_running: 512,
             disable_cuda_graph: true,
@@ -496,6 +505,15 @@ mod tests {
             assert_eq!(found.map(String::as_str), want, "{version}");
             assert!(words.windows(2).any(|pair| pair == ["--tp-size", "4"]), "{words:?}");
             assert!(words.ends_with(&["--device".to_owned(), "cpu".to_owned()]));
+        }
+    }
+
+    #[test]
+    fn a_share_that_nobody_set_is_the_servers_own_matter() {
+        for (engine, flag) in [(Engine::Sglang, "--mem-fraction-static"), (Engine::Vllm, "--gpu-memory-utilization")] {
+            let of = |memory_share| Installed::measured(engine).command(&ServerOptions { memory_share, ..options() }).unwrap();
+            assert!(of(Some(0.88)).windows(2).any(|pair| pair == [flag, "0.88"]), "{:?}", of(Some(0.88)));
+            assert!(!of(None).iter().any(|word| word == flag), "{:?}", of(None));
         }
     }
 

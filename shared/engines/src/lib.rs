@@ -18,6 +18,11 @@ pub use wire::{End, Reply, ReplyError, warm_up};
 /// by then one of them would have it.
 pub const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
+/// Longest that a launcher prepares a server: the weights are judged, and what is installed is asked for its version and `--help`.
+/// Then the server's own time begins (`generation.server_timeout_seconds`). Who waits for a launcher waits for both, so that it
+/// hears from it what was too slow.
+pub const PREPARATION: std::time::Duration = std::time::Duration::from_secs(600);
+
 /// A server that is installed on the host and started by the launcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {

@@ -174,6 +174,7 @@ fn miner(
         dtype: settings.proof.dtype.clone(),
         threads: settings.proof.threads,
         numerics: settings.proof.numerics,
+        library_path: settings.proof.library_path.clone(),
         grace,
         gpus: gpus_watched.clone(),
     };

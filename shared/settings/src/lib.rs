@@ -36,6 +36,10 @@ const EMBEDDED_RUNNING: u32 = 48;
 
 /// What S3 takes as a part of an upload that is not its last one.
 const LEAST_PART_KIB: u32 = 5 * 1024;
+/// Seconds that a server may take until it answers, on the CPU …
+const SERVER_START: f64 = 300.0;
+/// … and on GPUs: kernels that nobody has compiled yet, NCCL, graphs to capture.
+const COLD_SERVER_START: f64 = 900.0;
 
 /// One mistake in the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,11 +272,13 @@ impl<'a> Reader<'a> {
     fn generation(&mut self) -> Generation {
         let backend = self.choice("generation.backend", &["sglang", "vllm", "embedded"]);
         let servers = self.servers(&backend);
+        let cpu = self.choice("generation.device", &["cuda", "cpu"]) == "cpu";
+        let usual_start = if cpu || backend == "embedded" { SERVER_START } else { COLD_SERVER_START };
         let python = if backend == "vllm" { "generation.vllm_python" } else { "generation.sglang_python" };
         Generation {
             python: self.program(python),
-            cpu: self.choice("generation.device", &["cuda", "cpu"]) == "cpu",
-            memory_share: self.number("generation.memory_share", 0.05, 1.0),
+            cpu,
+            memory_share: self.number_or_auto("generation.memory_share", 0.05, 1.0),
             max_running: match self.text("generation.max_running").as_str() {
                 "auto" if backend == "embedded" => EMBEDDED_RUNNING,
                 "auto" => MOST_RUNNING,
@@ -297,7 +303,7 @@ impl<'a> Reader<'a> {
                 "auto" => GroupsInFlight::Auto,
                 _ => GroupsInFlight::Fixed(self.whole("generation.groups_in_flight", 1, 4096)),
             },
-            server_timeout: self.number("generation.server_timeout_seconds", 1.0, 7200.0),
+            server_timeout: self.number_or_auto("generation.server_timeout_seconds", 1.0, 7200.0).unwrap_or(usual_start),
             threads: self.whole("generation.threads", 1, 1024),
             dtype: self.choice("generation.dtype", &["auto", "f32", "bf16", "f16"]),
         }
@@ -346,7 +352,8 @@ impl<'a> Reader<'a> {
             ProofSlots::Gpus(if listed.is_empty() { vec![self.whole("proof.gpu", 0, 1023)] } else { listed })
         };
         let dtype = self.choice("proof.dtype", &["auto", "f32", "bf16", "f16"]);
-        Proof { slots, threads: self.whole("proof.threads", 1, 1024), dtype, numerics: self.numerics() }
+        let library_path = self.path("proof.library_path");
+        Proof { slots, threads: self.whole("proof.threads", 1, 1024), dtype, numerics: self.numerics(), library_path }
     }
 
     fn remark_gpus_beside_the_cpu(&mut self) {
@@ -441,6 +448,11 @@ impl<'a> Reader<'a> {
             self.refuse(key, &format!("is outside {low} to {high}"));
         }
         number
+    }
+
+    /// `None` for "auto".
+    fn number_or_auto(&mut self, key: &str, low: f64, high: f64) -> Option<f64> {
+        if self.text(key) == "auto" { None } else { Some(self.number(key, low, high)) }
     }
 
     fn whole(&mut self, key: &str, low: u32, high: u32) -> u32 {

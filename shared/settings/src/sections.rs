@@ -162,8 +162,8 @@ pub struct Generation {
     pub python: PathBuf,
     /// SGLang or vLLM runs on the CPU, and takes no GPU.
     pub cpu: bool,
-    /// Share of GPU memory for weights and cache.
-    pub memory_share: f64,
+    /// Share of GPU memory for weights and cache; `None` leaves it to the server.
+    pub memory_share: Option<f64>,
     /// Requests that SGLang or vLLM works on at once.
     pub max_running: u32,
     /// Start the server without CUDA graphs.
@@ -202,7 +202,7 @@ impl Generation {
         }
         pair("--python", self.python.clone().into());
         pair("--tensor-parallel", self.tensor_parallel.to_string().into());
-        pair("--memory-share", self.memory_share.to_string().into());
+        self.memory_share.iter().for_each(|share| pair("--memory-share", share.to_string().into()));
         pair("--context-length", self.max_model_length.to_string().into());
         self.link_folder.iter().for_each(|folder| pair("--link-folder", folder.into()));
         self.tokenizer.iter().for_each(|tokenizer| pair("--tokenizer", tokenizer.into()));
@@ -229,6 +229,8 @@ pub struct Proof {
     pub dtype: String,
     /// How exactly the miner's workers compute.
     pub numerics: WorkerNumerics,
+    /// Folder of libtorch for the workers alone.
+    pub library_path: Option<PathBuf>,
 }
 
 /// The workers' devices.

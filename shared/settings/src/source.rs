@@ -297,7 +297,8 @@ fn from_text(setting: &Setting, text: &str) -> Result<Value, String> {
             "0" | "false" | "no" => Some(Value::Boolean(false)),
             _ => None,
         },
-        Form::Number => text.parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::Float),
+        Form::NumberOrAuto if text.trim() == "auto" => Some(Value::String("auto".into())),
+        Form::Number | Form::NumberOrAuto => text.parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::Float),
         Form::WholeList => {
             let text = text.trim_matches(|bracket| "[]".contains(bracket));
             text.split(',').filter(|item| !item.trim().is_empty()).map(whole).collect::<Option<Vec<_>>>().map(Value::Array)
@@ -314,10 +315,10 @@ fn with_form(form: Form, value: Value) -> Result<Value, (Value, &'static str)> {
             Ok(Value::String(items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")))
         }
         (Form::Whole | Form::WholeOrAuto, value) if is_whole(&value) => Ok(value),
-        (Form::WholeOrAuto, value) if value.as_str() == Some("auto") => Ok(value),
+        (Form::WholeOrAuto | Form::NumberOrAuto, value) if value.as_str() == Some("auto") => Ok(value),
         (Form::Flag, value @ Value::Boolean(_)) => Ok(value),
-        (Form::Number, Value::Integer(number)) => Ok(Value::Float(number as f64)),
-        (Form::Number, Value::Float(number)) if number.is_finite() => Ok(Value::Float(number)),
+        (Form::Number | Form::NumberOrAuto, Value::Integer(number)) => Ok(Value::Float(number as f64)),
+        (Form::Number | Form::NumberOrAuto, Value::Float(number)) if number.is_finite() => Ok(Value::Float(number)),
         (Form::WholeList, Value::Array(items)) if items.iter().all(is_whole) => Ok(Value::Array(items)),
         (form, value) => Err((value, wanted(form))),
     }
@@ -331,6 +332,7 @@ fn wanted(form: Form) -> &'static str {
         Form::Whole => "a whole number of 0 or more",
         Form::Flag => "true or false",
         Form::Number => "a number",
+        Form::NumberOrAuto => "a number or auto",
         Form::Addresses => "a list of addresses in quotes, or one text with commas between them",
         Form::WholeList => "a list of whole numbers such as [1, 2]",
     }

@@ -14,6 +14,8 @@ pub enum Form {
     WholeOrAuto,
     /// A number of any kind.
     Number,
+    /// A number of any kind, or "auto".
+    NumberOrAuto,
     /// true or false; in a variable 1, true or yes, and 0, false or no.
     Flag,
     /// A list of addresses, or one text with commas between them; users, paths and queries are not shown.
@@ -262,9 +264,10 @@ pub const TABLE: &[Setting] = &[
     setting(
         "generation.server_timeout_seconds",
         &["GRAIL_PIPELINE_SERVER_TIMEOUT"],
-        Form::Number,
-        "300.0",
-        "Longest start-up of the server.",
+        Form::NumberOrAuto,
+        "'auto'",
+        "Longest start-up of one server, from its process to its first answer; auto is 900 on GPUs, where kernels are compiled, \
+         and 300 on the CPU.",
     ),
     setting(
         "generation.sglang_python",
@@ -283,9 +286,10 @@ pub const TABLE: &[Setting] = &[
     setting(
         "generation.memory_share",
         &["GRAIL_PIPELINE_GPU_MEM_UTIL"],
-        Form::Number,
-        "0.9",
-        "Share of GPU memory that the server takes for weights and cache.",
+        Form::NumberOrAuto,
+        "'auto'",
+        "Share of GPU memory that the server takes for weights and cache; auto leaves it to the server's own rule (SGLang keeps 10 GiB \
+         and more of a large GPU free, vLLM a tenth).",
     ),
     setting(
         "generation.max_running",
@@ -340,6 +344,13 @@ pub const TABLE: &[Setting] = &[
         "Proof GPUs, counted within CUDA_VISIBLE_DEVICES.",
     ),
     setting("proof.gpu", &["GRAIL_PIPELINE_PROOF_GPU"], Form::Whole, "1", "The proof GPU where proof.gpus is empty."),
+    setting(
+        "proof.library_path",
+        &[],
+        Form::Path,
+        "",
+        "Folder of libtorch for the proof workers alone, in front of LD_LIBRARY_PATH; servers do not see it.",
+    ),
     setting(
         "proof.subprocess",
         &["GRAIL_PIPELINE_PROOF_SUBPROCESS"],

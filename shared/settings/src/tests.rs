@@ -382,7 +382,7 @@ fn every_variable_of_the_pipeline_has_its_meaning_or_is_refused_with_the_reason(
     let generation = &settings.generation;
     assert_eq!((generation.backend.as_str(), generation.gpu, generation.tensor_parallel), ("vllm", 1, 2));
     assert_eq!((generation.groups_in_flight, generation.disable_cuda_graph), (GroupsInFlight::Fixed(72), true));
-    assert_eq!((generation.memory_share, generation.max_model_length, generation.server_timeout), (0.8, 4096, 900.0));
+    assert_eq!((generation.memory_share, generation.max_model_length, generation.server_timeout), (Some(0.8), 4096, 900.0));
     assert_eq!((generation.max_running, generation.max_concurrent), (256, 1152));
     assert_eq!(generation.link_folder.as_deref(), Some(Path::new("/links")));
     assert_eq!(generation.python, Path::new("/opt/vllm/bin/python"));

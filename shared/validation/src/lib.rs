@@ -151,6 +151,7 @@ impl Validator {
             threads: settings.proof.threads,
             // The network's validator runs the defaults, whatever this miner is tuned to.
             numerics: WorkerNumerics::default(),
+            library_path: settings.proof.library_path.clone(),
             grace: Duration::from_secs(2),
             gpus: Gpus::default(),
         };

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use grail_engines::Calls;
+use grail_engines::{Calls, PREPARATION};
 use grail_link::message::{FromLauncher, ReloadCommand, Revision, ToLauncher};
 use grail_link::{Connection, Outbox};
 use grail_process::{Spawner, clock};
@@ -46,15 +46,20 @@ pub struct LauncherSettings {
     pub watch: Gpus,
 }
 
-/// What the launcher is judged by: its start-up and loads by the configured time-out of the server, its work by the completions
-/// that its server's client sees.
+/// What a launcher takes beyond its own limits: the first calls to a server that answers, the end of one that does not, and telling.
+const TELLING: Duration = Duration::from_secs(120);
+
+/// What the launcher is judged by: its loads by its own limits and some time more, so that its message comes, its work by the
+/// completions that its server's client sees.
 fn policy(server_timeout: Duration) -> LifePolicy {
+    let load = PREPARATION + server_timeout + TELLING;
     LifePolicy {
         restart: RestartPolicy::default(),
         stagger: Duration::ZERO,
         start_up: Duration::from_secs(60),
-        cold_load: server_timeout,
-        warm_load: ProgressPolicy { floor: server_timeout.min(Duration::from_secs(60)), ceiling: server_timeout, factor: 10.0 },
+        cold_load: load,
+        // One that needs a server of its own, for another network, may be too late by this; a new launcher then has the time.
+        warm_load: ProgressPolicy { floor: server_timeout.min(Duration::from_secs(60)), ceiling: load, factor: 10.0 },
         // The reference gives up on one completion after 300 s (grail-miner 5).
         work: ProgressPolicy { floor: Duration::from_secs(15), ceiling: Duration::from_secs(300), factor: 6.0 },
         frozen: Duration::from_secs(4),

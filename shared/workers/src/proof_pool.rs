@@ -52,8 +52,9 @@ impl ProofPool {
         let mut lives = Vec::new();
         for (place, slot) in slots.into_iter().enumerate() {
             let (number, name) = (slot.slot, format!("proof-worker {}", slot.slot));
+            let policy = policy(place, slot.gpu.is_some());
             let worker = Slot::new(shared.clone(), wanted.clone(), report.clone(), place, slot);
-            lives.push((number, team.keep(worker, name, policy(place), &shared.board, shared.settings.gpus.clone())));
+            lives.push((number, team.keep(worker, name, policy, &shared.board, shared.settings.gpus.clone())));
         }
         Self { shared, target, resident, credits, next_job: Default::default(), team, lives }
     }

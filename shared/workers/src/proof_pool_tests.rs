@@ -63,6 +63,7 @@ fn pool_with(
         dtype: "auto".into(),
         threads: 1,
         numerics: WorkerNumerics::default(),
+        library_path: None,
         grace: Duration::from_millis(100),
         gpus: Gpus::watch(vec!["7".into()], board.clone(), || Ok(sensor)).unwrap(),
     };

@@ -31,6 +31,8 @@ pub struct WorkerSettings {
     pub threads: u32,
     /// How exactly the workers compute.
     pub numerics: WorkerNumerics,
+    /// Folder of libtorch for the workers alone.
+    pub library_path: Option<std::path::PathBuf>,
     /// Time a worker gets to end by itself.
     pub grace: Duration,
     /// What is known about its GPUs.

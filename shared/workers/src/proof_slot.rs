@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::num::NonZero;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,12 +33,17 @@ const CHUNK: usize = 16;
 /// More sequences than any job has.
 const MAX_SEQUENCES: usize = 4096;
 
+/// Longest time until a worker says hello, on the CPU …
+const START_UP: Duration = Duration::from_secs(60);
+/// … and on a GPU, where it loads CUDA's libraries, gigabytes of them from a cold disk, and without persistence mode the driver.
+const COLD_START_UP: Duration = Duration::from_secs(240);
+
 /// What the worker at a place of the pool is judged by.
-pub(super) fn policy(place: usize) -> LifePolicy {
+pub(super) fn policy(place: usize, on_gpu: bool) -> LifePolicy {
     LifePolicy {
         restart: RestartPolicy::default(),
         stagger: Duration::from_millis(250) * u32::try_from(place).unwrap_or(u32::MAX).min(64),
-        start_up: Duration::from_secs(60),
+        start_up: if on_gpu { COLD_START_UP } else { START_UP },
         cold_load: Duration::from_secs(900),
         warm_load: ProgressPolicy { floor: Duration::from_secs(60), ceiling: Duration::from_secs(900), factor: 10.0 },
         // The reference waits 600 s for a group's proofs (grail-miner 4).
@@ -66,6 +72,7 @@ pub fn started_with(
     threads: u32,
     readers: u16,
     numerics: WorkerNumerics,
+    library_path: Option<&Path>,
 ) -> (Vec<OsString>, Vec<(OsString, OsString)>) {
     let mut arguments: Vec<OsString> = vec!["--slot".into(), slot.slot.to_string().into()];
     arguments.extend(["--device".into(), if slot.gpu.is_some() { "cuda" } else { "cpu" }.into()]);
@@ -87,7 +94,18 @@ pub fn started_with(
         // cuBLAS reads it when it starts; without it products differ from run to run.
         environment.push(("CUBLAS_WORKSPACE_CONFIG".into(), ":4096:8".into()));
     }
+    environment.extend(library_path.map(|folder| ("LD_LIBRARY_PATH".into(), in_front(folder))));
     (arguments, environment)
+}
+
+/// A folder in front of those that this process has: the driver's own libraries may lie in one of them.
+fn in_front(folder: &Path) -> OsString {
+    let mut path = OsString::from(folder);
+    if let Some(rest) = std::env::var_os("LD_LIBRARY_PATH").filter(|rest| !rest.is_empty()) {
+        path.push(":");
+        path.push(rest);
+    }
+    path
 }
 
 /// One slot's task. It alone changes the state of its worker.
@@ -109,7 +127,9 @@ impl Kept for Slot {
     fn opening(&self) -> Opening<'_> {
         let settings = &self.shared.settings;
         let readers = readers(settings.slots.len());
-        let (arguments, environment) = started_with(&self.slot, &settings.dtype, settings.threads, readers, settings.numerics);
+        let library_path = settings.library_path.as_deref();
+        let (arguments, environment) =
+            started_with(&self.slot, &settings.dtype, settings.threads, readers, settings.numerics, library_path);
         Opening {
             spawner: &self.shared.spawner,
             program: settings.programs.path(ChildPrograms::ProofWorker),

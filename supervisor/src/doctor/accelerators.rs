@@ -8,7 +8,7 @@ use grail_link::message::WorkerHello;
 use grail_process::{Launch, ProgramOutput, Spawner, environment};
 use grail_settings::{ConfigErrors, Settings};
 use grail_supervision::gpu::{Card, Driver, Nvml, SensorError};
-use grail_workers::plan::{Plan, ProofSlot};
+use grail_workers::plan::{CountSource, Plan, ProofSlot};
 use grail_workers::preflight::{Preflight, own_folder};
 use grail_workers::{ChildPrograms, Programs, on_its_device};
 
@@ -27,6 +27,8 @@ const CARD_BYTES: u64 = 23 * GIB;
 const IDLE_BYTES: u64 = 2 * GIB;
 /// A worker says hello as soon as libtorch and CUDA are up; its first proof waits for kernels to be loaded.
 const TRIAL_PATIENCE: Duration = Duration::from_secs(120);
+/// The same on a GPU: CUDA's libraries are gigabytes, and without persistence mode the driver is loaded first.
+const COLD_TRIAL_PATIENCE: Duration = Duration::from_secs(300);
 /// Importing a server's packages takes long on a cold disk.
 const IMPORT_PATIENCE: Duration = Duration::from_secs(180);
 /// Most of a program's output that is read, in bytes.
@@ -53,7 +55,12 @@ pub(super) fn gpus(layout: &Result<Plan, String>, running: bool) -> Row {
         return Row::ok(GPUS, "none is used: proofs on the CPU, embedded engine");
     }
     match Nvml::open(&[]) {
-        Ok(nvml) => gpus_row(nvml.driver(), &used.iter().map(|gpu| (gpu.clone(), nvml.card(gpu))).collect::<Vec<_>>(), running),
+        Ok(nvml) => gpus_row(
+            nvml.driver(),
+            plan.counted,
+            &used.iter().map(|gpu| (gpu.clone(), nvml.card(gpu))).collect::<Vec<_>>(),
+            running,
+        ),
         Err(error) => {
             let found = format!("{} used, nothing is known about them: {error}", used.len());
             Row::warning(GPUS, found, "mining works without, but nobody tells when a GPU is taken, hot or broken")
@@ -61,11 +68,11 @@ pub(super) fn gpus(layout: &Result<Plan, String>, running: bool) -> Row {
     }
 }
 
-fn gpus_row(driver: Option<Driver>, cards: &[(String, Result<Card, SensorError>)], running: bool) -> Row {
+fn gpus_row(driver: Option<Driver>, counted: CountSource, cards: &[(String, Result<Card, SensorError>)], running: bool) -> Row {
     let driver = driver.map_or("driver unknown".into(), |driver| {
         format!("driver {} for CUDA {}.{}", driver.version, driver.cuda.0, driver.cuda.1)
     });
-    let (mut lines, mut failures, mut warnings) = (vec![driver], Vec::new(), Vec::new());
+    let (mut lines, mut failures, mut warnings) = (vec![format!("{driver}; GPUs {counted}")], Vec::new(), Vec::new());
     for (gpu, card) in cards {
         let card = match card {
             Ok(card) => card,
@@ -85,6 +92,12 @@ fn gpus_row(driver: Option<Driver>, cards: &[(String, Result<Card, SensorError>)
         } else if card.memory_total < CARD_BYTES {
             warnings
                 .push(format!("GPU {gpu} is smaller than the 24 GB the network asks: see grail-supervisor plan --checkpoint"));
+        }
+        if card.persistent == Some(false) {
+            warnings.push(format!(
+                "GPU {gpu} has no persistence mode: the driver is loaded again for every first start (nvidia-smi -pm 1, or \
+                 nvidia-persistenced)"
+            ));
         }
         if card.memory_used > IDLE_BYTES && !running {
             warnings.push(format!("somebody uses GPU {gpu} and no supervisor runs: end that (nvidia-smi), a start waits for it"));
@@ -116,9 +129,10 @@ pub(super) async fn workers(settings: &Settings, layout: &Result<Plan, String>) 
             Err(error) => return Row::not_asked(WORKER, error.to_string()),
         };
         let asked = trial_of_worker(&programs, slot, &settings.proof, folder);
-        let trial = match tokio::time::timeout(TRIAL_PATIENCE, asked).await {
+        let patience = if slot.gpu.is_some() { COLD_TRIAL_PATIENCE } else { TRIAL_PATIENCE };
+        let trial = match tokio::time::timeout(patience, asked).await {
             Ok(answer) => answer,
-            Err(_) => Err(Unfit::Start(format!("it has not proved a small sequence within {} s", TRIAL_PATIENCE.as_secs()))),
+            Err(_) => Err(Unfit::Start(format!("it has not proved a small sequence within {} s", patience.as_secs()))),
         };
         worker_row(slot, &trial)
     });
@@ -169,7 +183,7 @@ fn overridden(tf32: &[String]) -> Option<String> {
 }
 
 /// Asks the configured Python for the generation server, imports and all.
-pub(super) async fn server(settings: &Settings) -> Row {
+pub(super) async fn server(settings: &Settings, layout: &Result<Plan, String>) -> Row {
     let generation = &settings.generation;
     if !generation.servers.is_empty() {
         return Row::not_asked(SERVER, "generation.servers run elsewhere; `run` asks them and says which of them answer");
@@ -181,12 +195,19 @@ pub(super) async fn server(settings: &Settings) -> Row {
     let python = generation.python.display().to_string();
     let asked = async {
         let spawner = Spawner::start().map_err(|error| error.to_string())?;
-        let version = ask(&spawner, settings, vec!["-c".into(), engine.version_program().into()]).await?;
+        let version = ask(&spawner, settings, vec!["-c".into(), engine.version_program().into()], "").await?;
         // Without a version there is nothing whose imports are worth waiting for.
         if version.output.trim().is_empty() {
             return Ok((version, None));
         }
-        let help = ask(&spawner, settings, vec!["-m".into(), engine.module().into(), "--help".into()]).await?;
+        let words = || vec!["-m".into(), engine.module().into(), "--help".into()];
+        let mut help = ask(&spawner, settings, words(), "").await?;
+        let gpus = layout.as_ref().ok().and_then(|plan| plan.generation.first()).map_or(String::new(), |gpus| gpus.join(","));
+        let silent = !help.status.success() || Installed::read(engine, &version.output, &help.output).is_err();
+        // A release that looks for a GPU while it is imported says nothing without one; the launcher does the same.
+        if silent && !gpus.is_empty() {
+            help = ask(&spawner, settings, words(), &gpus).await?;
+        }
         Ok::<_, String>((version, Some(help)))
     };
     let row = match tokio::time::timeout(IMPORT_PATIENCE, asked).await {
@@ -202,13 +223,16 @@ pub(super) async fn server(settings: &Settings) -> Row {
     }
 }
 
-async fn ask(spawner: &Spawner, settings: &Settings, arguments: Vec<OsString>) -> Result<ProgramOutput, String> {
+/// Without `gpus` none is touched.
+async fn ask(spawner: &Spawner, settings: &Settings, arguments: Vec<OsString>, gpus: &str) -> Result<ProgramOutput, String> {
     let launch = Launch {
         name: "generation server's version".into(),
         program: settings.generation.python.clone(),
         arguments,
-        // No GPU is needed for this, and none must be touched.
-        environment: environment::for_child(environment::of_this_process(), [("CUDA_VISIBLE_DEVICES".into(), "".into())]),
+        environment: environment::for_child(
+            environment::of_this_process(),
+            [("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()), ("CUDA_VISIBLE_DEVICES".into(), gpus.into())],
+        ),
     };
     spawner.ask(launch, MOST).await.map_err(|error| error.to_string())
 }
@@ -270,17 +294,21 @@ mod tests {
     use super::*;
 
     fn card(memory_used: u64, memory_total: u64, capability: (i32, i32)) -> Result<Card, SensorError> {
-        Ok(Card { name: "NVIDIA A100".into(), memory_used: memory_used * GIB, memory_total: memory_total * GIB, capability })
+        let (name, persistent) = ("NVIDIA A100".into(), Some(true));
+        Ok(Card { name, memory_used: memory_used * GIB, memory_total: memory_total * GIB, capability, persistent })
     }
 
     #[test]
     fn cards_are_judged_by_what_proofs_need() {
         let driver = || Some(Driver { version: "580.65".into(), cuda: (13, 0) });
-        let judged = |card, running| gpus_row(driver(), &[("0".to_owned(), card)], running);
+        let judged = |card, running| gpus_row(driver(), CountSource::Variable, &[("0".to_owned(), card)], running);
         assert_eq!(judged(card(0, 80, (8, 0)), false).verdict, Verdict::Ok);
         assert_eq!(judged(card(70, 80, (8, 0)), true).verdict, Verdict::Ok, "the supervisor's own children use it");
         assert_eq!(judged(card(70, 80, (8, 0)), false).verdict, Verdict::Warning);
         assert_eq!(judged(card(0, 16, (8, 0)), false).verdict, Verdict::Warning);
+        let asleep = card(0, 80, (8, 0)).map(|card| Card { persistent: Some(false), ..card });
+        let row = judged(asleep, false);
+        assert!(row.verdict == Verdict::Warning && row.remedy.as_ref().is_some_and(|remedy| remedy.contains("-pm 1")), "{row:?}");
         assert_eq!(judged(card(0, 80, (7, 5)), false).verdict, Verdict::Failed);
         let gone = judged(Err(SensorError::Gone { gpu: "0".into(), reason: "lost".into() }), false);
         assert!(gone.verdict == Verdict::Failed && gone.found.contains("CUDA 13.0"), "{gone:?}");

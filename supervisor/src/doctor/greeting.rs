@@ -88,7 +88,8 @@ async fn begin(programs: &Programs, slot: &ProofSlot, proof: &Proof, folder: Tem
     let listener = Listener::bind(&folder.path().join("run").join("proof.sock")).map_err(|error| error.to_string())?;
     trial::write(folder.path()).map_err(|error| error.to_string())?;
     let mut arguments: Vec<OsString> = vec!["--socket".into(), listener.path().into()];
-    let (more, variables) = started_with(slot, &proof.dtype, proof.threads, readers(1), proof.numerics);
+    let library_path = proof.library_path.as_deref();
+    let (more, variables) = started_with(slot, &proof.dtype, proof.threads, readers(1), proof.numerics, library_path);
     arguments.extend(more);
     let launch = Launch {
         name: "proof-worker".into(),

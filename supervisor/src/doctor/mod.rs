@@ -4,6 +4,7 @@
 //!  wallet ─▶ chain ─▶ subnet ─┬─▶ our bucket, with the write pair and with the published one        subnet, bucket
 //!                             └─▶ the trainer's checkpoint ─▶ disk, memory                          checkpoint, host
 //!  beside it: drand · dataset · ports · open files · GPUs · proof worker · generation server        accelerators
+//!             what a generation server on GPUs compiles with, and where it keeps it                 toolchain
 //! ```
 //!
 //! Every row is looked at whatever the others say and whatever is wrong with settings that are another row's, each within a time of its own. Judging is pure, in functions that end in
@@ -17,6 +18,7 @@ mod host;
 mod row;
 mod start;
 mod subnet;
+mod toolchain;
 mod trial;
 
 use std::future::Future;
@@ -74,7 +76,7 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
         outside(loaded, running),
         beacon(loaded),
         accelerators::workers(settings, &layout),
-        server(loaded),
+        server(loaded, &layout),
         blocking,
     );
     let at = rows.iter().position(|row| row.what == "trainer").map_or(rows.len(), |at| at + 1);
@@ -85,7 +87,9 @@ pub async fn examine(loaded: &Loaded) -> Vec<Row> {
         Err(error) => rows.push(Row::not_asked("dataset, GPUs", error.to_string())),
     }
     rows.extend(workers);
-    rows.extend([server, start::temporary_row(&preflight), start::proxy_row(&preflight), host::variables(loaded)]);
+    rows.push(server);
+    rows.extend(toolchain::rows(settings));
+    rows.extend([start::temporary_row(&preflight), start::proxy_row(&preflight), host::variables(loaded)]);
     rows.insert(0, start::settings_row(loaded));
     rows
 }
@@ -163,10 +167,10 @@ async fn beacon(loaded: &Loaded) -> Row {
     }
 }
 
-async fn server(loaded: &Loaded) -> Row {
+async fn server(loaded: &Loaded, layout: &Result<Plan, String>) -> Row {
     match loaded.mistakes.concern(&["generation"]) {
         true => Row::not_asked("server", OF_SETTINGS),
-        false => accelerators::server(&loaded.settings).await,
+        false => accelerators::server(&loaded.settings, layout).await,
     }
 }
 

@@ -1,6 +1,6 @@
 //! NVML as a [`Sensor`].
 
-use std::sync::OnceLock;
+use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
 use nvml_wrapper::bitmasks::event::EventTypes;
@@ -48,6 +48,8 @@ pub struct Card {
     pub memory_total: u64,
     /// Major and minor number of its compute capability.
     pub capability: (i32, i32),
+    /// Whether the driver stays loaded while nobody uses the GPU; `None` where it does not tell.
+    pub persistent: Option<bool>,
 }
 
 impl Nvml {
@@ -77,6 +79,31 @@ impl Nvml {
         Ok(sensor)
     }
 
+    /// UUIDs of the GPUs that this process may see, by index in the order of PCI addresses. A container shows those that were given
+    /// to it.
+    ///
+    /// # Errors
+    /// When the library does not answer.
+    pub fn uuids(&self) -> Result<Vec<String>, SensorError> {
+        let count = self.library.device_count().map_err(|error| SensorError::Lost(error.to_string()))?;
+        let uuid = |index: u32| {
+            let device = self.library.device_by_index(index).map_err(|error| failure(&index.to_string(), &error))?;
+            device.uuid().map_err(|error| failure(&index.to_string(), &error))
+        };
+        // One that does not answer keeps its index.
+        Ok((0..count).map(|index| uuid(index).unwrap_or_default()).collect())
+    }
+
+    /// [`Nvml::uuids`], no longer than `patience`: a driver that hangs must not hang who only counts. `None` where nothing answers.
+    pub fn uuids_within(patience: Duration) -> Option<Vec<String>> {
+        let (answer, answered) = mpsc::channel();
+        // Where the driver hangs the thread is left behind; it holds nothing.
+        let asked = std::thread::Builder::new().name("nvml-count".into()).spawn(move || {
+            let _ = answer.send(Self::open(&[]).and_then(|nvml| nvml.uuids()).ok());
+        });
+        asked.ok().and_then(|_| answered.recv_timeout(patience).ok()).flatten()
+    }
+
     /// The driver, where it says what it is.
     pub fn driver(&self) -> Option<Driver> {
         let cuda = self.library.sys_cuda_driver_version().ok()?;
@@ -98,6 +125,7 @@ impl Nvml {
             memory_used: memory.used,
             memory_total: memory.total,
             capability: (capability.major, capability.minor),
+            persistent: device.is_in_persistent_mode().ok(),
         })
     }
 
