@@ -208,6 +208,11 @@ fn workload(job: &Job) -> anyhow::Result<Workload> {
 }
 
 /// A prover that knows what is free.
+/// Tokens of the longest sequence.
+fn longest(sequences: &[ProofSequence]) -> usize {
+    sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0)
+}
+
 fn prover(model: &Model, mode: Mode) -> Prover {
     Prover::new(model, mode, grail_model::free_memory(model.device()))
 }

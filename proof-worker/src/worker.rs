@@ -17,8 +17,8 @@ use grail_link::message::{
     WorkerHello,
 };
 use grail_model::{
-    ApplyError, AttentionKernel, ExamineTerms, LoadOptions, Mode, Model, Numerics, Precision, Proof, ProveError, Prover, ReloadError,
-    Runtime, Sequence, TchError,
+    ApplyError, AttentionKernel, ExamineTerms, LoadError, LoadOptions, Mode, Model, Numerics, Precision, Proof, ProveError,
+    Prover, ReloadError, Runtime, Sequence, TchError,
 };
 use grail_process::clock;
 use grail_protocol::commitment;
@@ -141,7 +141,9 @@ impl Worker {
         let started = clock::monotonic();
         let revision = command.revision.clone();
         let taken = match self.take(command) {
-            Err(ref error) if let Some(said) = error.of_libtorch() => return Err(Broken::device(format!("loading {revision}"), said)),
+            Err(ref error) if let Some(said) = error.of_libtorch() => {
+                return Err(Broken::device(format!("loading {revision}"), said));
+            }
             Err(source @ ReloadError::Unfit { .. }) => return Err(Broken::Unfit { revision, source: Box::new(source) }),
             taken => taken.map_err(|error| error.to_string()),
         };
@@ -198,9 +200,9 @@ impl Worker {
                 let model = Model::load(&command.directory, self.options).map_err(ReloadError::Refused)?;
                 let model = model.with_attention(self.numerics.attention());
                 let prover = Prover::new(&model, self.mode, grail_model::free_memory(model.device()));
-                let attention = model.attention_kernel().map_err(|source| {
-                    ReloadError::Refused(LoadError::Torch { directory: command.directory.clone(), source })
-                })?;
+                let attention = model
+                    .attention_kernel()
+                    .map_err(|source| ReloadError::Refused(LoadError::Torch { directory: command.directory.clone(), source }))?;
                 tracing::info!(%model, mode = %self.mode, %attention, "The model is loaded.");
                 if attention != self.attention {
                     // Every worker of the pool finds the same: it follows from the model's heads.

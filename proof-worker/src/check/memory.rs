@@ -3,7 +3,7 @@
 use anyhow::{Context, bail, ensure};
 use grail_model::{Drift, Kind, Mode, Model, ProveError, Tensor};
 
-use super::{GROUP, Job, Outcome, Site, prove, prover, workload};
+use super::{GROUP, Job, Outcome, Site, longest, prove, prover, workload};
 use crate::bench::device;
 
 const MIB: u64 = 1 << 20;
@@ -44,7 +44,8 @@ fn between_passes(site: &Site, model: &Model, sequences: &[grail_link::message::
     for mode in [Mode::Exact, Mode::PackedShared] {
         let mut prover = prover(model, mode);
         let wanted = prove(&mut prover, model, sequences, GROUP)?;
-        let (before, predicted) = (prover.budget().tokens(), prover.budget().peak_bytes());
+        let longest = longest(sequences);
+        let (before, predicted) = (prover.budget().tokens(longest), prover.budget().peak_bytes(longest));
         grail_model::empty_cache(site.device())?;
         let ballast = device::starve(site.device(), Some(predicted as f64 / MIB as f64))?;
         let got = prove(&mut prover, model, sequences, GROUP)?;
@@ -53,7 +54,7 @@ fn between_passes(site: &Site, model: &Model, sequences: &[grail_link::message::
         let drift = Drift::between(&wanted, &got).context("proofs of other sequences")?;
         println!(
             "{mode} with a third of what it wants: {drift}; {before} tokens at once before, {} after",
-            prover.budget().tokens()
+            prover.budget().tokens(longest)
         );
         ensure!(got.len() == sequences.len(), "{mode}: {} proofs of {}", got.len(), sequences.len());
         told.push(format!("{mode} {:.1} % identical", drift.identical_sketches * 100.0));

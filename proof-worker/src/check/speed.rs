@@ -3,7 +3,7 @@
 use grail_model::Mode;
 use grail_process::clock;
 
-use super::{GROUP, Job, Outcome, Site, prove, prover, workload};
+use super::{GROUP, Job, Outcome, Site, longest, prove, prover, workload};
 use crate::bench::device;
 
 const MIB: f64 = (1 << 20) as f64;
@@ -36,7 +36,8 @@ pub(super) fn check(site: &Site, job: &Job, mode: Mode, passes: u32) -> anyhow::
     let tokens = work.tokens() as f64 / seconds;
     let share = work.operations() / seconds / rate * 100.0;
     if let Some(peak) = peak {
-        let (predicted, taken) = (prover.budget().peak_bytes() as f64 / MIB, (peak as f64 - work.weight_bytes as f64) / MIB);
+        let predicted = prover.budget().peak_bytes(longest(&work.sequences));
+        let (predicted, taken) = (predicted as f64 / MIB, (peak as f64 - work.weight_bytes as f64) / MIB);
         println!("memory beside the weights: {taken:.0} MiB at most, {predicted:.0} MiB predicted at most");
     }
     println!("{:.1} TFLOP/s in matrix products alone", rate / 1e12);

@@ -25,13 +25,13 @@ use std::future::Future;
 use std::time::Duration;
 
 use grail_protocol::keys::address_of;
-
 use grail_settings::{Loaded, Settings};
 use grail_subnet::buckets::Buckets;
 use grail_subnet::chain::Standing;
 use grail_subnet::configured::open_chain;
 use grail_subnet::dataset::check_dataset;
 use grail_supervision::exit::Failure;
+use grail_workers::plan::Plan;
 use grail_workers::preflight::Preflight;
 
 pub use row::{Row, Verdict, json, table};

@@ -58,7 +58,10 @@ impl Prover {
                     // cuBLAS and cuDNN allocate beside libtorch's cache, and get nothing of what that keeps.
                     empty_cache(model.device())?;
                     self.budget.ran_out(tokens(&sequences[delivered..submitted]));
-                    tracing::warn!(tokens = self.budget.tokens(longest), "Memory ran out; the batch is computed in smaller ones.");
+                    tracing::warn!(
+                        tokens = self.budget.tokens(longest),
+                        "Memory ran out; the batch is computed in smaller ones."
+                    );
                     (submitted, planned_for) = (delivered, 0);
                 }
                 Err(error) => return Err(error),
