@@ -129,7 +129,9 @@ impl Worker {
         let started = clock::monotonic();
         let revision = command.revision.clone();
         let taken = match self.take(command) {
-            Err(ref error) if let Some(said) = error.of_libtorch() => return Err(Broken::device(format!("loading {revision}"), said)),
+            Err(ref error) if let Some(said) = error.of_libtorch() => {
+                return Err(Broken::device(format!("loading {revision}"), said));
+            }
             Err(source @ ReloadError::Unfit { .. }) => return Err(Broken::Unfit { revision, source: Box::new(source) }),
             taken => taken.map_err(|error| error.to_string()),
         };

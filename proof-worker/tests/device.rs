@@ -17,7 +17,11 @@ const UNUSABLE: i32 = 86;
 /// A `libtorch_cuda.so` that leaves `loaded` in its folder when it is loaded.
 fn stub(folder: &Path, missing_part: bool) -> PathBuf {
     let source = folder.join("stub.c");
-    let part = if missing_part { "extern int grail_test_part_of_nvshmem(void);\nint whole(void) { return grail_test_part_of_nvshmem(); }" } else { "" };
+    let part = if missing_part {
+        "extern int grail_test_part_of_nvshmem(void);\nint whole(void) { return grail_test_part_of_nvshmem(); }"
+    } else {
+        ""
+    };
     let marker = folder.join("loaded");
     let text = format!(
         "#include <stdio.h>\n{part}\n__attribute__((constructor)) static void come(void) {{ FILE *f = fopen(\"{}\", \"w\"); if (f) fclose(f); }}\n",
@@ -25,7 +29,12 @@ fn stub(folder: &Path, missing_part: bool) -> PathBuf {
     );
     std::fs::write(&source, text).unwrap();
     let compiler = std::env::var("CC").unwrap_or("cc".into());
-    let made = Command::new(compiler).args(["-shared", "-fPIC", "-o"]).arg(folder.join("libtorch_cuda.so")).arg(&source).output().unwrap();
+    let made = Command::new(compiler)
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(folder.join("libtorch_cuda.so"))
+        .arg(&source)
+        .output()
+        .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     marker
 }

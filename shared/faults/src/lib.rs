@@ -167,7 +167,9 @@ impl Fault {
             Self::GpuMemory => "the GPU's memory does not suffice: see with nvidia-smi who else uses it",
             Self::HostMemory => "the host's memory does not suffice: see what else runs, and the control group's limit",
             Self::Sticky => "the GPU's context is of no use any more; a new process gets a new one",
-            Self::Ecc => "the GPU's memory is damaged in one place; where it happens again, reset the GPU (nvidia-smi -r) or leave it out",
+            Self::Ecc => {
+                "the GPU's memory is damaged in one place; where it happens again, reset the GPU (nvidia-smi -r) or leave it out"
+            }
             Self::Busy => {
                 "somebody else has the GPU, or its services are not up yet: see nvidia-smi, its compute mode (nvidia-smi -c DEFAULT), \
                  nvidia-fabricmanager"

@@ -43,7 +43,10 @@ const MESSAGES: &[(Option<Fault>, &str)] = &[
     (Some(Sticky), "CUDA error: an illegal instruction was encountered"),
     (Some(Sticky), "CUDA error: the launch timed out and was terminated"),
     (Some(Sticky), "CUDA error: unknown error"),
-    (Some(Sticky), "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb, m, n, k, &falpha, a)`"),
+    (
+        Some(Sticky),
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb, m, n, k, &falpha, a)`",
+    ),
     (Some(Sticky), "CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasSgemm( handle)`"),
     (Some(Sticky), "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
     (Some(Sticky), "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
@@ -61,7 +64,10 @@ const MESSAGES: &[(Option<Fault>, &str)] = &[
     ),
     (Some(Lost), "CUDA error: no CUDA-capable device is detected"),
     (Some(Lost), "GPU has fallen off the bus."),
-    (Some(Lost), "Unable to determine the device handle for GPU0000:41:00.0: GPU is lost.  Reboot the system to recover this GPU"),
+    (
+        Some(Lost),
+        "Unable to determine the device handle for GPU0000:41:00.0: GPU is lost.  Reboot the system to recover this GPU",
+    ),
     (Some(Unusable), "CUDA error: no kernel image is available for execution on the device"),
     (Some(Unusable), "CUDA error: the provided PTX was compiled with an unsupported toolchain."),
     (Some(Unusable), "CUDA error: device kernel image is invalid"),

@@ -150,7 +150,8 @@ fn find_cuda() -> Result<(), NoGpu> {
 
 /// A context and a kernel: a device that is busy, broken or too old for libtorch's code is found here and not in a load.
 fn first_kernel() -> Result<(), String> {
-    let counted = Tensor::f_ones([2], (Kind::Float, Device::Cuda(0))).and_then(|ones| ones.f_sum(Kind::Float)?.f_double_value(&[]));
+    let counted =
+        Tensor::f_ones([2], (Kind::Float, Device::Cuda(0))).and_then(|ones| ones.f_sum(Kind::Float)?.f_double_value(&[]));
     match counted {
         Ok(2.0) => Ok(()),
         Ok(other) => Err(format!("1 + 1 is {other} on it")),

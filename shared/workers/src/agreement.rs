@@ -116,7 +116,9 @@ mod tests {
         on_its_device(&slot(Some("3")), &hello()).unwrap();
         on_its_device(&slot(None), &on_cpu).unwrap();
         let error = on_its_device(&slot(Some("3")), &on_cpu).unwrap_err();
-        for words in ["cpu AVX512", "GPU 3 was given", "undefined symbol: nvmlInit_v2", "LD_LIBRARY_PATH", "systemd", "nvidia-smi -L"] {
+        for words in
+            ["cpu AVX512", "GPU 3 was given", "undefined symbol: nvmlInit_v2", "LD_LIBRARY_PATH", "systemd", "nvidia-smi -L"]
+        {
             assert!(error.contains(words), "{words}: {error}");
         }
         assert!(on_its_device(&slot(None), &hello()).unwrap_err().contains("the CPU was given"));

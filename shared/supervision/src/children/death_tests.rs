@@ -157,7 +157,9 @@ fn cases() -> Vec<Case> {
         Case {
             what: "a GPU in exclusive mode, by the worker's exit code",
             exit: Exit::Code(84),
-            tail: &["ERROR The proof worker cannot go on. error=\"CUDA error: CUDA-capable device(s) is/are busy or unavailable\""],
+            tail: &[
+                "ERROR The proof worker cannot go on. error=\"CUDA error: CUDA-capable device(s) is/are busy or unavailable\"",
+            ],
             class: DeathClass::GpuHeld,
             ..EXITED
         },
@@ -171,7 +173,12 @@ fn cases() -> Vec<Case> {
             class: DeathClass::StickyCuda,
             ..EXITED
         },
-        Case { what: "host memory during a load, by the exit code", exit: Exit::Code(81), class: DeathClass::HostMemory, ..EXITED },
+        Case {
+            what: "host memory during a load, by the exit code",
+            exit: Exit::Code(81),
+            class: DeathClass::HostMemory,
+            ..EXITED
+        },
         Case {
             what: "cuDNN without memory",
             tail: &["RuntimeError: cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"],
