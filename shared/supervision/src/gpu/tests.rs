@@ -11,12 +11,12 @@ use crate::board::Board;
 
 const GIB: u64 = 1 << 30;
 
-/// One look: what every GPU answers, and the XIDs that follow it.
-type Look = (Result<GpuReading, SensorError>, Vec<(String, u32)>);
+/// One look of a script: what every GPU answers, and the XIDs that follow it.
+type Scene = (Result<GpuReading, SensorError>, Vec<(String, u32)>);
 
 /// Plays looks in order; the last one again and again. Tells after every look.
 struct Script {
-    looks: VecDeque<Look>,
+    looks: VecDeque<Scene>,
     done: mpsc::Sender<()>,
 }
 
@@ -37,7 +37,7 @@ impl Sensor for Script {
 }
 
 /// Watches GPU 0 until the script has been played.
-fn play(looks: impl IntoIterator<Item = Look>) -> (Gpus, Board) {
+fn play(looks: impl IntoIterator<Item = Scene>) -> (Gpus, Board) {
     let board = Board::default();
     let (done, played) = mpsc::channel();
     let script = Script { looks: looks.into_iter().collect(), done };
