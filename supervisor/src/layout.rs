@@ -91,15 +91,17 @@ impl ModelSize {
     /// The heads that cannot, and a number of GPUs that would do.
     pub fn divided(&self, generation: &Generation) -> Result<(), ConfigError> {
         let (heads, of_keys) = (self.heads.0, self.heads.1.max(1));
-        let keys_divided = |gpus: u64| of_keys % gpus == 0 || gpus % of_keys == 0;
+        let keys_divided = |gpus: u64| of_keys.is_multiple_of(gpus) || gpus.is_multiple_of(of_keys);
         let gpus = u64::from(generation.tensor_parallel);
-        let which = match (heads % gpus == 0, keys_divided(gpus)) {
+        let which = match (heads.is_multiple_of(gpus), keys_divided(gpus)) {
             (true, true) => return Ok(()),
             (false, _) => format!("does not divide the model's {heads} attention heads"),
             (true, false) => format!("neither divides the model's {of_keys} heads of keys and values nor is a multiple of them"),
         };
-        let most =
-            (1..gpus.min(heads).min(MOST_GPUS)).rev().find(|fewer| heads % fewer == 0 && keys_divided(*fewer)).unwrap_or(1);
+        let most = (1..gpus.min(heads).min(MOST_GPUS))
+            .rev()
+            .find(|fewer| heads.is_multiple_of(*fewer) && keys_divided(*fewer))
+            .unwrap_or(1);
         Err(refused("generation.tensor_parallel", gpus, format!("{which}; {most} would do")))
     }
 

@@ -98,7 +98,6 @@ impl From<ConfigErrors> for Failure {
 }
 
 /// The settings together with where each value came from.
-#[derive(Debug)]
 pub struct Loaded {
     /// The settings; what is wrong in them has some value, which is good for looking only.
     pub settings: Settings,
@@ -113,6 +112,14 @@ pub struct Loaded {
     dot_env: BTreeMap<String, String>,
     /// Secrets in what could not be read as settings.
     unread_secrets: Vec<String>,
+}
+
+impl fmt::Debug for Loaded {
+    /// Without what was read, which may be secret.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("Loaded");
+        shown.field("settings", &self.settings).field("mistakes", &self.mistakes).finish_non_exhaustive()
+    }
 }
 
 impl Loaded {

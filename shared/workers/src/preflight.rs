@@ -18,8 +18,8 @@ use crate::plan::{self, Plan};
 /// The variable that says where temporary files belong, and where they lie without it.
 const TEMPORARY: &str = "TMPDIR";
 const USUAL_TEMPORARY: &str = "/tmp";
-/// What is written to see whether a folder takes anything.
-const PROBE: [u8; 1 << 20] = [0; 1 << 20];
+/// Bytes that are written to see whether a folder takes anything.
+const PROBE_BYTES: usize = 1 << 20;
 /// What the servers put behind `TMPDIR` for sockets of their own: vLLM a slash and a UUID, SGLang `/tmp` and eight letters.
 const VLLM_SOCKET: usize = 37;
 const SGLANG_SOCKET: usize = 12;
@@ -102,7 +102,7 @@ fn server_sockets(settings: &Settings, temporary: &Path) -> Option<ConfigError> 
 
 /// Why a folder takes no temporary files, in a whole sentence.
 fn unusable(folder: &Path) -> Option<String> {
-    let error = tempfile::tempfile_in(folder).and_then(|mut file| file.write_all(&PROBE)).err()?;
+    let error = tempfile::tempfile_in(folder).and_then(|mut file| file.write_all(&vec![0; PROBE_BYTES])).err()?;
     Some(no_place(folder, &error))
 }
 
