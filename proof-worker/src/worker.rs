@@ -13,8 +13,8 @@ use grail_link::message::{
     WorkerHello,
 };
 use grail_model::{
-    ApplyError, AttentionKernel, ExamineTerms, LoadError, LoadOptions, Mode, Model, Numerics, Precision, Proof, ProveError, Prover, ReloadError, Runtime,
-    Sequence,
+    ApplyError, AttentionKernel, ExamineTerms, LoadError, LoadOptions, Mode, Model, Numerics, Precision, Proof, ProveError,
+    Prover, ReloadError, Runtime, Sequence,
 };
 use grail_process::clock;
 use grail_protocol::commitment;
@@ -157,9 +157,9 @@ impl Worker {
                 let model = Model::load(&command.directory, self.options).map_err(ReloadError::Refused)?;
                 let model = model.with_attention(self.numerics.attention());
                 let prover = Prover::new(&model, self.mode, grail_model::free_memory(model.device()));
-                let attention = model.attention_kernel().map_err(|source| {
-                    ReloadError::Refused(LoadError::Torch { directory: command.directory.clone(), source })
-                })?;
+                let attention = model
+                    .attention_kernel()
+                    .map_err(|source| ReloadError::Refused(LoadError::Torch { directory: command.directory.clone(), source }))?;
                 tracing::info!(%model, mode = %self.mode, %attention, "The model is loaded.");
                 if attention != self.attention {
                     // Every worker of the pool finds the same: it follows from the model's heads.

@@ -20,11 +20,20 @@ fn every_level_sets_its_switches_and_reads_them_back() {
     startup(Some(1));
     let defaults = Switches::read().unwrap();
     let text = defaults.to_string();
-    for part in ["TF32 off in matmul and on in cuDNN", "sums of bf16 reduced and of f16 reduced", "deterministic algorithms off", "flash on"] {
+    for part in [
+        "TF32 off in matmul and on in cuDNN",
+        "sums of bf16 reduced and of f16 reduced",
+        "deterministic algorithms off",
+        "flash on",
+    ] {
         assert!(text.contains(part), "want {part:?} in {text}");
     }
     let standard = judged(PrecisionTuning::Standard, None).apply().unwrap().to_string();
-    assert_eq!(standard, text.replace("memory-efficient on, cuDNN on", "memory-efficient on, cuDNN off"), "cuDNN's attention alone");
+    assert_eq!(
+        standard,
+        text.replace("memory-efficient on, cuDNN on", "memory-efficient on, cuDNN off"),
+        "cuDNN's attention alone"
+    );
     assert_eq!(undeterministic().unwrap().numel(), 4);
 
     let text = judged(PrecisionTuning::FullPrecision, None).apply().unwrap().to_string();

@@ -68,14 +68,17 @@ mod tests {
     fn projected(model: &Model, batch: i64, longest: i64, kind: Kind) -> [Tensor; 3] {
         let config = model.config();
         let heads = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads];
-        heads.map(|heads| Tensor::randn([batch, longest, heads, config.head_dim], (Kind::Float, Device::Cpu)).to_kind(kind).transpose(1, 2))
+        heads.map(|heads| {
+            Tensor::randn([batch, longest, heads, config.head_dim], (Kind::Float, Device::Cpu)).to_kind(kind).transpose(1, 2)
+        })
     }
 
     #[test]
     fn by_rows_gives_what_the_masked_batch_gives_in_every_family() {
         for family in Architecture::ALL {
             let model = load(family, Precision::F32);
-            let tokens: Vec<Vec<u32>> = [40, 1, 17, 23, 40].map(|length| (0..length).map(|p| (p * p + length) % 96).collect()).to_vec();
+            let tokens: Vec<Vec<u32>> =
+                [40, 1, 17, 23, 40].map(|length| (0..length).map(|p| (p * p + length) % 96).collect()).to_vec();
             let batch: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
             let masked = model.hidden(&batch).unwrap();
             let by_rows = model.attending_by_rows(true).hidden(&batch).unwrap();

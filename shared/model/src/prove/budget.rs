@@ -78,7 +78,8 @@ impl MemoryPlan {
         // The residual; queries, keys and values in pieces and joined; the attention's output likewise; the rotation in f32; under
         // a mask keys and values once for every query head.
         let repeated = if masked { 2 * query } else { 0 };
-        let attended = (hidden + 2 * (query + 2 * key_value) + 2 * query + repeated) * width + size(config.head_dim) * (12 + 2 * width);
+        let attended =
+            (hidden + 2 * (query + 2 * key_value) + 2 * query + repeated) * width + size(config.head_dim) * (12 + 2 * width);
         // At the end three copies of the hidden states, and the largest activations of each.
         let ending = 3 * hidden * width + 16 * 24;
         let layer = blocks.hidden_rows * (hidden * (12 + 2 * width) + 2 * inner * width);

@@ -55,7 +55,10 @@ impl Prover {
                 }
                 Err(error) if error.is_out_of_memory() && submitted - delivered > 1 && budget > 1 => {
                     self.budget.ran_out(tokens(&sequences[delivered..submitted]));
-                    tracing::warn!(tokens = self.budget.tokens(longest), "Memory ran out; the batch is computed in smaller ones.");
+                    tracing::warn!(
+                        tokens = self.budget.tokens(longest),
+                        "Memory ran out; the batch is computed in smaller ones."
+                    );
                     (submitted, planned_for) = (delivered, 0);
                 }
                 Err(error) => return Err(error),
