@@ -118,7 +118,7 @@ pub(super) async fn worker(settings: &Settings, layout: &Result<Plan, String>) -
 fn worker_row(gpu: Option<&str>, trial: &Result<WorkerHello, Unfit>) -> Row {
     let (hello, unfit) = match trial {
         Ok(hello) => (hello, None),
-        Err(Unfit::Compute(hello, why)) => (hello, Some(why)),
+        Err(Unfit::Compute(hello, why)) => (&**hello, Some(why)),
         Err(Unfit::Start(why)) => {
             return Row::failed(
                 WORKER,
@@ -305,7 +305,7 @@ mod tests {
         let row = worker_row(Some("1"), &Ok(overridden("NVIDIA_TF32_OVERRIDE=1")));
         assert!(row.verdict == Verdict::Warning && row.found.contains("NVIDIA_TF32_OVERRIDE=1 decides"), "{row:?}");
         assert_eq!(worker_row(Some("1"), &Ok(overridden("NVIDIA_TF32_OVERRIDE=0"))).verdict, Verdict::Ok);
-        let row = worker_row(None, &Err(Unfit::Compute(hello("cpu"), "it ended".into())));
+        let row = worker_row(None, &Err(Unfit::Compute(Box::new(hello("cpu")), "it ended".into())));
         assert!(row.verdict == Verdict::Failed && row.found.contains("cannot prove: it ended"), "{row:?}");
     }
 
