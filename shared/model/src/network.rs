@@ -24,7 +24,9 @@ pub(crate) struct Network {
     head: Tensor,
     /// `[head_dim / 2]` in f32 whatever the model's type.
     inverse_frequencies: Tensor,
-    epsilon: f64,
+    /// Numbers of the arithmetic as tensors without dimensions, see [`number`].
+    epsilon: Tensor,
+    score_scale: Tensor,
     head_dim: i64,
     groups: i64,
     scale: f64,
@@ -98,6 +100,7 @@ pub(crate) struct Masks {
 impl Network {
     pub(crate) fn share(weights: &Weights, config: &ModelConfig) -> Result<Self, TchError> {
         let embedding = weights.share("model.embed_tokens.weight")?;
+        let scale = (config.head_dim as f64).powf(-0.5);
         let head = if config.tie_word_embeddings { embedding.shallow_clone() } else { weights.share("lm_head.weight")? };
         Ok(Self {
             by_rows: embedding.device().is_cuda(),
@@ -106,10 +109,11 @@ impl Network {
             layers: (0..config.num_hidden_layers).map(|layer| Layer::share(weights, config, layer)).collect::<Result<_, _>>()?,
             norm: weights.share("model.norm.weight")?,
             head,
-            epsilon: config.rms_norm_eps,
+            epsilon: number(config.rms_norm_eps)?,
+            score_scale: number(scale)?,
             head_dim: config.head_dim,
             groups: config.num_attention_heads / config.num_key_value_heads,
-            scale: (config.head_dim as f64).powf(-0.5),
+            scale,
             attention: Attention::default(),
         })
     }
@@ -240,8 +244,8 @@ impl Network {
     /// transformers' `eager_attention_forward`: every product is a matmul of its own, and the softmax is in f32.
     fn attend_eager(&self, q: &Tensor, k: &Tensor, v: &Tensor, added: &Tensor) -> Result<Tensor, TchError> {
         let (k, v) = (repeat_heads(k, self.groups)?, repeat_heads(v, self.groups)?);
-        // In place: of all that a batch takes, scores are the widest.
-        let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar_(self.scale)?.f_add_(added)?;
+        // Not scaled in place: libtorch would then round the scale to the scores' type first.
+        let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul(&self.score_scale)?.f_add_(added)?;
         join_heads(&scores.f_softmax(-1, Kind::Float)?.f_to_kind(q.kind())?.f_matmul(&v)?)
     }
 
@@ -266,11 +270,17 @@ impl Network {
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
         let wide = x.f_to_kind(Kind::Float)?;
-        let variance = wide.f_pow_tensor_scalar(2)?.f_mean_dim(&[-1i64][..], true, None)?;
-        let normed = wide.f_mul(&variance.f_add_scalar(self.epsilon)?.f_rsqrt()?)?;
+        let variance = wide.f_square()?.f_mean_dim(&[-1i64][..], true, None)?;
+        let normed = wide.f_mul(&variance.f_add(&self.epsilon)?.f_rsqrt()?)?;
         // A tensor of its own in every type, so it may be written to.
         normed.f_to_kind(x.kind())?.f_mul_(weight)
     }
+}
+
+/// A number as libtorch takes one from Python. tch's own way (`f_mul_scalar` and its like) panics where it should say that memory
+/// ran out: it frees the scalar before it looks for the error, and the freeing looks for it, too.
+fn number(value: f64) -> Result<Tensor, TchError> {
+    Tensor::f_from_slice(&[value])?.f_squeeze()
 }
 
 fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, TchError> {

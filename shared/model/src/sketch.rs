@@ -4,12 +4,16 @@
 //!  hidden [L, width] ──largest──▶ [L, 16] in f32, by ascending index ──fold, per sequence──▶ one sketch per position
 //! ```
 
+use std::convert::Infallible;
 use std::num::NonZero;
+use std::sync::Mutex;
 
 use grail_protocol::constants::PROOF_TOPK;
 use grail_protocol::sketch::{Activation, Coefficients, bucket, largest_activations, reduce};
 use half::{bf16, f16};
 use tch::{Device, Kind, TchError, Tensor};
+
+use crate::weight_file::{in_parallel, lock};
 
 /// The 16 activations of largest magnitude of every row of `hidden` (`[L, width]`), in f32 and in ascending order of their
 /// index: `[L, 16]` on the same device. Magnitudes are compared in the type of `hidden`; of equal ones the lowest index wins.
@@ -57,21 +61,22 @@ fn scan<W: Copy + Sync, A: Activation>(values: &[W], width: usize, read: impl Fn
     let mut found = vec![0.0f32; rows * PROOF_TOPK];
     let threads = usize::try_from(tch::get_num_threads()).ok().and_then(NonZero::new).map_or(1, NonZero::get);
     let share = rows.div_ceil(threads).max(1);
-    let read = &read;
-    std::thread::scope(|scope| {
-        for (values, found) in values.chunks(share * width).zip(found.chunks_mut(share * PROOF_TOPK)) {
-            scope.spawn(move || {
-                let mut row = Vec::with_capacity(width);
-                for (values, found) in values.chunks_exact(width).zip(found.chunks_exact_mut(PROOF_TOPK)) {
-                    row.clear();
-                    row.extend(values.iter().map(|&value| read(value)));
-                    // A model narrower than a sketch is refused before it is forwarded.
-                    let Ok(places) = largest_activations(&row) else { continue };
-                    found.iter_mut().zip(places).for_each(|(found, place)| *found = row[place].widen());
-                }
-            });
+    let parts: Vec<_> =
+        values.chunks(share * width).zip(found.chunks_mut(share * PROOF_TOPK)).map(|part| Mutex::new(Some(part))).collect();
+    let scanned = in_parallel(threads, parts.len(), |index, _| {
+        let Some((values, found)) = lock(&parts[index]).take() else { return Ok::<_, Infallible>(()) };
+        let mut row = Vec::with_capacity(width);
+        for (values, found) in values.chunks_exact(width).zip(found.chunks_exact_mut(PROOF_TOPK)) {
+            row.clear();
+            row.extend(values.iter().map(|&value| read(value)));
+            // A model narrower than a sketch is refused before it is forwarded.
+            let Ok(places) = largest_activations(&row) else { continue };
+            found.iter_mut().zip(places).for_each(|(found, place)| *found = row[place].widen());
         }
+        Ok(())
     });
+    let Ok(()) = scanned;
+    drop(parts);
     found
 }
 
