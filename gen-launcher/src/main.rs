@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use arguments::{Arguments, Face};
 use clap::Parser;
+use grail_process::with_causes;
 
 fn main() -> ExitCode {
     let face = match Arguments::try_parse().and_then(Arguments::face) {
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "The generation launcher cannot go on.");
+            tracing::error!(error = with_causes(error.as_ref()), "The generation launcher cannot go on.");
             ExitCode::FAILURE
         }
     }

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use anyhow::Context;
 use grail_link::message::{FromWorker, ToWorker, WorkerHello};
 use grail_link::{Connection, FrameError, Inbox, LinkError, Outbox};
+use grail_process::with_causes;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Results that may wait for the socket; then computing waits, which bounds the memory.
@@ -60,7 +61,7 @@ pub fn open(socket: PathBuf, hello: WorkerHello) -> anyhow::Result<Link> {
                     0
                 }
                 Err(error) => {
-                    tracing::error!(error = format!("{error:#}"), "The link to the supervisor broke; the worker ends.");
+                    tracing::error!(error = with_causes(error.as_ref()), "The link to the supervisor broke; the worker ends.");
                     1
                 }
             });

@@ -22,6 +22,7 @@ use arguments::{Arguments, Serve, Task};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use grail_model::Numerics;
+use grail_process::with_causes;
 use worker::{Broken, Worker};
 
 /// Exit code for weights that are a mixture of two checkpoints (`EX_SOFTWARE`).
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
         (Some(Task::Bench(arguments)), _) => match bench::run(&arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "The bench broke off.");
+                tracing::error!(error = with_causes(error.as_ref()), "The bench broke off.");
                 ExitCode::FAILURE
             }
         },
@@ -60,7 +61,7 @@ fn serve(arguments: &Serve) -> ExitCode {
     let Err(error) = run(arguments, numerics);
     let unfit = matches!(error.downcast_ref(), Some(Broken::Unfit { .. }));
     let class = if unfit { "weights unfit" } else { "failure" };
-    tracing::error!(slot = arguments.slot, class, error = format!("{error:#}"), "The proof worker cannot go on.");
+    tracing::error!(slot = arguments.slot, class, error = with_causes(error.as_ref()), "The proof worker cannot go on.");
     if unfit { ExitCode::from(WEIGHTS_UNFIT) } else { ExitCode::FAILURE }
 }
 

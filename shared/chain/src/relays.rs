@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use grail_process::with_causes;
 use grail_secrets::Address;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -86,16 +87,11 @@ impl Relays {
         let http = |error: &dyn std::fmt::Display| RelayError::Http(address.clean(&error.to_string()));
         let url = format!("{}/{CHAIN_HASH}/public/latest", address.reveal().trim_end_matches('/'));
         let url = url.parse().map_err(|error| http(&error))?;
-        let response = self.client.get(url).await.map_err(|error| http(&with_source(&error)))?;
+        let response = self.client.get(url).await.map_err(|error| http(&with_causes(&error)))?;
         if !response.status().is_success() {
             return Err(http(&response.status()));
         }
         let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
         Ok(body.map_err(|error| RelayError::Form(format!("{error} ({ANSWER_BYTES} bytes)")))?.to_bytes())
     }
-}
-
-/// The client's own words say only that connecting failed, the source says why.
-fn with_source(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }

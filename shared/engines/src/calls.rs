@@ -12,6 +12,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use grail_process::with_causes;
 use grail_secrets::Address;
 use serde_json::{Value, json};
 
@@ -217,13 +218,6 @@ async fn judged(path: &str, call: reqwest::RequestBuilder) -> Result<Value, Call
 
 /// An error with its causes: reqwest's own text hides them, and names the URL, of which only what may be shown is kept.
 pub fn describe(error: &reqwest::Error) -> String {
-    let text = error.to_string();
-    let mut text = error.url().map_or(text.clone(), |url| text.replace(url.as_str(), &Address::from(url.as_str()).to_string()));
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
+    let text = with_causes(error);
+    error.url().map_or(text.clone(), |url| text.replace(url.as_str(), &Address::from(url.as_str()).to_string()))
 }

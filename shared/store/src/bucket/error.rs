@@ -7,7 +7,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
-use grail_process::clock;
+use grail_process::{clock, with_causes};
 use grail_secrets::Address;
 
 use super::bounded::{ANSWER_BYTES, was_too_long};
@@ -196,9 +196,6 @@ fn skew_text(seconds: Option<f64>) -> String {
 }
 
 /// An error's text with those of its causes, cut: a context of the SDK would repeat whole responses.
-fn brief(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
-    texts.dedup();
-    texts.join(": ").chars().take(WORDS).collect()
+fn brief(error: &(dyn std::error::Error + 'static)) -> String {
+    with_causes(error).chars().take(WORDS).collect()
 }
