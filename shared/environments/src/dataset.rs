@@ -1,12 +1,13 @@
 //! Raw rows of a Hugging Face style data set on disk: JSON lines (plain or gzip) and Parquet, in source order.
 //!
 //! Which files are a split is never guessed: it is one file, or one whole set of shards (`train-00000-of-00002.parquet`
-//! and so on). Anything beside it that could be meant as well is refused by name. What editors and macOS leave behind
+//! and so on; `train/0000.parquet` in the hub's own conversion). Anything beside it that could be meant as well is refused by name. What editors and macOS leave behind
 //! (hidden files, names that end in `~`) is no data.
 //!
 //! The order of rows is consensus (grail-environments 2.3), so nothing here sorts, drops or repairs a row: a bad one is
 //! an error that names the file and the row. Files are read whole, once, when an environment is opened.
 
+mod hub;
 mod json_lines;
 mod parquet_rows;
 mod shards;
@@ -67,6 +68,17 @@ pub enum DatasetError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A cache folder of the Hugging Face hub that does not say which revision counts.
+    #[error(
+        "The data set {path} is a cache folder of the Hugging Face hub, and {what}. Name the folder of a revision below its \
+         snapshots/, or download the data set again."
+    )]
+    Cache {
+        /// The cache folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A file of no known form.
     #[error("The data set {path} is neither a .jsonl, .jsonl.gz nor .parquet file nor a folder. Convert it or name another.")]
     UnknownForm {
@@ -76,7 +88,7 @@ pub enum DatasetError {
     /// The wanted split has no file.
     #[error(
         "The data set {path} has no split `{split}` (found: {found}). A folder's files name their split, e.g. \
-         train-00000-of-00001.parquet or test.jsonl, in the folder itself, in main/ or in data/."
+         train-00000-of-00001.parquet or test.jsonl, or lie in a folder of its name, in the folder itself, in main/ or in data/."
     )]
     NoSplit {
         /// The data set.
@@ -138,6 +150,9 @@ pub enum DatasetError {
 }
 
 impl SourceSplit {
+    /// Every one.
+    const ALL: [Self; 3] = [Self::Train, Self::Test, Self::Validation];
+
     /// The name, as it stands in file names.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -179,29 +194,50 @@ impl Dataset {
     ///
     /// A single file serves as the split that its name says (`test.jsonl`), or as whatever split is asked for if its name
     /// says none. In a folder, files are told apart by the split in their names, in the folder itself, in `main/` and in
-    /// `data/`; shards are taken by their numbers.
+    /// `data/`; shards are taken by their numbers. Of a cache folder of the Hugging Face hub the revision of `refs/main` counts,
+    /// and of the hub's own conversion (`main/train/0000.parquet`) the folder says the split.
     ///
     /// # Errors
     /// A path that is not there, a file of no known form, a split that is there in two forms, and one that is neither a
     /// single file nor one whole set of shards.
     pub fn open(path: &Path) -> Result<Self, DatasetError> {
         let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
-        let mut dataset = Self { path: path.to_owned(), splits: BTreeMap::new(), any: None };
-        if std::fs::metadata(path).map_err(unreadable)?.is_dir() {
-            let mut found: BTreeMap<SourceSplit, Vec<PathBuf>> = BTreeMap::new();
-            for folder in SUB_FOLDERS.map(|sub_folder| path.join(sub_folder)) {
-                if folder.is_dir() {
-                    data_files(&folder, &mut found)?;
-                }
+        if std::fs::metadata(path).map_err(unreadable)?.is_dir() { Self::of_folder(path) } else { Self::of_file(path) }
+    }
+
+    fn of_folder(path: &Path) -> Result<Self, DatasetError> {
+        let path = hub::data_folder(path)?;
+        let mut found: BTreeMap<SourceSplit, Vec<PathBuf>> = BTreeMap::new();
+        for folder in SUB_FOLDERS.map(|sub_folder| path.join(sub_folder)) {
+            for split in SourceSplit::ALL {
+                data_files(&folder.join(split.as_str()), Some(split), &mut found)?;
             }
-            found.into_iter().try_for_each(|(split, files)| dataset.add_split(split, files))?;
-            return Ok(dataset);
+            data_files(&folder, hub::split_of_folder(&folder), &mut found)?;
         }
+        let mut dataset = Self { path, splits: BTreeMap::new(), any: None };
+        found.into_iter().try_for_each(|(split, files)| dataset.add_split(split, files))?;
+        Ok(dataset)
+    }
+
+    fn of_file(path: &Path) -> Result<Self, DatasetError> {
+        let mut dataset = Self { path: path.to_owned(), splits: BTreeMap::new(), any: None };
         let name = file_name(path);
         Form::of_file(&name).ok_or_else(|| DatasetError::UnknownForm { path: path.to_owned() })?;
-        match SourceSplit::of_file(&name) {
-            Some(split) => dataset.add_split(split, vec![path.to_owned()])?,
-            None => dataset.any = Some(path.to_owned()),
+        let folder = path.parent().filter(|_| hub::number(path).is_some());
+        match (folder.and_then(hub::split_of_folder), folder, SourceSplit::of_file(&name)) {
+            // It is the split only if it is alone.
+            (Some(split), Some(folder), _) => {
+                let mut found = BTreeMap::new();
+                data_files(folder, Some(split), &mut found)?;
+                let files = found.remove(&split).unwrap_or_default();
+                if files.len() > 1 {
+                    let what = format!("{name} alone was named, and others lie beside it");
+                    return Err(dataset.ambiguous(split, what, &files));
+                }
+                dataset.add_split(split, files)?;
+            }
+            (_, _, Some(split)) => dataset.add_split(split, vec![path.to_owned()])?,
+            (_, _, None) => dataset.any = Some(path.to_owned()),
         }
         Ok(dataset)
     }
@@ -259,11 +295,14 @@ impl Dataset {
         if parquet != 0 && parquet != files.len() {
             return Err(DatasetError::MixedForms { path: self.path.clone(), split });
         }
-        let named = files.iter().map(|path| file_name(path)).collect::<Vec<_>>().join(", ");
-        let ambiguous = |what| DatasetError::Ambiguous { path: self.path.clone(), split, what, files: named };
-        let files = shards::whole(files).map_err(ambiguous)?;
-        self.splits.insert(split, files);
+        let whole = shards::whole(files.clone()).map_err(|what| self.ambiguous(split, what, &files))?;
+        self.splits.insert(split, whole);
         Ok(())
+    }
+
+    fn ambiguous(&self, split: SourceSplit, what: String, files: &[PathBuf]) -> DatasetError {
+        let files = files.iter().map(|path| file_name(path)).collect::<Vec<_>>().join(", ");
+        DatasetError::Ambiguous { path: self.path.clone(), split, what, files }
     }
 }
 
@@ -315,8 +354,16 @@ fn refuse_pointer(path: &Path) -> Result<(), DatasetError> {
     Ok(())
 }
 
-/// The data files of a folder by the split that they name.
-fn data_files(folder: &Path, found: &mut BTreeMap<SourceSplit, Vec<PathBuf>>) -> Result<(), DatasetError> {
+/// The data files of a folder by the split that they name, or, where `named` is what the folder names, by that; none where there
+/// is no such folder.
+fn data_files(
+    folder: &Path,
+    named: Option<SourceSplit>,
+    found: &mut BTreeMap<SourceSplit, Vec<PathBuf>>,
+) -> Result<(), DatasetError> {
+    if !folder.is_dir() {
+        return Ok(());
+    }
     let unreadable = |source| DatasetError::Unreadable { path: folder.to_owned(), source };
     for (count, entry) in std::fs::read_dir(folder).map_err(unreadable)?.enumerate() {
         if count == MAX_FOLDER_ENTRIES {
@@ -328,7 +375,7 @@ fn data_files(folder: &Path, found: &mut BTreeMap<SourceSplit, Vec<PathBuf>>) ->
         if is_left_behind(&name) || !path.is_file() {
             continue;
         }
-        if let (Some(split), Some(_)) = (SourceSplit::of_file(&name), Form::of_file(&name)) {
+        if let (Some(split), Some(_)) = (SourceSplit::of_file(&name).or(named), Form::of_file(&name)) {
             found.entry(split).or_default().push(path);
         }
     }

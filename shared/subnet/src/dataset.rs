@@ -63,7 +63,8 @@ fn read(path: &Path) -> Result<CheckedDataset, DatasetError> {
         let files = dataset.files(source).iter().map(name).collect();
         splits.push(CheckedSplit { split, files, rows: rows.len(), digest: digest(&rows) });
     }
-    Ok(CheckedDataset { path: path.to_path_buf(), splits })
+    // What was read is what is mined with, whatever the hub's client makes of its cache meanwhile.
+    Ok(CheckedDataset { path: dataset.path().to_path_buf(), splits })
 }
 
 /// Over each text's length and bytes, in order.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::file_name;
+use super::{file_name, hub};
 
 /// Where a file stands in its set.
 struct Shard {
@@ -28,6 +28,9 @@ impl Shard {
 
 /// The files in the order of their numbers: a single one, or a whole set and nothing else. Else what does not fit.
 pub(super) fn whole(files: Vec<PathBuf>) -> Result<Vec<PathBuf>, String> {
+    if files.iter().all(|path| hub::number(path).is_some()) {
+        return numbered(files);
+    }
     let mut shards = Vec::new();
     for path in &files {
         match Shard::of_file(&file_name(path)) {
@@ -53,6 +56,23 @@ pub(super) fn whole(files: Vec<PathBuf>) -> Result<Vec<PathBuf>, String> {
     }
     if numbered.len() != first.total {
         return Err(format!("only {} of {} shards are there", numbered.len(), first.total));
+    }
+    Ok(numbered.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Files that are named by their numbers alone: every one from 0 on, once. How many there should be is written nowhere; that the
+/// rows are as many as the network's is judged elsewhere.
+fn numbered(files: Vec<PathBuf>) -> Result<Vec<PathBuf>, String> {
+    let mut numbered: Vec<(usize, PathBuf)> =
+        files.into_iter().map(|path| (hub::number(&path).unwrap_or_default(), path)).collect();
+    numbered.sort();
+    for (expected, (number, _)) in numbered.iter().enumerate() {
+        if *number < expected {
+            return Err(format!("the file {number} is there twice"));
+        }
+        if *number > expected {
+            return Err(format!("the file {expected} is not there"));
+        }
     }
     Ok(numbered.into_iter().map(|(_, path)| path).collect())
 }

@@ -3,8 +3,9 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use parquet::basic::Compression;
 use parquet::data_type::{ByteArray, ByteArrayType};
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
@@ -28,9 +29,13 @@ fn questions(path: &Path, split: SourceSplit) -> Result<Vec<String>, DatasetErro
 }
 
 fn write_parquet(path: &Path, schema: &str, columns: &[Vec<Option<&str>>]) {
+    write_packed(path, schema, columns, Compression::SNAPPY, WriterVersion::PARQUET_1_0);
+}
+
+fn write_packed(path: &Path, schema: &str, columns: &[Vec<Option<&str>>], packed: Compression, version: WriterVersion) {
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let file = File::create(path).unwrap();
-    let properties = WriterProperties::builder().set_compression(parquet::basic::Compression::SNAPPY).build();
+    let properties = WriterProperties::builder().set_compression(packed).set_writer_version(version).build();
     let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).unwrap();
     let mut group = writer.next_row_group().unwrap();
     for column in columns {
@@ -227,4 +232,124 @@ fn a_set_of_shards_is_whole_and_the_only_one() {
     let folder = tempfile::tempdir().unwrap();
     let shard = write(folder.path(), first, &row("a"));
     assert!(questions(&shard, SourceSplit::Train).unwrap_err().to_string().contains("1 of 2 shards"));
+}
+
+const TEXT_SCHEMA: &str = "message schema { optional binary question (STRING); optional binary answer (STRING); }";
+
+#[test]
+fn parquet_is_read_in_every_compression() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.parquet");
+    let long = "ä".repeat(3000);
+    let columns = [vec![Some("a"), Some(long.as_str()), Some("a")], vec![Some("#### 1"); 3]];
+    let codecs = [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(Default::default()),
+        Compression::BROTLI(Default::default()),
+        Compression::ZSTD(Default::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+    ];
+    for version in [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0] {
+        for codec in codecs {
+            write_packed(&path, TEXT_SCHEMA, &columns, codec, version);
+            assert_eq!(questions(&path, SourceSplit::Train).unwrap(), ["a", &long, "a"], "{codec:?} {version:?}");
+        }
+    }
+}
+
+/// A page that unpacks to more than a split may have is refused before the reader unpacks it, whatever its header promises.
+#[test]
+fn a_page_that_unpacks_to_too_much_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.parquet");
+    let columns = [vec![Some("a")], vec![Some("#### 1")]];
+    for codec in [Compression::BROTLI(Default::default()), Compression::GZIP(Default::default())] {
+        write_packed(&path, TEXT_SCHEMA, &columns, codec, WriterVersion::PARQUET_1_0);
+        let file = Arc::new(File::open(&path).unwrap());
+        let reader = parquet::file::reader::SerializedFileReader::new(file.try_clone().unwrap()).unwrap();
+        let group = parquet::file::reader::FileReader::metadata(&reader).row_group(0);
+        let mut left = 3;
+        let error = parquet_rows::refuse_bomb(&file, group.column(0), 1, &mut left).unwrap_err();
+        assert!(error.contains("unpacks to more than"), "{codec:?}: {error}");
+        let mut left = 1000;
+        parquet_rows::refuse_bomb(&file, group.column(0), 1, &mut left).unwrap();
+        assert!((900..1000).contains(&left), "{codec:?}: {left}");
+    }
+}
+
+#[test]
+fn a_cache_folder_of_the_hub_is_read_at_the_revision_that_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("datasets--openai--gsm8k");
+    let (old, new) = ("1a".repeat(20), "2b".repeat(20));
+    let place = |revision: &str, question: &str| {
+        // Files of a snapshot are links into blobs/.
+        let blob = write(&cache, &format!("blobs/{question}"), &row(question));
+        let file = cache.join(format!("snapshots/{revision}/main/train-00000-of-00001.jsonl"));
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(blob, file).unwrap();
+    };
+    place(&old, "old");
+    assert_eq!(questions(&cache, SourceSplit::Train).unwrap(), ["old"], "the only one");
+    place(&new, "new");
+    let message = questions(&cache, SourceSplit::Train).unwrap_err().to_string();
+    assert!(message.contains(&old) && message.contains(&new) && message.contains("no refs/main"), "{message}");
+    write(&cache, "refs/main", &format!("{new}\n"));
+    assert_eq!(questions(&cache, SourceSplit::Train).unwrap(), ["new"]);
+    assert_eq!(Dataset::open(&cache).unwrap().path(), cache.join("snapshots").join(&new));
+    assert_eq!(questions(&cache.join("snapshots").join(&old), SourceSplit::Train).unwrap(), ["old"], "named itself");
+    for (revision, why) in [("3c3c", "not in snapshots/"), ("../other", "no revision"), ("", "no revision")] {
+        write(&cache, "refs/main", revision);
+        let message = questions(&cache, SourceSplit::Train).unwrap_err().to_string();
+        assert!(message.contains(why) && message.contains("datasets--openai--gsm8k"), "{message}");
+    }
+    std::fs::remove_dir_all(cache.join("snapshots")).unwrap();
+    std::fs::remove_file(cache.join("refs/main")).unwrap();
+    std::fs::create_dir(cache.join("snapshots")).unwrap();
+    assert!(questions(&cache, SourceSplit::Train).unwrap_err().to_string().contains("no revision in snapshots/"));
+}
+
+#[test]
+fn in_the_hubs_own_conversion_the_folder_says_the_split() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str, question: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        write_parquet(&path, TEXT_SCHEMA, &[vec![Some(question)], vec![Some("#### 1")]]);
+        path
+    };
+    let first = place("main/train/0000.parquet", "a");
+    place("main/test/0000.parquet", "t");
+    place("socratic/train/0000.parquet", "no");
+    let train = |path: &Path| questions(path, SourceSplit::Train);
+    for path in [folder.path(), &folder.path().join("main"), &folder.path().join("main/train"), &first] {
+        assert_eq!(train(path).unwrap(), ["a"], "{path:?}");
+    }
+    assert_eq!(questions(folder.path(), SourceSplit::Test).unwrap(), ["t"]);
+    assert!(questions(&first, SourceSplit::Test).unwrap_err().to_string().contains("no split `test`"));
+    let second = place("main/train/0001.parquet", "b");
+    assert_eq!(train(folder.path()).unwrap(), ["a", "b"]);
+    // One of several is not the whole.
+    let message = train(&first).unwrap_err().to_string();
+    assert!(message.contains("0000.parquet alone was named") && message.contains("0001.parquet"), "{message}");
+    std::fs::rename(&second, folder.path().join("main/train/0002.parquet")).unwrap();
+    let message = train(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("the file 1 is not there"), "{message}");
+    std::fs::remove_file(folder.path().join("main/train/0002.parquet")).unwrap();
+    for (name, why) in [
+        ("data/train/0000.parquet", "the file 0 is there twice"),
+        ("main/train-00000-of-00001.parquet", "0000.parquet is no shard"),
+        ("main/train/extra.parquet", "no shard of it"),
+        ("main/train/extra.jsonl", "as Parquet and as JSON lines"),
+    ] {
+        let beside = place(name, "b");
+        let message = train(folder.path()).unwrap_err().to_string();
+        assert!(message.contains(why), "{name}: {message}");
+        std::fs::remove_file(beside).unwrap();
+    }
+    // Part of a conversion names its folder so.
+    std::fs::rename(folder.path().join("main/train"), folder.path().join("main/partial-train")).unwrap();
+    assert!(train(folder.path()).unwrap_err().to_string().contains("no split `train`"));
 }

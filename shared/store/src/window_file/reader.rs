@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use grail_protocol::row::WindowRow;
-use parquet::basic::Type as Physical;
+use parquet::basic::{Compression, Type as Physical};
 use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FloatType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::reader::{FileReader, RowGroupReader};
 use parquet::file::serialized_reader::SerializedFileReader;
 use parquet::schema::types::ColumnDescriptor;
@@ -107,6 +107,12 @@ pub(super) fn check_footer(footer: &ParquetMetaData) -> Result<(), WindowFileErr
     for row_group in footer.row_groups() {
         let count = usize::try_from(row_group.num_rows()).map_err(|_| unreadable("a row group has a negative row count"))?;
         rows = rows.saturating_add(count);
+        // Their decoders unpack a page to whatever is in it, and a window file is a stranger's.
+        let unbounded = |chunk: &&ColumnChunkMetaData| matches!(chunk.compression(), Compression::BROTLI(_) | Compression::LZ4);
+        if let Some(chunk) = row_group.columns().iter().find(unbounded) {
+            let (column, codec) = (chunk.column_path(), chunk.compression());
+            return Err(unreadable(format!("its column {column} is compressed as {codec}, which is not unpacked here")));
+        }
     }
     if rows > MAX_ROWS {
         return Err(unreadable(format!("it claims {rows} rows, more than the {MAX_ROWS} allowed")));
