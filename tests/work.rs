@@ -82,6 +82,7 @@ fn a_disk_that_takes_nothing_costs_no_window_and_the_story_says_so() {
         assert!(story.contains(part), "{part:?} is missing in\n{story}");
     }
     assert!(!story.contains("by the same worker"), "there are two workers\n{story}");
+    assert!(story.contains("proof-worker 0 was started (pid ") && !story.contains('{'), "{story}");
     assert_eq!(host.run(&["explain", "7"]).code, 65);
     succeeds(host.run(&["incident", "--output", "incident.tar.gz"]));
     let mut packed = Vec::new();
@@ -156,6 +157,9 @@ fn a_file_that_was_being_sent_when_its_supervisor_died_is_found_in_the_bucket() 
     assert_eq!((uploaded_groups(&host), modified(&host)), (sent, written), "the fuller file stays");
     let story = succeeds(host.run(&["explain"]));
     assert!(story.contains("the bucket holds what an earlier run was sending"), "{story}");
+    // What became of the children is told in words.
+    assert!(story.contains("died, to be started again in ") && story.contains("it failed with exit code 1"), "{story}");
+    assert!(!story.contains('{'), "{story}");
 }
 
 fn modified(host: &Host) -> std::time::SystemTime {

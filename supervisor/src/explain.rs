@@ -5,14 +5,18 @@ use std::fmt::Write;
 use std::path::Path;
 
 use grail_mining::events::{
-    ChainAnswersAgain, ChainSilent, FileClosed, FileFound, FileUploaded, GroupDropped, GroupKept, LocalCopyFailed, MiningBegan,
-    SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed, SpotChecked, WindowEnded, WindowOpened, WindowWaits,
-    WorkerDistrusted, WorkersDisagree,
+    ChainAnswersAgain, ChainSilent, FileClosed, FileFound, FileStays, FileUploaded, FileWithdrawn, GroupDropped, GroupKept,
+    LocalCopyFailed, MiningBegan, SpoolExpired, SpoolRefused, SpooledGroupUnusable, SpotCheckMissed, SpotChecked, WindowEnded,
+    WindowOpened, WindowWaits, WorkerDistrusted, WorkersDisagree,
 };
 use grail_protocol::constants::ROLLOUTS_PER_PROBLEM;
+use grail_supervision::children::ChildEvent;
 use grail_supervision::exit::Failure;
-use grail_supervision::journal::{self, Entry, Event, Reading, SupervisorStarted, SupervisorStopped};
+use grail_supervision::journal::{self, Entry, Event, LinesLost, Reading, RecordsLeftOut, SupervisorStarted, SupervisorStopped};
 use serde::de::DeserializeOwned;
+
+/// Characters that are told of an event that nothing is known about.
+const UNKNOWN_CHARACTERS: usize = 300;
 
 /// The story of `window`, or of the last one on record.
 ///
@@ -219,6 +223,24 @@ fn notable(entry: &Entry) -> Option<String> {
     if let Some(event) = entry.event::<LocalCopyFailed>() {
         return Some(format!("no local copy was kept: {}", event.why));
     }
+    if let Some(event) = entry.event::<ChildEvent>() {
+        return Some(event.sentence());
+    }
+    if let Some(event) = entry.event::<FileWithdrawn>() {
+        return Some(format!("the uploaded file was taken out of the bucket before anybody judged it: {}", event.why));
+    }
+    if let Some(event) = entry.event::<FileStays>() {
+        return Some(format!(
+            "the uploaded file must not be judged ({}), and could not be taken out of the bucket in time: {}",
+            event.why, event.refusal
+        ));
+    }
+    if let Some(event) = entry.event::<LinesLost>() {
+        return Some(format!("{} took no lines for a while; {} were left out of it so far", event.place, event.lost));
+    }
+    if let Some(event) = entry.event::<RecordsLeftOut>() {
+        return Some(format!("{} records are missing here: the journal's disk did not keep up", event.count));
+    }
     if let Some(event) = entry.event::<SupervisorStarted>() {
         return Some(format!("the supervisor was started (pid {}, version {})", event.pid, event.version));
     }
@@ -237,8 +259,21 @@ fn notable(entry: &Entry) -> Option<String> {
     ];
     let told_above =
         ORDINARY.contains(&entry.kind.as_str()) || [WindowEnded::KIND, SpooledGroupUnusable::KIND].contains(&entry.kind.as_str());
-    // Events of other rooms, children above all, are told by their names and fields.
-    (!told_above).then(|| format!("{}: {}", entry.kind.replace('_', " "), entry.data))
+    // Events of another workload, or of another version, are told by their names and fields.
+    (!told_above).then(|| format!("{}: {}", entry.kind.replace('_', " "), fields(&entry.data)))
+}
+
+/// The fields of an event that nothing is known about, shortened.
+fn fields(data: &serde_json::Value) -> String {
+    let plain = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let fields =
+        data.as_object().into_iter().flatten().map(|(name, value)| format!("{} {}", name.replace('_', " "), plain(value)));
+    let text = fields.collect::<Vec<_>>().join(", ");
+    let mut shown: String = text.chars().take(UNKNOWN_CHARACTERS).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
 }
 
 fn one_line(text: &str) -> String {
@@ -264,6 +299,7 @@ fn clock_time(unix_seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use grail_supervision::children::{Death, DeathClass};
     use serde::Serialize;
 
     use super::*;
@@ -297,13 +333,18 @@ mod tests {
 
     #[test]
     fn a_story_tells_losses_by_cause_and_what_happened_in_between() {
-        let child = Entry {
-            seq: 7,
-            time: 1_795_229_648.0,
-            kind: "child_died".into(),
-            data: serde_json::json!({ "child": "proof-worker 0", "class": "killed by the OS" }),
+        let death = Death {
+            class: DeathClass::Failed(1),
+            reason: "it failed with exit code 1".into(),
+            pid: Some(7),
+            lived_seconds: 12.0,
+            lines: vec!["loading".into(), "Traceback:\n  no room".into(), "x".repeat(4096)],
+            threads: vec!["main: futex".into(); 40],
         };
-        let mut told = StoryLines(Vec::new())
+        let child = "proof-worker 0".to_owned();
+        let died = ChildEvent::Died { child: child.clone(), death: death.clone(), wait_ms: 1500 };
+        let quarantined = ChildEvent::Quarantined { child, gpus: vec!["4".into()], death };
+        let told = StoryLines(Vec::new())
             .tell(opened(570, 0))
             .tell(opened(600, 2))
             .tell(kept(3, true))
@@ -311,7 +352,6 @@ mod tests {
             .tell(dropped(5, "too late", ""))
             .tell(dropped(6, "proof failed", "the job\nwas lost"))
             .tell(dropped(7, "proof failed", "the job was lost again"));
-        told.0.push(child);
         let end = WindowEnded {
             window: 600,
             outcome: "lost".into(),
@@ -320,6 +360,10 @@ mod tests {
             checkpoint: Some(570),
             mean_reward: 0.5,
         };
+        let unknown =
+            Entry { seq: 9, time: 1_795_229_650.0, kind: "greeted".into(), data: serde_json::json!({"said_to": "a child"}) };
+        let mut told = told.tell(died).tell(quarantined);
+        told.0.push(unknown);
         let text = told.tell(end).tell(opened(630, 0)).story(600).unwrap();
         for part in [
             "Window 600\n  opened    2026-11-21 ",
@@ -331,11 +375,14 @@ mod tests {
             "proved by worker 1: 2",
             "no rollout was proved again",
             "outcome   lost: the upload failed",
-            "child died: {\"child\":\"proof-worker 0\"",
+            "proof-worker 0 died, to be started again in 1.5 s: it failed with exit code 1 (pid 7, after 12 s); last words: Traceback: no room | xxx",
+            "proof-worker 0 died and was not started again (GPU 4 stays idle): it failed",
+            "greeted: said to a child\n",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
         }
         assert!(!text.contains("570,") && !text.contains("630"), "{text}");
+        assert!(!text.contains('{') && text.lines().all(|line| line.len() < 500), "{text}");
     }
 
     #[test]

@@ -27,12 +27,12 @@
 //!
 //! A restart waits by the life cycle's back-off and counts towards quarantine; "later" waits the longest back-off.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::output::PANIC;
 
 /// Why a child died.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "class", content = "detail")]
 #[allow(missing_docs, reason = "the table on top of this file says what each one means")]
 pub enum DeathClass {
@@ -317,7 +317,7 @@ fn xid_of(line: &str) -> Option<u32> {
 }
 
 /// The record of a death.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Death {
     /// Why.
     #[serde(flatten)]

@@ -38,7 +38,7 @@ impl InService {
     fn lost(&self, board: &Board) {
         self.left.send_modify(|left| *left = left.saturating_sub(1));
         if *self.left.borrow() == 0 {
-            board.event(ChildEvent::NoneLeft { kind: self.kind });
+            board.event(ChildEvent::NoneLeft { kind: self.kind.into() });
         }
     }
 }
