@@ -53,6 +53,12 @@ impl ModelSize {
         let unreadable = |error: std::io::Error| format!("{} cannot be read: {error}", path.display());
         let mut text = String::new();
         std::fs::File::open(&path).and_then(|file| file.take(MOST_CONFIG).read_to_string(&mut text)).map_err(unreadable)?;
+        if text.starts_with('\u{feff}') {
+            let path = path.display();
+            return Err(format!(
+                "{path} begins with a byte order mark, which nothing that loads it takes; save it as UTF-8 without one"
+            ));
+        }
         let config: Value = serde_json::from_str(&text).map_err(|error| format!("{} is no JSON: {error}", path.display()))?;
         let files = std::fs::read_dir(directory).map_err(|error| format!("{} cannot be read: {error}", directory.display()))?;
         let is_weights = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "safetensors");

@@ -34,6 +34,9 @@ impl Message {
     }
 }
 
+/// What some editors put before a text.
+const MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Why a checkpoint's tokenizer cannot be used, or a text not be made a prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum ChatError {
@@ -240,6 +243,11 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ChatError> {
     file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > limit {
         return Err(unreadable(std::io::Error::other(format!("it is larger than {limit} bytes"))));
+    }
+    // Of a template it would be a part: Python reads that file as it is, and makes prompts that begin with it.
+    if bytes.starts_with(MARK) && path.extension().is_some_and(|end| end == "json") {
+        let what = "it begins with a byte order mark, which the network's loaders refuse; save it as UTF-8 without one";
+        return Err(unreadable(std::io::Error::other(what)));
     }
     Ok(bytes)
 }

@@ -107,6 +107,12 @@ pub enum ConfigError {
         /// Its size.
         bytes: u64,
     },
+    /// An editor has put a mark of its byte order before the text. transformers refuses it too.
+    #[error("{path}: begins with a byte order mark, which the network's loaders refuse; save it as UTF-8 without one")]
+    Mark {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is no JSON, or a field is missing or of the wrong type.
     #[error("{path}: {source}; the checkpoint's configuration is damaged or of another form")]
     Json {
@@ -397,7 +403,11 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, ConfigError> {
     if bytes > MAX_CONFIG_BYTES {
         return Err(ConfigError::TooLarge { path: path.to_path_buf(), bytes });
     }
-    std::fs::read(path).map_err(failed)
+    let text = std::fs::read(path).map_err(failed)?;
+    if text.starts_with(b"\xef\xbb\xbf") {
+        return Err(ConfigError::Mark { path: path.to_path_buf() });
+    }
+    Ok(text)
 }
 
 /// A field nobody here knows may change the result; off (`null`, `false`) it cannot.

@@ -34,7 +34,8 @@ pub(super) fn load(text: &str) -> Result<Hotkey, KeyError> {
     if text.len() > MAX_FILE_BYTES {
         return Err(KeyError::TooLong { length: text.len() });
     }
-    let text = text.trim();
+    // Some editors begin a text with a mark of its byte order.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim();
     if let Some((_, form)) = ENCRYPTED_FORMS.into_iter().find(|(start, _)| text.starts_with(start)) {
         return Err(KeyError::Encrypted { form });
     }
@@ -116,6 +117,8 @@ mod tests {
             let hotkey = load(&file.to_string()).unwrap();
             assert_eq!(hotkey.address(), "5EHgWw2Af1pnoc7f1A8bfmM97W3DAYW8xr82RfhLL9oAabAe");
         }
+        let marked = load(&format!("\u{feff}{}", wallet())).unwrap();
+        assert_eq!(marked.address(), "5EHgWw2Af1pnoc7f1A8bfmM97W3DAYW8xr82RfhLL9oAabAe");
     }
 
     #[test]
