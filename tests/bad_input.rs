@@ -5,6 +5,9 @@
     reason = "tests start programs, measure time and may panic; the rules are for the product"
 )]
 
+#[path = "bad_input/folders.rs"]
+mod folders;
+
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;

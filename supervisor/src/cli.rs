@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use grail_mining::run as mine;
+use grail_process::{Meter, Unit};
 use grail_settings as settings;
 use grail_settings::{Loaded, Settings, Sources};
 use grail_subnet::reader;
@@ -18,7 +19,7 @@ use grail_validation as validate;
 use grail_workers::plan;
 
 use crate::view::View;
-use crate::{doctor, explain, incident, layout, publish, simulate};
+use crate::{doctor, explain, incident, layout, progress, publish, simulate};
 
 /// Mines GRAIL: generates rollouts, proves them, signs them, uploads one file per window.
 #[derive(Debug, Parser)]
@@ -207,7 +208,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Doctor { json } => {
             // The local bucket server tells every refusal, and the doctor asks for some.
             log::to_stderr(level("error,s3s=off"));
-            let rows = doctor::examine(&loaded?).await;
+            let loaded = loaded?;
+            let rows = watched("Looking at everything", async |_| doctor::examine(&loaded).await).await;
             log::print(&if json { doctor::json(&rows) } else { doctor::table(&rows) });
             let failed = rows.iter().any(|row| row.verdict == doctor::Verdict::Failed);
             Ok(ExitCode::from(u8::from(failed)))
@@ -218,34 +220,67 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Command::PublishCheckpoint(arguments) => {
             log::to_stderr(level("warn"));
-            publish::publish(&loaded?.settings, &arguments).await?;
+            let settings = loaded?.settings;
+            let publish = async |meter: &Meter| publish::publish(&settings, &arguments, meter).await;
+            log::print(&watched("Publishing", publish).await?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Validate(arguments) => {
             log::to_stderr(level("warn"));
-            Ok(validate::command(loaded.map(|loaded| loaded.settings), &arguments.judged).await)
+            let settings = loaded.map(|loaded| loaded.settings);
+            let judge = async |meter: &Meter| validate::command(settings, &arguments.judged, meter).await;
+            match watched("Judging", judge).await {
+                Ok(verdict) => {
+                    log::print(&verdict.text);
+                    Ok(ExitCode::from(verdict.code))
+                }
+                Err(failure) => {
+                    log::report(&failure);
+                    Ok(ExitCode::from(validate::NOTHING_JUDGED))
+                }
+            }
         }
         Command::Plan(arguments) => {
             let settings = &loaded?.settings;
-            log::print(&layout::report(settings, plan::of_host(settings), &arguments)?);
+            let report = async |_: &Meter| layout::report(settings, plan::of_host(settings), &arguments);
+            log::print(&watched("Planning", report).await?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Simulate(arguments) => {
-            log::print(&simulate::command(&arguments)?);
+            log::print(&watched("Simulating", async |meter| simulate::command(&arguments, meter)).await?);
             Ok(ExitCode::SUCCESS)
         }
         // It never comes here: see `main`.
         Command::ReadCheckpoint(arguments) => Ok(reader::program::main(&arguments)),
         Command::Status => show_status(&state_of(loaded, &sources)),
         Command::Explain { window } => {
-            log::print(&explain::window(&state_of(loaded, &sources), window)?);
+            let state = state_of(loaded, &sources);
+            log::print(&watched("Reading the journal", async |_| explain::window(&state, window)).await?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Incident { output } => {
-            log::print(&incident::pack(&loaded?, &environment, output)?);
+            let loaded = loaded?;
+            log::print(&watched("Packing", async |_| incident::pack(&loaded, &environment, output)).await?);
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Shows on a terminal how far `work` is while it goes on.
+async fn watched<T>(doing: &str, work: impl AsyncFnOnce(&Meter) -> T) -> T {
+    let variable = |name: &str| std::env::var(name).ok();
+    let surface = match std::io::stderr().is_terminal() {
+        true if log::takes_pictures(variable) => progress::Surface::Picture,
+        true => progress::Surface::Lines,
+        false => progress::Surface::Nothing,
+    };
+    let meter = Meter::default();
+    meter.begin(doing, Unit::None, 0);
+    let shown = progress::show(&meter, surface);
+    let done = work(&meter).await;
+    // Before anything else is written.
+    drop(shown);
+    done
 }
 
 fn sources(common: &Common, environment: &BTreeMap<String, String>, drand: Drand) -> Sources {

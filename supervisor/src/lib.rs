@@ -9,7 +9,8 @@
 //! | [`simulate`] | hosts in virtual time under the miner's schedule |
 //! | [`explain`], [`incident`] | what happened |
 //! | [`publish`] | the trainer's role, locally |
-//! | [`view`] | what is going on, for a person |
+//! | [`view`] | what is going on in the miner, for a person |
+//! | [`progress`] | how far any other command is, for a person |
 #![forbid(unsafe_code)]
 
 pub mod cli;
@@ -17,6 +18,7 @@ pub mod doctor;
 pub mod explain;
 pub mod incident;
 pub mod layout;
+pub mod progress;
 pub mod publish;
 pub mod simulate;
 pub mod view;

@@ -4,21 +4,24 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use grail_process::clock;
+use grail_process::{Meter, clock};
 use grail_protocol::generation_params::GenerationParams;
 use grail_protocol::window::window_start;
 use grail_settings::{Chain, Settings};
 use grail_store::bucket::Bucket;
 use grail_store::checkpoint::sparse::SparseFormat;
 use grail_store::checkpoint::{
-    CheckpointError, FetchLimits, PREFIX, Predecessor, PublishTerms, fetch_metadata, parse_ready_key, publish_delta,
-    publish_full, ready_key, weights_hash,
+    CheckpointError, FetchLimits, PREFIX, Predecessor, PublishTerms, fetch_metadata, left_behind, parse_ready_key, publish_delta,
+    publish_full, published_weights_hash, ready_key,
 };
 use grail_subnet::buckets::Buckets;
 use grail_subnet::configured::{local_trainer, open_chain};
 use grail_subnet::wallet;
 use grail_supervision::exit::Failure;
 use serde_json::json;
+
+/// Names of files left behind that are told; a training run may leave hundreds.
+const MOST_LEFT: usize = 12;
 
 /// Arguments of `publish-checkpoint`.
 #[derive(Debug, clap::Args)]
@@ -60,14 +63,15 @@ pub struct Arguments {
     model_name: String,
 }
 
-/// Publishes one checkpoint.
+/// Publishes one checkpoint, and says what was published and what was not.
 ///
 /// # Errors
 /// When the directory is no checkpoint, the terms cannot be mined with, or the bucket refuses.
-pub async fn publish(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
+pub async fn publish(settings: &Settings, arguments: &Arguments, meter: &Meter) -> Result<String, Failure> {
     if !matches!(settings.chain, Chain::Local { .. }) {
         return Err(Failure::Data("publish-checkpoint is for the local chain: on the network the trainer publishes".into()));
     }
+    let left = left_behind(&arguments.directory).map_err(|error| Failure::Data(error.to_string()))?;
     let hotkey = wallet::load(&settings.wallet)?;
     let buckets = Buckets::open(&settings.storage, Duration::from_secs_f64(settings.upload_timeout), false).await?;
     let chain = open_chain(settings, Some(&hotkey), &buckets)?;
@@ -88,33 +92,44 @@ pub async fn publish(settings: &Settings, arguments: &Arguments) -> Result<(), F
         Failure::Data(format!("the checkpoint {:?} is not published: {error}", arguments.directory))
     };
     let published = match &arguments.delta_from {
-        None => publish_full(&bucket, &arguments.directory, &terms, Some(&sign)).await,
+        None => publish_full(&bucket, &arguments.directory, &terms, Some(&sign), meter).await,
         Some(before) => {
-            let before = predecessor(&bucket, before, window).await.map_err(|why| unpublished(&why))?;
-            publish_delta(&bucket, &arguments.directory, &before, SparseFormat::V31, &terms, Some(&sign)).await
+            let before = predecessor(&bucket, before, window, meter).await.map_err(|why| unpublished(&why))?;
+            publish_delta(&bucket, &arguments.directory, &before, SparseFormat::V31, &terms, Some(&sign), meter).await
         }
     };
     let metadata = published.map_err(|error| unpublished(&error))?;
-    let said = format!(
-        "Checkpoint {window} is published (weights {}), ready in window {}: miners use it from window {} on.\n",
+    let left = left_text(&left);
+    Ok(format!(
+        "{left}Checkpoint {window} is published (weights {}), ready in window {}: miners use it from window {} on.\n",
         metadata.weights_hash.as_deref().unwrap_or("without hash"),
         terms.ready_window,
         terms.ready_window + grail_protocol::constants::WINDOW_LENGTH
-    );
-    grail_supervision::log::print(&said);
-    Ok(())
+    ))
+}
+
+/// What was not published, in one line.
+fn left_text(left: &[String]) -> String {
+    let more = left.len().saturating_sub(MOST_LEFT);
+    let names = left[..left.len() - more].join(", ");
+    match (left.len(), more) {
+        (0, _) => String::new(),
+        (_, 0) => format!("Left behind, because it is no part of a checkpoint: {names}.\n"),
+        (_, more) => format!("Left behind, because it is no part of a checkpoint: {names} and {more} more.\n"),
+    }
 }
 
 /// The checkpoint that was published last before `window`, whose weights must be those of `dir`.
-async fn predecessor(bucket: &Bucket, dir: &Path, window: u64) -> Result<Predecessor, String> {
+async fn predecessor(bucket: &Bucket, dir: &Path, window: u64, meter: &Meter) -> Result<Predecessor, String> {
     let text = |error: CheckpointError| error.to_string();
     let keys = bucket.list(PREFIX).await.map_err(|error| error.to_string())?;
     let published = keys.iter().filter_map(|key| parse_ready_key(key)).map(|(published, _)| published);
     let before = published.filter(|published| *published < window).max();
     let before = before.ok_or("nothing was published before it; publish a whole checkpoint first, without --delta-from")?;
     let metadata = fetch_metadata(bucket, before, &FetchLimits::default()).await.map_err(text)?;
-    let owned = dir.to_owned();
-    let hashed = tokio::task::spawn_blocking(move || weights_hash(&owned)).await.map_err(|error| error.to_string())?;
+    let (owned, meter) = (dir.to_owned(), meter.clone());
+    let hashed =
+        tokio::task::spawn_blocking(move || published_weights_hash(&owned, &meter)).await.map_err(|error| error.to_string())?;
     let hash = hashed.map_err(text)?;
     if metadata.weights_hash.as_deref() != Some(hash.as_str()) {
         let want = metadata.weights_hash.unwrap_or_default();

@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use grail_model::{Device, LoadOptions, Model, Precision, startup};
+use grail_process::Meter;
 use grail_store::bucket::{Bucket, BucketSettings, Secret, TransferLimits};
 use grail_store::checkpoint::sparse::SparseFormat;
 use grail_store::checkpoint::{
@@ -66,6 +67,7 @@ fn write(directory: &Path, changed: bool) -> usize {
     });
     std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
     std::fs::write(directory.join("tokenizer.json"), "{}").unwrap();
+    std::fs::write(directory.join("tokenizer_config.json"), r#"{"chat_template": "x"}"#).unwrap();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut element = || {
         state ^= state << 13;
@@ -192,9 +194,10 @@ async fn main() {
         limits: TransferLimits::default(),
     })
     .unwrap();
-    publish_full(&bucket, one.path(), &terms(0), None).await.unwrap();
+    publish_full(&bucket, one.path(), &terms(0), None, &Meter::default()).await.unwrap();
     let before = Predecessor { dir: one.path().into(), window: 0, anchor_window: 0 };
-    let published = publish_delta(&bucket, other.path(), &before, SparseFormat::V31, &terms(30), None).await.unwrap();
+    let published =
+        publish_delta(&bucket, other.path(), &before, SparseFormat::V31, &terms(30), None, &Meter::default()).await.unwrap();
     let want = published.weights_hash.unwrap();
     let cache = host.path().join("cache");
     let limits = FetchLimits::default();

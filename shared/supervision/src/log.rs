@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use grail_process::clock;
@@ -37,7 +38,7 @@ static PLACES: OnceLock<Vec<Lines>> = OnceLock::new();
 pub fn to_stderr(default: &str) {
     // A line that cannot be written would be reported on standard error, and panic there.
     let lines = tracing_subscriber::fmt::layer().log_internal_errors(false);
-    let stderr = lines.with_writer(|| Redacting(io::stderr())).with_ansi(io::stderr().is_terminal() && takes_colours(variable));
+    let stderr = lines.with_writer(|| Redacting(clear_stderr())).with_ansi(io::stderr().is_terminal() && takes_colours(variable));
     tracing_subscriber::registry().with(stderr).with(level(default)).init();
 }
 
@@ -94,9 +95,26 @@ pub fn print(text: &str) {
     let _ = io::stdout().write_all(&clean(text.as_bytes()));
 }
 
+/// Whether a picture stands on standard error's present line, which whoever writes there has to take away first.
+static PICTURE: AtomicBool = AtomicBool::new(false);
+
+/// Tells that a picture stands on standard error's present line, or none any more.
+pub fn pictured(stands: bool) {
+    PICTURE.store(stands, Ordering::Relaxed);
+}
+
+/// Standard error with an empty line to write on.
+fn clear_stderr() -> io::Stderr {
+    let mut stderr = io::stderr();
+    if PICTURE.load(Ordering::Relaxed) {
+        let _ = stderr.write_all(b"\r\x1b[2K");
+    }
+    stderr
+}
+
 /// Says something on standard error beside what was asked for, if that takes it.
 pub fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{}", clean_text(text));
+    let _ = writeln!(clear_stderr(), "{}", clean_text(text));
 }
 
 /// Tells on standard error why a command ended.

@@ -9,14 +9,13 @@ mod report;
 use grail_settings::WorkerNumerics;
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use flate2::read::GzDecoder;
 use grail_environments::Prompt;
 use grail_link::message::{ExamineTerms, ProofSequence};
-use grail_process::{Spawner, clock};
+use grail_process::{Meter, Spawner, Unit, clock};
 use grail_protocol::constants::{DEADLINE_SLACK_SECONDS, MAX_FILE_BYTES, MIN_FILE_BYTES, PROOF_BATCH_SIZE, WINDOW_LENGTH};
 use grail_protocol::derivation::{environment_seed, validator_randomness};
 use grail_protocol::keys::Hotkey;
@@ -78,30 +77,33 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Judges windows. 0 all accepted, 1 one rejected, 2 one has no file, 3 nothing could be judged.
-pub async fn command(settings: Result<Settings, Failure>, arguments: &Arguments) -> ExitCode {
-    let outcome = async {
-        if !arguments.test_mode {
-            return Err(Failure::Data(
-                "only `validate --test-mode` is part of this version: it judges this wallet's own files".into(),
-            ));
-        }
-        let settings = settings?;
-        let mut validator = Validator::open(&settings, arguments.all).await?;
-        let outcome = validator.windows(arguments).await;
-        tokio::join!(validator.pool.stop(), validator.readers.stop());
-        outcome
-    };
-    match outcome.await {
-        Ok(judged) => {
-            log::print(&report::text(&judged, arguments.json));
-            ExitCode::from(report::code(&judged))
-        }
-        Err(failure) => {
-            log::report(&failure);
-            ExitCode::from(3)
-        }
+/// Exit code where nothing could be judged.
+pub const NOTHING_JUDGED: u8 = 3;
+
+/// What is told of the judged windows.
+pub struct Verdict {
+    /// A table, or JSON.
+    pub text: String,
+    /// Exit code: 0 all accepted, 1 one rejected, 2 one has no file.
+    pub code: u8,
+}
+
+/// Judges windows.
+///
+/// # Errors
+/// When nothing could be judged, which is [`NOTHING_JUDGED`] whatever the failure.
+pub async fn command(settings: Result<Settings, Failure>, arguments: &Arguments, meter: &Meter) -> Result<Verdict, Failure> {
+    if !arguments.test_mode {
+        return Err(Failure::Data(
+            "only `validate --test-mode` is part of this version: it judges this wallet's own files".into(),
+        ));
     }
+    let settings = settings?;
+    let mut validator = Validator::open(&settings, arguments.all, meter).await?;
+    let outcome = validator.windows(arguments).await;
+    tokio::join!(validator.pool.stop(), validator.readers.stop());
+    let judged = outcome?;
+    Ok(Verdict { text: report::text(&judged, arguments.json), code: report::code(&judged) })
 }
 
 struct Validator {
@@ -113,13 +115,14 @@ struct Validator {
     pool: ProofPool,
     all: bool,
     uid: usize,
+    meter: Meter,
     /// The local bucket server lives in it.
     _buckets: Buckets,
     _sockets: tempfile::TempDir,
 }
 
 impl Validator {
-    async fn open(settings: &Settings, all: bool) -> Result<Self, Failure> {
+    async fn open(settings: &Settings, all: bool, meter: &Meter) -> Result<Self, Failure> {
         let plan = plan::of_host(settings)?;
         let hotkey = wallet::load(&settings.wallet)?;
         let programs = Programs::find(settings.programs.as_deref(), &[ChildPrograms::ProofWorker])?;
@@ -166,6 +169,7 @@ impl Validator {
             hotkey,
             all,
             uid: usize::from(uid),
+            meter: meter.clone(),
             _buckets: buckets,
             _sockets: sockets,
         })
@@ -199,6 +203,7 @@ impl Validator {
     }
 
     async fn window(&mut self, window: u64) -> Result<Judged, Failure> {
+        self.meter.begin(format!("Window {window}: fetching its file"), Unit::None, 0);
         let begun = clock::monotonic();
         let mut judged = Judged::new(window, self.uid, self.hotkey.address(), self.chain.nominal_block_seconds());
         judged.outcome = match self.fetch(window).await? {
@@ -265,6 +270,7 @@ impl Validator {
         let randomness = validator_randomness(&next_hash, None);
         let context = WindowContext { window_start, block_hash: &block_hash, row: self.row_context(&terms, &randomness) };
         let selected = self.select(file, &randomness);
+        self.meter.begin(format!("Window {window}: judging"), Unit::Things("rollouts"), selected.len() as u64);
         let commits: BTreeMap<usize, Value> = selected.iter().map(|row| (*row, file.rows[*row].commit.to_value())).collect();
         let examinations = self.examine(&context.row, &terms, &commits).await;
         let null = Value::Null;
@@ -295,6 +301,7 @@ impl Validator {
         let wait = self.chain.block_time(block).await? - clock::unix_seconds();
         if wait > 0.0 {
             log::say(&format!("Waiting {wait:.0} s for block {block}: its hash chooses the positions that are opened."));
+            self.meter.begin(format!("Waiting for block {block}"), Unit::None, 0);
             tokio::time::sleep(Duration::from_secs_f64(wait.min(3600.0) + 0.05)).await;
         }
         let comes = async {
@@ -309,6 +316,7 @@ impl Validator {
 
     /// The checkpoint that was newest before the window, in every worker.
     async fn terms(&mut self, window: u64) -> Result<Arc<Terms>, Failure> {
+        self.meter.begin(format!("Window {window}: fetching and loading its checkpoint"), Unit::None, 0);
         let terms = self.checkpoints.terms_for(window).await.map_err(|unready| match unready {
             NotReady::None => Failure::Data(format!("no checkpoint was ready before window {window}, so it cannot be judged")),
             NotReady::Unusable(why) => Failure::Data(why),
@@ -370,7 +378,9 @@ impl Validator {
         };
         let jobs = sequences.chunks(PROOF_BATCH_SIZE).map(|chunk| async move {
             let batch = chunk.iter().map(|(_, sequence)| sequence.clone()).collect();
-            (chunk, self.pool.prove(terms.revision.clone(), batch, Some(examine)).await)
+            let proved = self.pool.prove(terms.revision.clone(), batch, Some(examine)).await;
+            self.meter.add(chunk.len() as u64);
+            (chunk, proved)
         });
         for (chunk, proved) in futures::future::join_all(jobs).await {
             let results: Vec<Result<Examination, String>> = match proved {

@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Args;
 use grail_mining::schedule::Choice;
+use grail_process::{Meter, Unit};
 use grail_protocol::time_budget::TimeBudgetError;
 use grail_settings::{ConfigError, ConfigErrors};
 use grail_supervision::exit::Failure;
@@ -52,9 +53,10 @@ pub struct Arguments {
 ///
 /// # Errors
 /// When the host file cannot be read, or no host has its values.
-pub fn command(arguments: &Arguments) -> Result<String, Failure> {
+pub fn command(arguments: &Arguments, meter: &Meter) -> Result<String, Failure> {
     let host = read(arguments.host.as_deref())?;
-    let summary = simulate(&host, arguments.windows, arguments.seed).map_err(|error| Failure::internal("plan time", error))?;
+    let summary =
+        simulate(&host, arguments.windows, arguments.seed, meter).map_err(|error| Failure::internal("plan time", error))?;
     Ok(summary.to_string())
 }
 
@@ -96,49 +98,53 @@ const REMEDIES: [Remedy; 4] = [
     ("the deadline (no safety blocks)", |host| host.schedule.safety_blocks = 0.0),
 ];
 
-fn simulate(host: &Host, windows: u32, seed: u64) -> Result<Summary<'_>, TimeBudgetError> {
+fn simulate<'a>(host: &'a Host, windows: u32, seed: u64, meter: &Meter) -> Result<Summary<'a>, TimeBudgetError> {
     let few = (windows / FIRST_LOOK).max(LEAST_WINDOWS).min(windows);
-    let (scheduled, choice) = scheduled(host, windows, seed)?;
-    let remedied = remedied(host, few, seed)?;
-    Ok(Summary { host, scheduled, batched: best_batches(host, windows, few, seed)?, choice, remedied })
+    let first_looks = u64::from(few) * (1 + REMEDIES.len() + COARSE.len()) as u64;
+    meter.begin("Simulating", Unit::Things("windows"), u64::from(windows) + first_looks);
+    let (scheduled, choice) = scheduled(host, windows, seed, meter)?;
+    let remedied = remedied(host, few, seed, meter)?;
+    Ok(Summary { host, scheduled, batched: best_batches(host, windows, few, seed, meter)?, choice, remedied })
 }
 
 /// What each remedy brings, as a share of what there is.
-fn remedied(host: &Host, windows: u32, seed: u64) -> Result<Vec<(&'static str, f64)>, TimeBudgetError> {
-    let (known, _) = scheduled(host, windows, seed)?;
+fn remedied(host: &Host, windows: u32, seed: u64, meter: &Meter) -> Result<Vec<(&'static str, f64)>, TimeBudgetError> {
+    let (known, _) = scheduled(host, windows, seed, meter)?;
     side_by_side(&REMEDIES, |(name, remedy)| {
         let mut better = host.clone();
         remedy(&mut better);
-        Ok((*name, scheduled(&better, windows, seed)?.0.mean / known.mean.max(1.0) - 1.0))
+        Ok((*name, scheduled(&better, windows, seed, meter)?.0.mean / known.mean.max(1.0) - 1.0))
     })
 }
 
-fn starts(windows: u32) -> impl Iterator<Item = u64> {
-    (0..u64::from(windows)).map(|window| window * grail_protocol::constants::WINDOW_LENGTH)
+fn starts(windows: u32, meter: &Meter) -> impl Iterator<Item = u64> {
+    let counted = |_: &u64| meter.add(1);
+    (0..u64::from(windows)).inspect(counted).map(|window| window * grail_protocol::constants::WINDOW_LENGTH)
 }
 
-fn scheduled(host: &Host, windows: u32, seed: u64) -> Result<(Run, Choice), TimeBudgetError> {
+fn scheduled(host: &Host, windows: u32, seed: u64, meter: &Meter) -> Result<(Run, Choice), TimeBudgetError> {
     let (mut schedule, mut world) = (windows::schedule(host)?, World::new(host, seed));
-    let outcomes = starts(windows).map(|window| windows::scheduled(host, &mut world, &mut schedule, window)).collect();
+    let outcomes = starts(windows, meter).map(|window| windows::scheduled(host, &mut world, &mut schedule, window)).collect();
     let choice = schedule.choice();
     Ok((Run::new(format!("schedule, {} groups", choice.groups), host, outcomes, &world), choice))
 }
 
-fn batched(host: &Host, size: usize, windows: u32, seed: u64) -> Result<(usize, Run), TimeBudgetError> {
+fn batched(host: &Host, size: usize, windows: u32, seed: u64, meter: &Meter) -> Result<(usize, Run), TimeBudgetError> {
     let (mut batches, mut world) = (Batches::new(host, size)?, World::new(host, seed));
-    let outcomes = starts(windows).map(|window| windows::batched(host, &mut world, &mut batches, window)).collect();
+    let outcomes = starts(windows, meter).map(|window| windows::batched(host, &mut world, &mut batches, window)).collect();
     Ok((size, Run::new(format!("batches of {size} groups"), host, outcomes, &world)))
 }
 
 /// Batches of the sizes that bring most, the best first: a first look at all sizes, then all windows for the neighbours of the
 /// best ones.
-fn best_batches(host: &Host, windows: u32, few: u32, seed: u64) -> Result<Vec<Run>, TimeBudgetError> {
+fn best_batches(host: &Host, windows: u32, few: u32, seed: u64, meter: &Meter) -> Result<Vec<Run>, TimeBudgetError> {
     let by_mean = |runs: &mut Vec<(usize, Run)>| runs.sort_by(|(_, a), (_, b)| b.mean.total_cmp(&a.mean));
-    let mut looked = side_by_side(&COARSE, |size| batched(host, *size, few, seed))?;
+    let mut looked = side_by_side(&COARSE, |size| batched(host, *size, few, seed, meter))?;
     by_mean(&mut looked);
     let near = |size: usize| NEIGHBOURS.iter().filter_map(move |away| size.checked_add_signed(*away)).filter(|size| *size > 0);
     let sizes: BTreeSet<usize> = looked.iter().take(PROMISING).flat_map(|(size, _)| near(*size)).collect();
-    let mut runs = side_by_side(&sizes.into_iter().collect::<Vec<_>>(), |size| batched(host, *size, windows, seed))?;
+    meter.expect(u64::from(windows) * sizes.len() as u64);
+    let mut runs = side_by_side(&sizes.into_iter().collect::<Vec<_>>(), |size| batched(host, *size, windows, seed, meter))?;
     by_mean(&mut runs);
     Ok(runs.into_iter().map(|(_, run)| run).collect())
 }

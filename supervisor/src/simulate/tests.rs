@@ -12,7 +12,7 @@ fn built_in() -> Host {
 #[test]
 fn the_same_seed_gives_the_same_windows_and_another_one_others() {
     let host = built_in();
-    let mean = |seed| scheduled(&host, 2, seed).unwrap().0.mean;
+    let mean = |seed| scheduled(&host, 2, seed, &Meter::default()).unwrap().0.mean;
     assert_eq!(mean(1), mean(1));
     assert_ne!(mean(1), mean(2));
 }
@@ -23,7 +23,8 @@ fn what_limits_is_told_apart() {
         let mut host = built_in();
         host.schedule.groups_in_flight = 24;
         change(&mut host);
-        let ((scheduled, choice), remedied) = (scheduled(&host, 3, 1).unwrap(), remedied(&host, 3, 1).unwrap());
+        let ((scheduled, choice), remedied) =
+            (scheduled(&host, 3, 1, &Meter::default()).unwrap(), remedied(&host, 3, 1, &Meter::default()).unwrap());
         Summary { host: &host, scheduled, batched: Vec::new(), choice, remedied }.to_string()
     };
     for (change, word) in [
@@ -40,8 +41,8 @@ fn what_limits_is_told_apart() {
 #[test]
 fn no_file_is_late_and_the_schedule_beats_the_best_batches_by_a_fifth() {
     let host = built_in();
-    let (scheduled, _) = scheduled(&host, 8, 3).unwrap();
-    let batches = best_batches(&host, 8, 4, 3).unwrap();
+    let (scheduled, _) = scheduled(&host, 8, 3, &Meter::default()).unwrap();
+    let batches = best_batches(&host, 8, 4, 3, &Meter::default()).unwrap();
     assert_eq!(scheduled.late, 0);
     assert!(scheduled.mean > 1.2 * batches[0].mean, "{} against {} of {}", scheduled.mean, batches[0].mean, batches[0].name);
 }

@@ -24,7 +24,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_smithy_async::time::TimeSource;
 use aws_smithy_http_client::{Builder, tls};
 use bytes::{Bytes, BytesMut};
-use grail_process::clock;
+use grail_process::{Meter, clock};
 use grail_secrets::Address;
 
 pub use download::FileDigest;
@@ -107,6 +107,7 @@ pub struct Bucket {
     name: String,
     limits: TransferLimits,
     reads: RetryPolicy,
+    meter: Meter,
 }
 
 impl fmt::Debug for Bucket {
@@ -153,7 +154,14 @@ impl Bucket {
             name: settings.bucket.clone(),
             limits: settings.limits.clone(),
             reads: RetryPolicy::default(),
+            meter: Meter::default(),
         })
+    }
+
+    /// The same client, which counts the bytes that it has sent.
+    #[must_use]
+    pub fn metered(&self, meter: &Meter) -> Self {
+        Self { meter: meter.clone(), ..self.clone() }
     }
 
     /// Bucket name.

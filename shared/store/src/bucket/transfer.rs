@@ -78,7 +78,9 @@ impl Bucket {
         }
         let whole = Part { number: 1, offset: 0, length: size };
         let request = self.request("PutObject", key);
-        retry::retry(policy, &request, || async { self.put_once(key, source.part(whole).await?).await }).await
+        retry::retry(policy, &request, || async { self.put_once(key, source.part(whole).await?).await }).await?;
+        self.meter.add(size);
+        Ok(())
     }
 
     async fn put_in_parts(&self, key: &str, source: Source<'_>, size: u64, policy: &RetryPolicy) -> Result<(), BucketError> {
@@ -163,7 +165,9 @@ impl Bucket {
             let answer = self.sent(&request, upload.part_number(part.number).body(body).send()).await?;
             answer.map_err(|error| BucketError::classify(request.clone(), &error))
         });
-        Ok(CompletedPart::builder().part_number(part.number).set_e_tag(answer.await?.e_tag).build())
+        let e_tag = answer.await?.e_tag;
+        self.meter.add(part.length);
+        Ok(CompletedPart::builder().part_number(part.number).set_e_tag(e_tag).build())
     }
 }
 

@@ -3,7 +3,7 @@
 //! repositories elsewhere.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -17,6 +17,10 @@ const CODE: [&str; 9] = ["py", "pyc", "pyo", "pyd", "pyw", "pyz", "so", "dll", "
 const AUTO_MAP: &str = "auto_map";
 /// Documents about a checkpoint, which nothing that loads it reads.
 const NOT_LOADED: [&str; 3] = ["metadata.json", "snapshot_metadata.json", "delta_metadata.json"];
+/// What some editors put before a text. Python's json refuses it, and so do the tokenizers.
+pub(super) const MARK: &[u8] = b"\xef\xbb\xbf";
+/// What is told of it.
+pub(super) const MARKED: &str = "a byte order mark, which the network's loaders refuse; save it as UTF-8 without one";
 /// Bytes of one document. The largest, a tokenizer's, has some tens of millions.
 const MOST_BYTES: u64 = 256 << 20;
 
@@ -39,15 +43,20 @@ fn is_code(name: &str) -> bool {
 /// # Errors
 /// [`CheckpointError::Code`] with the file's name; [`CheckpointError::Local`] where the directory cannot be read.
 pub fn refuse_code(window: u64, dir: &Path) -> Result<(), CheckpointError> {
-    let mut paths = Vec::new();
+    let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(local(dir))? {
-        paths.push(entry.map_err(local(dir))?.path());
+        names.push(entry.map_err(local(dir))?.file_name().to_string_lossy().into_owned());
     }
-    paths.sort();
-    for path in paths {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    names.sort();
+    refuse_code_among(window, dir, &names)
+}
+
+/// As [`refuse_code`], of these files of `dir`.
+pub(super) fn refuse_code_among(window: u64, dir: &Path, names: &[String]) -> Result<(), CheckpointError> {
+    for name in names {
+        let path = dir.join(name);
         let refuse = |why: &str| Err(CheckpointError::Code { window, name: name.clone(), why: why.to_owned() });
-        if is_code(&name) {
+        if is_code(name) {
             return refuse("is program code");
         }
         let is_document = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("json"));
@@ -65,13 +74,16 @@ pub fn refuse_code(window: u64, dir: &Path) -> Result<(), CheckpointError> {
 
 /// Whether a document has the key at any depth, or why that cannot be told.
 fn names_code(path: &Path) -> Result<Result<bool, String>, CheckpointError> {
-    let file = File::open(path).map_err(local(path))?;
-    let bytes = file.metadata().map_err(local(path))?.len();
+    let mut file = BufReader::with_capacity(1 << 16, File::open(path).map_err(local(path))?);
+    let bytes = file.get_ref().metadata().map_err(local(path))?.len();
     if bytes > MOST_BYTES {
         return Ok(Err(format!("it has {bytes} bytes, more than {MOST_BYTES}")));
     }
+    if file.fill_buf().map_err(local(path))?.starts_with(MARK) {
+        return Ok(Err(format!("it begins with {MARKED}")));
+    }
     let mut found = false;
-    let mut document = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 16, file.take(MOST_BYTES)));
+    let mut document = serde_json::Deserializer::from_reader(file.take(MOST_BYTES));
     let searched = Search { found: &mut found, named: false }.deserialize(&mut document).and_then(|()| document.end());
     Ok(if found { Ok(true) } else { searched.map(|()| false).map_err(|error| error.to_string()) })
 }
@@ -185,6 +197,8 @@ mod tests {
         for text in [r#"{"model": {"vocab": {"auto_map": 7}}}"#, r#"{"auto_map": null}"#, r#"["auto_map"]"#, "17"] {
             assert_eq!(judged("vocab.json", text), Ok(()), "{text}");
         }
+        let marked = judged("config.json", "\u{feff}{}").unwrap_err();
+        assert!(marked.contains("config.json") && marked.contains("byte order mark"), "{marked}");
         // Python reads these two, and would find what stands behind.
         for text in [r#"{"a": NaN, "auto_map": {"x": "y"}}"#, r#"{"a": "\ud800", "auto_map": {"x": "y"}}"#] {
             let error = judged("generation_config.json", text).unwrap_err();

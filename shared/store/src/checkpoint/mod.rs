@@ -14,6 +14,7 @@ mod cache;
 mod chain;
 mod changes;
 mod code;
+mod contents;
 mod disk;
 mod documents;
 mod error;
@@ -44,7 +45,7 @@ pub use keys::{PREFIX, delta_key, discover, full_key, parse_ready_key, ready_bef
 pub use limits::FetchLimits;
 pub use metadata::{Manifest, Metadata, MiningTerms, is_signed_by, signed_bytes};
 pub use ownership::Hold;
-pub use publish::{Predecessor, PublishTerms, Signer, publish_delta, publish_full};
+pub use publish::{Predecessor, PublishTerms, Signer, left_behind, publish_delta, publish_full, published_weights_hash};
 pub use refused::Refused;
 pub use texts::fetch_texts;
 pub use weights::{TensorPlace, file_sha256, hash_tensors, tensor_places, weights_hash};

@@ -2,28 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
+use grail_process::{Meter, Unit};
 use safetensors::Dtype;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::cache::METADATA;
-use super::code::refuse_code;
+use super::code::refuse_code_among;
+use super::contents::Contents;
 use super::error::local;
 use super::keys::{delta_key, full_key, ready_key};
-use super::metadata::{Manifest, config_hash, is_plain_name, signed_bytes};
+use super::metadata::{Manifest, config_hash, signed_bytes};
 use super::objects::Published;
 use super::sparse::{SparseFormat, SparseTensor, ValueType, encode};
-use super::weights::{TensorPlace, file_sha256, weights_hash};
-use super::{CheckpointError, Metadata, tensor_places};
+use super::weights::{TensorPlace, file_sha256_metered, hash_places};
+use super::{CheckpointError, Metadata};
 use crate::bucket::{Bucket, RetryPolicy};
 
 /// Signs bytes with the trainer's hotkey.
 pub type Signer<'a> = dyn Fn(&[u8]) -> [u8; 64] + Sync + 'a;
-
-/// Files a model directory must have beside its weights.
-const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-/// Files of a checkpoint that are about it and not part of it.
-const NOT_PART: [&str; 5] = ["metadata.json", "manifest.sig", "FULL", "DELTA", "snapshot_metadata.json"];
 
 /// What the files themselves do not say.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,10 +60,14 @@ pub async fn publish_full(
     dir: &Path,
     terms: &PublishTerms,
     signer: Option<&Signer<'_>>,
+    meter: &Meter,
 ) -> Result<Metadata, CheckpointError> {
-    let owned = (dir.to_owned(), terms.clone());
-    let judged = tokio::task::spawn_blocking(move || judge(&owned.0, &owned.1)).await;
+    let owned = (dir.to_owned(), terms.clone(), meter.clone());
+    let judged = tokio::task::spawn_blocking(move || judge(&owned.0, &owned.1, &owned.2)).await;
     let metadata = judged.map_err(|error| local(dir)(std::io::Error::other(error)))??;
+    let names = metadata.file_manifest.files().map(|(name, _)| name);
+    meter.begin("Uploading the checkpoint", Unit::Bytes, bytes_of(dir, names));
+    let bucket = &bucket.metered(meter);
     for (name, _) in metadata.file_manifest.files() {
         bucket.put_file(&full_key(terms.window, name), &dir.join(name), &RetryPolicy::default()).await?;
     }
@@ -97,10 +98,13 @@ pub async fn publish_delta(
     format: SparseFormat,
     terms: &PublishTerms,
     signer: Option<&Signer<'_>>,
+    meter: &Meter,
 ) -> Result<Metadata, CheckpointError> {
-    let (owned, before, full_terms) = (dir.to_owned(), before.clone(), terms.clone());
-    let judged = tokio::task::spawn_blocking(move || difference(&owned, &before, format, &full_terms)).await;
+    let (owned, before, full_terms, counted) = (dir.to_owned(), before.clone(), terms.clone(), meter.clone());
+    let judged = tokio::task::spawn_blocking(move || difference(&owned, &before, format, &full_terms, &counted)).await;
     let (metadata, files) = judged.map_err(|error| local(dir)(std::io::Error::other(error)))??;
+    meter.begin("Uploading the difference", Unit::Bytes, files.iter().map(|(_, bytes)| bytes.len() as u64).sum());
+    let bucket = &bucket.metered(meter);
     for (name, bytes) in files {
         bucket.put_bytes(&delta_key(terms.window, name), &bytes.into(), &RetryPolicy::default()).await?;
     }
@@ -140,13 +144,16 @@ fn difference(
     before: &Predecessor,
     format: SparseFormat,
     terms: &PublishTerms,
+    meter: &Meter,
 ) -> Result<(Metadata, [NamedBytes; 2]), CheckpointError> {
     let unpublishable = |why: String| CheckpointError::Unpublishable { path: dir.to_owned(), why };
     if before.window >= terms.window {
         return Err(unpublishable(format!("window {} is not after its predecessor's, {}", terms.window, before.window)));
     }
-    let full = judge(dir, terms)?;
-    let (now, then) = (tensor_places(dir)?, tensor_places(&before.dir)?);
+    let full = judge(dir, terms, meter)?;
+    let tensors = |dir: &Path| Contents::of(dir)?.tensors(dir);
+    let (now, then) = (tensors(dir)?, tensors(&before.dir)?);
+    meter.begin("Comparing with the checkpoint before", Unit::Bytes, now.values().map(|place| place.length).sum());
     if let Some(name) = now.keys().chain(then.keys()).find(|name| !now.contains_key(*name) || !then.contains_key(*name)) {
         return Err(unpublishable(format!("tensor {name} is not in both checkpoints. Publish it as FULL")));
     }
@@ -154,6 +161,7 @@ fn difference(
     for (name, place) in &now {
         let tensor = changed_elements(name, place, &then[name])?;
         changed.extend(tensor.map_err(|why| unpublishable(format!("tensor {name} {why}. Publish it as FULL")))?);
+        meter.add(place.length);
     }
     let body = zstd::bulk::compress(&encode(&changed, format), 1).map_err(local(dir))?;
     let total: u64 = now.values().map(|place| place.shape.iter().product::<usize>() as u64).sum();
@@ -216,19 +224,18 @@ fn changed_elements(
 }
 
 /// Everything that can be wrong is found here, before the first byte is sent.
-fn judge(dir: &Path, terms: &PublishTerms) -> Result<Metadata, CheckpointError> {
+fn judge(dir: &Path, terms: &PublishTerms, meter: &Meter) -> Result<Metadata, CheckpointError> {
     let unpublishable = |why: String| CheckpointError::Unpublishable { path: dir.to_owned(), why };
     if terms.ready_window < terms.window {
         return Err(unpublishable(format!("ready_window {} is before window {}", terms.ready_window, terms.window)));
     }
-    let files = model_files(dir)?;
-    let names: Vec<&str> = files.iter().filter_map(|path| path.file_name()?.to_str()).collect();
-    if let Some(missing) = REQUIRED.iter().find(|required| !names.contains(*required)) {
-        return Err(unpublishable(format!("{missing} is missing. Export the model with its configuration and tokenizer")));
-    }
-    refuse_code(terms.window, dir)?;
-    tensor_places(dir)?;
-    let hashed = names.iter().zip(&files).map(|(name, path)| Ok(((*name).to_owned(), file_sha256(path)?)));
+    let contents = Contents::of(dir)?;
+    refuse_code_among(terms.window, dir, &contents.files)?;
+    let tensors = contents.tensors(dir)?;
+    let tensor_bytes: u64 = tensors.values().map(|place| place.length).sum();
+    let bytes = bytes_of(dir, contents.files.iter().map(String::as_str)) + tensor_bytes;
+    meter.begin("Hashing the checkpoint", Unit::Bytes, bytes);
+    let hashed = contents.files.iter().map(|name| Ok((name.clone(), file_sha256_metered(&dir.join(name), meter)?)));
     let manifest = Manifest::new(hashed.collect::<Result<_, CheckpointError>>()?);
     let metadata = Metadata {
         window: Some(terms.window),
@@ -242,7 +249,7 @@ fn judge(dir: &Path, terms: &PublishTerms) -> Result<Metadata, CheckpointError> 
         checkpoint_type: Some("FULL".into()),
         prev_window: None,
         anchor_window: None,
-        weights_hash: Some(weights_hash(dir)?),
+        weights_hash: Some(hash_places(tensors.into_values(), meter)?),
         env_id: Some(terms.env_id.clone()),
         env_params: terms.env_params.clone(),
         generation_params: terms.generation_params.clone(),
@@ -254,17 +261,24 @@ fn judge(dir: &Path, terms: &PublishTerms) -> Result<Metadata, CheckpointError> 
     Ok(metadata)
 }
 
-/// The plain files of `dir` that belong to the model, sorted by name.
-fn model_files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(local(dir))? {
-        let path = entry.map_err(local(dir))?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let is_part = is_plain_name(&name) && !NOT_PART.contains(&name.as_str()) && !name.starts_with("READY");
-        if is_part && path.is_file() {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
+fn bytes_of<'a>(dir: &Path, names: impl Iterator<Item = &'a str>) -> u64 {
+    names.filter_map(|name| std::fs::metadata(dir.join(name)).ok()).map(|metadata| metadata.len()).sum()
+}
+
+/// What of a complete model directory is not published, by name; folders end in `/`.
+///
+/// # Errors
+/// As [`publish_full`] for a directory that is not complete.
+pub fn left_behind(dir: &Path) -> Result<Vec<String>, CheckpointError> {
+    Contents::of(dir).map(|contents| contents.left)
+}
+
+/// The hash over the tensors of a complete model directory, as it is published. Counts the bytes.
+///
+/// # Errors
+/// As [`publish_full`] before anything is sent.
+pub fn published_weights_hash(dir: &Path, meter: &Meter) -> Result<String, CheckpointError> {
+    let tensors = Contents::of(dir)?.tensors(dir)?;
+    meter.begin("Hashing the checkpoint before", Unit::Bytes, tensors.values().map(|place| place.length).sum());
+    hash_places(tensors.into_values(), meter)
 }

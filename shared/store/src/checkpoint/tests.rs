@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use grail_process::Meter;
 use grail_protocol::keys::Hotkey;
 use serde_json::{Value, json};
 
@@ -19,6 +20,9 @@ fn model_dir() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+    std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"chat_template": "x"}"#).unwrap();
+    let index = json!({"weight_map": {"a": "model-00002-of-00002.safetensors", "b": "model-00001-of-00002.safetensors"}});
+    std::fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
     // Names in an order other than the files', so that the hash must sort across shards.
     std::fs::write(dir.path().join("model-00001-of-00002.safetensors"), safetensors("b", b"second")).unwrap();
     std::fs::write(dir.path().join("model-00002-of-00002.safetensors"), safetensors("a", b"first")).unwrap();
@@ -56,7 +60,7 @@ async fn fetch_with(
 async fn published(bucket: &Bucket, window: u64) -> (Metadata, String) {
     let alice = Hotkey::from_uri("//Alice").unwrap();
     let sign = |bytes: &[u8]| alice.sign(bytes);
-    let metadata = publish_full(bucket, model_dir().path(), &terms(window), Some(&sign)).await.unwrap();
+    let metadata = publish_full(bucket, model_dir().path(), &terms(window), Some(&sign), &Meter::default()).await.unwrap();
     (metadata, alice.address().to_owned())
 }
 
@@ -87,7 +91,7 @@ async fn what_is_published_is_discovered_fetched_and_kept() {
     let limits = FetchLimits { trainer: Some(trainer), ..FetchLimits::default() };
     let fetched = fetch_with(&bucket, 60, cache.path(), &limits).await.unwrap();
     assert_eq!(fetched.metadata, metadata);
-    assert_eq!(entries(&fetched.dir).len(), 5, "{:?}", entries(&fetched.dir));
+    assert_eq!(entries(&fetched.dir).len(), 7, "{:?}", entries(&fetched.dir));
     assert_eq!(entries(cache.path()), ["checkpoint-60"]);
 
     // The cache is used without the bucket, and mended when it was damaged.
@@ -255,7 +259,9 @@ async fn a_tied_full_is_taken_under_the_hash_of_its_files_and_of_the_live_state_
         let (first, second) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
         std::fs::write(model.path().join(first), safetensors("model.norm.weight", norm)).unwrap();
         std::fs::write(model.path().join(second), safetensors("model.embed_tokens.weight", embedding)).unwrap();
-        publish_full(&bucket, model.path(), &terms(window), None).await.unwrap();
+        let index = json!({"weight_map": {"model.norm.weight": first, "model.embed_tokens.weight": second}});
+        std::fs::write(model.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+        publish_full(&bucket, model.path(), &terms(window), None, &Meter::default()).await.unwrap();
         replace_metadata(&bucket, window, |document| document["weights_hash"] = json!(hash)).await;
         let fetched = fetch_with(&bucket, window, cache.path(), &limits).await;
         if !tied && *hash == of_state {
@@ -371,7 +377,8 @@ async fn incomplete_directories_and_terms_are_not_published() {
     let fixture = Fixture::start().await;
     let bucket = fixture.bucket("writer");
     let dir = model_dir();
-    let refused = async |terms: &PublishTerms| publish_full(&bucket, dir.path(), terms, None).await.unwrap_err();
+    let refused =
+        async |terms: &PublishTerms| publish_full(&bucket, dir.path(), terms, None, &Meter::default()).await.unwrap_err();
     let early = PublishTerms { ready_window: 0, ..terms(30) };
     assert!(matches!(refused(&early).await, CheckpointError::Unpublishable { .. }));
     let vague = PublishTerms { thinking_mode: String::new(), ..terms(30) };
@@ -388,6 +395,7 @@ fn weights(seed: u64, step: u64) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+    std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"chat_template": "x"}"#).unwrap();
     let element = |at: u64| ((at * 31 + if at.is_multiple_of(step) { seed } else { 0 }) as u16 & 0x7fff).to_le_bytes();
     let bytes: Vec<u8> = (0..30_000).flat_map(element).collect();
     let header = json!({
@@ -402,12 +410,14 @@ fn weights(seed: u64, step: u64) -> tempfile::TempDir {
 
 async fn publish_chain(bucket: &Bucket, links: u64) -> Vec<String> {
     let models: Vec<_> = (0..=links).map(|seed| weights(seed, 50)).collect();
-    let full = publish_full(bucket, models[0].path(), &terms(0), None).await.unwrap();
+    let full = publish_full(bucket, models[0].path(), &terms(0), None, &Meter::default()).await.unwrap();
     let mut hashes = vec![full.weights_hash.unwrap()];
     for (link, pair) in (1..).zip(models.windows(2)) {
         let before = Predecessor { dir: pair[0].path().to_owned(), window: (link - 1) * 30, anchor_window: 0 };
         let published =
-            publish_delta(bucket, pair[1].path(), &before, sparse::SparseFormat::V31, &terms(link * 30), None).await.unwrap();
+            publish_delta(bucket, pair[1].path(), &before, sparse::SparseFormat::V31, &terms(link * 30), None, &Meter::default())
+                .await
+                .unwrap();
         hashes.push(published.weights_hash.unwrap());
     }
     hashes
@@ -466,7 +476,7 @@ async fn of_two_kinds_the_one_that_can_be_used_is_used_with_the_terms_of_the_del
     let bucket = fixture.bucket("writer");
     publish_chain(&bucket, 1).await;
     let other = PublishTerms { env_id: "math".into(), ..terms(30) };
-    let full = publish_full(&bucket, weights(1, 50).path(), &other, None).await.unwrap();
+    let full = publish_full(&bucket, weights(1, 50).path(), &other, None, &Meter::default()).await.unwrap();
     let limits = FetchLimits::default();
     for damage in [None, Some(full_key(30, "model.safetensors")), Some(delta_key(30, "delta_sparse.bin.zst"))] {
         let cache = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use grail_process::Meter;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata as Header;
 use sha2::{Digest, Sha256};
@@ -56,13 +57,21 @@ impl TensorPlace {
 /// # Errors
 /// [`CheckpointError::Local`].
 pub fn file_sha256(path: &Path) -> Result<String, CheckpointError> {
+    file_sha256_metered(path, &Meter::default())
+}
+
+/// As [`file_sha256`]; counts the bytes.
+pub(super) fn file_sha256_metered(path: &Path, meter: &Meter) -> Result<String, CheckpointError> {
     let mut file = File::open(path).map_err(local(path))?;
     let mut hasher = Sha256::new();
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         match file.read(&mut piece).map_err(local(path))? {
             0 => return Ok(hex::encode(hasher.finalize())),
-            read => hasher.update(&piece[..read]),
+            read => {
+                hasher.update(&piece[..read]);
+                meter.add(read as u64);
+            }
         }
     }
 }
@@ -81,7 +90,7 @@ pub fn hash_tensors<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [u8])>) 
 /// # Errors
 /// [`CheckpointError::Weights`] for a file that is not safetensors or a tensor that is there twice.
 pub fn weights_hash(dir: &Path) -> Result<String, CheckpointError> {
-    hash_places(tensor_places(dir)?.into_values())
+    hash_places(tensor_places(dir)?.into_values(), &Meter::default())
 }
 
 /// As [`weights_hash`], of the live state of a model whose output head is its embedding: there the head has a name of its own,
@@ -93,10 +102,11 @@ pub(super) fn tied_weights_hash(dir: &Path) -> Result<Option<String>, Checkpoint
     let embedding = places.get(EMBEDDING).filter(|_| config["tie_word_embeddings"] == true && !places.contains_key(HEAD));
     let Some(head) = embedding.cloned() else { return Ok(None) };
     places.insert(HEAD.to_owned(), head);
-    hash_places(places.into_values()).map(Some)
+    hash_places(places.into_values(), &Meter::default()).map(Some)
 }
 
-fn hash_places(places: impl Iterator<Item = TensorPlace>) -> Result<String, CheckpointError> {
+/// The same over tensors in ascending order of name; counts the bytes.
+pub(super) fn hash_places(places: impl Iterator<Item = TensorPlace>, meter: &Meter) -> Result<String, CheckpointError> {
     let mut hasher = Xxh3::new();
     let mut piece = vec![0; PIECE_BYTES];
     let mut open: Option<(PathBuf, File)> = None;
@@ -106,6 +116,7 @@ fn hash_places(places: impl Iterator<Item = TensorPlace>) -> Result<String, Chec
         }
         if let Some((path, file)) = &mut open {
             hash_range(&mut hasher, file, &place, &mut piece).map_err(local(path.as_path()))?;
+            meter.add(place.length);
         }
     }
     Ok(format!("{:032x}", hasher.finish_128()))
@@ -128,15 +139,22 @@ fn hash_range(hasher: &mut Xxh3, file: &mut File, place: &TensorPlace, piece: &m
 /// # Errors
 /// As [`weights_hash`]; also when there is no such file.
 pub fn tensor_places(dir: &Path) -> Result<BTreeMap<String, TensorPlace>, CheckpointError> {
+    tensor_places_among(dir, &weight_files(dir)?)
+}
+
+/// As [`tensor_places`], of these files of `dir`.
+pub(super) fn tensor_places_among(dir: &Path, files: &[PathBuf]) -> Result<BTreeMap<String, TensorPlace>, CheckpointError> {
     let mut places = BTreeMap::new();
-    let files = weight_files(dir)?;
     if files.is_empty() {
         return Err(CheckpointError::Weights { path: dir.to_owned(), why: "there is no *.safetensors file".into() });
     }
     for file in files {
-        for (name, place) in tensor_places_of(&file)? {
+        for (name, place) in tensor_places_of(file)? {
             if places.insert(name.clone(), place).is_some() {
-                return Err(CheckpointError::Weights { path: file, why: format!("tensor {name} is in another file too") });
+                return Err(CheckpointError::Weights {
+                    path: file.clone(),
+                    why: format!("tensor {name} is in another file too"),
+                });
             }
         }
     }

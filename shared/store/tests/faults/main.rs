@@ -7,6 +7,7 @@ mod proxy;
 
 use std::time::Duration;
 
+use grail_process::Meter;
 use grail_store::bucket::{Bucket, BucketError, BucketSettings, RetryPolicy, Secret, TransferLimits};
 use grail_store::checkpoint::{CheckpointError, FetchLimits, Fetcher, PublishTerms, checkpoint_dir, publish_full, verify_dir};
 use grail_store::local_server::LocalBucketServer;
@@ -137,7 +138,12 @@ async fn bytes_that_change_on_the_way_are_not_blamed_on_the_checkpoint() {
     std::fs::create_dir(&model).unwrap();
     let header = r#"{"a":{"dtype":"U8","shape":[5],"data_offsets":[0,5]}}"#;
     let weights = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), b"first"].concat();
-    let files = [("config.json", b"{}".to_vec()), ("tokenizer.json", b"{}".to_vec()), ("model.safetensors", weights)];
+    let files = [
+        ("config.json", b"{}".to_vec()),
+        ("tokenizer.json", b"{}".to_vec()),
+        ("tokenizer_config.json", br#"{"chat_template": "x"}"#.to_vec()),
+        ("model.safetensors", weights),
+    ];
     files.iter().for_each(|(name, bytes)| std::fs::write(model.join(name), bytes).unwrap());
     let terms = PublishTerms {
         window: 30,
@@ -154,7 +160,7 @@ async fn bytes_that_change_on_the_way_are_not_blamed_on_the_checkpoint() {
         created_at: 0.0,
         parent_window: None,
     };
-    publish_full(&site.bucket, &model, &terms, None).await.unwrap();
+    publish_full(&site.bucket, &model, &terms, None, &Meter::default()).await.unwrap();
     let (cache, limits) = (site.folder.path().join("cache"), FetchLimits::default());
     let fetcher = Fetcher { bucket: &site.bucket, cache_root: &cache, limits: &limits, observer: &|_| () };
     site.proxy.unsteady(Some("model.safetensors"));

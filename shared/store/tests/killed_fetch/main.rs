@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use grail_process::Meter;
 use grail_store::bucket::{Bucket, BucketSettings, Secret, TransferLimits};
 use grail_store::checkpoint::sparse::SparseFormat;
 use grail_store::checkpoint::{
@@ -53,6 +54,7 @@ fn model(seed: u8) -> tempfile::TempDir {
     for name in ["config.json", "tokenizer.json"] {
         std::fs::write(dir.path().join(name), "{}").unwrap();
     }
+    std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"chat_template": "x"}"#).unwrap();
     dir
 }
 
@@ -75,11 +77,14 @@ fn terms(window: u64) -> PublishTerms {
 /// A FULL and two DELTAs behind it; returns the last one's weights hash.
 async fn publish(bucket: &Bucket) -> String {
     let models: Vec<_> = (1..4).map(model).collect();
-    publish_full(bucket, models[0].path(), &terms(0), None).await.unwrap();
+    publish_full(bucket, models[0].path(), &terms(0), None, &Meter::default()).await.unwrap();
     let mut hash = None;
     for (window, pair) in [30, TARGET].into_iter().zip(models.windows(2)) {
         let before = Predecessor { dir: pair[0].path().into(), window: window - 30, anchor_window: 0 };
-        let published = publish_delta(bucket, pair[1].path(), &before, SparseFormat::V31, &terms(window), None).await.unwrap();
+        let published =
+            publish_delta(bucket, pair[1].path(), &before, SparseFormat::V31, &terms(window), None, &Meter::default())
+                .await
+                .unwrap();
         hash = published.weights_hash;
     }
     hash.unwrap()
