@@ -1,6 +1,7 @@
 //! Round trips and hostile files.
 
 use grail_protocol::row::{Commitments, WindowRow};
+use parquet::basic::Compression;
 use parquet::column::writer::ColumnWriter;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
@@ -65,11 +66,16 @@ fn a_long_window_is_written_as_few_row_groups_and_read_whole() {
 
 /// A foreign file: `schema` may order and name columns its own way; columns that are unknown, and `null`, hold only nulls.
 fn foreign_file(schema: &str, null: &str, rows: &[WindowRow]) -> Vec<u8> {
+    packed_file(schema, null, rows, Compression::UNCOMPRESSED)
+}
+
+fn packed_file(schema: &str, null: &str, rows: &[WindowRow], codec: Compression) -> Vec<u8> {
     let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
     let text = |key: &str, value: &str| KeyValue::new(key.to_owned(), value.to_owned());
     let keys = [("wallet", "w"), ("window_start", "30"), ("window_length", "30"), ("inference_count", "2"), ("timestamp", "1.5")];
     let properties = WriterProperties::builder().set_key_value_metadata(Some(keys.map(|(key, value)| text(key, value)).to_vec()));
-    let mut file = SerializedFileWriter::new(Vec::new(), schema, std::sync::Arc::new(properties.build())).unwrap();
+    let properties = properties.set_compression(codec).build();
+    let mut file = SerializedFileWriter::new(Vec::new(), schema, std::sync::Arc::new(properties)).unwrap();
     let leaves: Vec<String> = file.schema_descr().columns().iter().map(|leaf| leaf.path().string()).collect();
     let mut row_group = file.next_row_group().unwrap();
     for path in leaves {
@@ -108,6 +114,21 @@ fn a_null_is_refused_with_its_column_and_only_a_null_group_is_banned() {
         let error = read_window(foreign_file(SCHEMA, column.path, &rows)).unwrap_err();
         assert_eq!(matches!(error, WindowFileError::Corrupt(_)), column.path == "rollout_group", "{error}");
         assert!(error.to_string().contains(column.path) && error.to_string().contains("row 0"), "{error}");
+    }
+}
+
+#[test]
+fn files_of_every_codec_are_read_whose_decoder_has_a_bound() {
+    let rows = [row(0, 3), row(1, 2)];
+    let file = |codec| read_window(packed_file(SCHEMA, "", &rows, codec));
+    for codec in [Compression::SNAPPY, Compression::GZIP(Default::default()), Compression::ZSTD(Default::default())] {
+        assert_eq!(file(codec).unwrap().rows, rows, "{codec}");
+    }
+    assert_eq!(file(Compression::LZ4_RAW).unwrap().rows, rows);
+    for codec in [Compression::BROTLI(Default::default()), Compression::LZ4] {
+        let error = file(codec).unwrap_err();
+        let refused = matches!(&error, WindowFileError::Unreadable(why) if why.contains("which is not unpacked here"));
+        assert!(refused, "{codec}: {error}");
     }
 }
 
