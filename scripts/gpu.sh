@@ -119,7 +119,7 @@ step_1() {
   fi
   check hello --want cuda
   echo "Without LD_LIBRARY_PATH:"
-  env -u LD_LIBRARY_PATH "$worker" check hello </dev/null
+  env -u LD_LIBRARY_PATH "$worker" check hello </dev/null || echo "exit code $?"
   uuid=$(smi uuid)
   for variant in 0 "$uuid" "${uuid:0:12}" 7 ''; do
     want=cuda
@@ -136,10 +136,11 @@ step_2() {
 }
 
 step_3() {
+  echo "As proofs are made:"
   check attention
   if on_gpu; then
-    echo "With cuDNN's attention put last by its variable:"
-    part env TORCH_CUDNN_SDPA_DEPRIORITIZED=1 "$worker" check attention
+    echo "As libtorch comes, which may take cuDNN's kernel:"
+    check attention --as-it-comes
   fi
   conclude
 }
@@ -197,7 +198,6 @@ step_6() {
       use_between "$folder/speed" "$folder/use"
     fi
   done
-  grep -q '^FAILED' "$folder/speed" && failed=1
   conclude
 }
 

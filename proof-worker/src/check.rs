@@ -20,7 +20,6 @@ use grail_link::message::ProofSequence;
 use grail_model::{Attention, Device, LoadOptions, Mode, Model, Numerics, Precision, Proof, Prover, Runtime, Sequence};
 use grail_process::clock;
 
-use crate::arguments;
 use crate::bench::workload::{GroupShape, Shape, Workload, random_weights, write_weights};
 
 /// Exit code of a step that needs something that is not here.
@@ -58,7 +57,11 @@ enum Step {
     /// A tiny model on the device: hashes, a change and its way back, sketches and log-probabilities beside the CPU's.
     Correctness,
     /// Which attention kernel libtorch takes, what it costs, and what lengths cost that it has not seen.
-    Attention,
+    Attention {
+        /// As libtorch comes, cuDNN's kernel among those that it may take, instead of as proofs are made.
+        #[arg(long)]
+        as_it_comes: bool,
+    },
     /// Every mode beside one sequence at a time; and hidden states in a file, for a comparison with transformers.
     Fidelity {
         #[command(flatten)]
@@ -143,6 +146,10 @@ fn answer(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let runtime = grail_model::startup(arguments.threads);
     let site = Site { runtime, precision: arguments.dtype };
     println!("{}, {} after {:.2} s", site.runtime, site.runtime.model, begun.elapsed().as_secs_f64());
+    // Everything is computed as a worker computes it, unless the step is about something else.
+    if !matches!(&arguments.step, Step::Precision { .. } | Step::Attention { as_it_comes: true }) {
+        Site::tune("0")?;
+    }
     match &arguments.step {
         Step::Hello { want } => hello(&site.runtime, want.as_deref()),
         Step::Model { model, shape } => {
@@ -151,7 +158,7 @@ fn answer(arguments: &Arguments) -> anyhow::Result<Outcome> {
             Ok(Outcome::Passed(format!("{} tensors at {}", named.len(), model.display())))
         }
         Step::Correctness => correctness::check(&site),
-        Step::Attention => attention::check(&site),
+        Step::Attention { .. } => attention::check(&site),
         Step::Fidelity { job, states } => fidelity::check(&site, job, states.as_deref()),
         Step::Precision { job, level } => precision::check(&site, job, level),
         Step::Speed { job, mode, passes } => speed::check(&site, job, *mode, *passes),
@@ -196,7 +203,8 @@ impl Site {
 
     /// The numerics of a level, in force for the rest of this process.
     fn tune(level: &str) -> anyhow::Result<Attention> {
-        let numerics = Numerics::judge(level.parse().map_err(anyhow::Error::msg)?, None, arguments::variable)?;
+        let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        let numerics = Numerics::judge(level.parse().map_err(anyhow::Error::msg)?, None, variable)?;
         println!("level {level}: {}", numerics.apply()?);
         Ok(numerics.attention())
     }

@@ -5,7 +5,11 @@ use grail_process::clock;
 
 /// Floating-point operations per second of a large matrix product in `kind`; the best of several.
 pub fn gemm_rate(device: Device, kind: Kind) -> anyhow::Result<f64> {
-    let side: i64 = if device.is_cuda() { 8192 } else { 2048 };
+    gemm_rate_of(if device.is_cuda() { 8192 } else { 2048 }, device, kind)
+}
+
+/// The same of square matrices of this side.
+pub fn gemm_rate_of(side: i64, device: Device, kind: Kind) -> anyhow::Result<f64> {
     let make = || Tensor::f_randn([side, side], (Kind::Float, device))?.f_to_kind(kind);
     let (one, other) = (make()?, make()?);
     let mut best = f64::INFINITY;

@@ -12,7 +12,7 @@ use super::{GROUP, Outcome, Site, prove, prover};
 use crate::bench::workload::{GroupShape, Shape, Workload, random_weights, write_weights};
 
 const SHAPE: Shape = Shape { hidden: 256, layers: 3, intermediate: 512, heads: 8, kv_heads: 2, vocabulary: 1000 };
-const JOB: GroupShape = GroupShape { groups: 2, completions: 8, prompt: 24, median: 60.0, sigma: 0.6, longest: 200, seed: 3 };
+const JOB: GroupShape = GroupShape { groups: 2, completions: 4, prompt: 24, median: 60.0, sigma: 0.6, longest: 200, seed: 3 };
 /// The tensor that a change is made to, and how many of its values.
 const CHANGED: (&str, i64) = ("model.layers.1.mlp.up_proj.weight", 500);
 /// Single precision on another processor: sums in another order.

@@ -4,11 +4,14 @@ use anyhow::{Context, bail, ensure};
 use grail_model::{Drift, Kind, Mode, Model, ProveError, Tensor};
 
 use super::{GROUP, Job, Outcome, Site, longest, prove, prover, workload};
-use crate::bench::device;
+use crate::bench::workload::Workload;
 
 const MIB: u64 = 1 << 20;
 /// So little is left where it is taken before anything was multiplied: less than cuBLAS takes for itself.
 const LEFT: u64 = 24 * MIB;
+/// The driver gives memory in pieces; what it cannot give whole is asked for in smaller steps.
+const STEP: u64 = 32 * MIB;
+const STEPS: u64 = 16;
 
 pub(super) fn check(site: &Site, job: &Job, at_once: bool) -> anyhow::Result<Outcome> {
     if !site.on_gpu() {
@@ -16,19 +19,28 @@ pub(super) fn check(site: &Site, job: &Job, at_once: bool) -> anyhow::Result<Out
     }
     let work = workload(job)?;
     let model = site.load(&job.model)?;
-    if at_once { before_the_first_product(site, &model, &work.sequences) } else { between_passes(site, &model, &work.sequences) }
+    if at_once { before_the_first_product(site, &model, &work) } else { between_passes(site, &model, &work) }
 }
 
-fn before_the_first_product(
-    site: &Site,
-    model: &Model,
-    sequences: &[grail_link::message::ProofSequence],
-) -> anyhow::Result<Outcome> {
-    let mut prover = prover(model, Mode::PackedShared);
+/// Takes what is free on the device but for `left` bytes; dropping it gives it back.
+fn ballast(site: &Site, left: u64) -> anyhow::Result<Tensor> {
+    grail_model::empty_cache(site.device())?;
     let free = grail_model::free_memory(site.device()).context("the device does not tell what is free")?;
-    let _ballast = Tensor::f_zeros([free.saturating_sub(LEFT) as i64], (Kind::Uint8, site.device()))?;
-    match prove(&mut prover, model, sequences, GROUP) {
-        Ok(proofs) => Ok(Outcome::Passed(format!("{} proofs with {} MiB", proofs.len(), LEFT / MIB))),
+    let take = |step: u64| {
+        let bytes = free.saturating_sub(left + step * STEP);
+        Tensor::f_empty([bytes as i64], (Kind::Uint8, site.device())).ok()
+    };
+    let taken = (0..STEPS).find_map(take).context("the device does not give what it says is free")?;
+    let rest = grail_model::free_memory(site.device()).unwrap_or(0);
+    println!("{} MiB were free, {} MiB are left", free / MIB, rest / MIB);
+    Ok(taken)
+}
+
+fn before_the_first_product(site: &Site, model: &Model, work: &Workload) -> anyhow::Result<Outcome> {
+    let mut prover = prover(model, Mode::PackedShared);
+    let _ballast = ballast(site, LEFT)?;
+    match prove(&mut prover, model, &work.sequences, GROUP) {
+        Ok(proofs) => Ok(Outcome::Passed(format!("{} proofs with next to no memory", proofs.len()))),
         Err(error) => {
             println!("it says: {error:#}");
             match error.downcast_ref::<ProveError>() {
@@ -39,24 +51,25 @@ fn before_the_first_product(
     }
 }
 
-fn between_passes(site: &Site, model: &Model, sequences: &[grail_link::message::ProofSequence]) -> anyhow::Result<Outcome> {
+fn between_passes(site: &Site, model: &Model, work: &Workload) -> anyhow::Result<Outcome> {
     let mut told = Vec::new();
     for mode in [Mode::Exact, Mode::PackedShared] {
         let mut prover = prover(model, mode);
-        let wanted = prove(&mut prover, model, sequences, GROUP)?;
-        let longest = longest(sequences);
-        let (before, predicted) = (prover.budget().tokens(longest), prover.budget().peak_bytes(longest));
-        grail_model::empty_cache(site.device())?;
-        let ballast = device::starve(site.device(), Some(predicted as f64 / MIB as f64))?;
-        let got = prove(&mut prover, model, sequences, GROUP)?;
+        grail_model::take_peak(site.device())?;
+        let wanted = prove(&mut prover, model, &work.sequences, GROUP)?;
+        let peak = grail_model::take_peak(site.device())?.context("the device does not tell what was taken")?;
+        let longest = longest(&work.sequences);
+        let (took, before) = (peak.saturating_sub(work.weight_bytes), prover.budget().tokens(longest));
+        let ballast = ballast(site, took / 3)?;
+        let got = prove(&mut prover, model, &work.sequences, GROUP)?;
         drop(ballast);
-        grail_model::empty_cache(site.device())?;
         let drift = Drift::between(&wanted, &got).context("proofs of other sequences")?;
+        let after = prover.budget().tokens(longest);
         println!(
-            "{mode} with a third of what it wants: {drift}; {before} tokens at once before, {} after",
-            prover.budget().tokens(longest)
+            "{mode} with a third of the {} MiB that it took: {drift}; {before} tokens at once before, {after} after",
+            took / MIB
         );
-        ensure!(got.len() == sequences.len(), "{mode}: {} proofs of {}", got.len(), sequences.len());
+        ensure!(got.len() == wanted.len(), "{mode}: {} proofs of {}", got.len(), wanted.len());
         told.push(format!("{mode} {:.1} % identical", drift.identical_sketches * 100.0));
     }
     Ok(Outcome::Passed(format!("with a third of the memory: {}", told.join(", "))))

@@ -32,7 +32,9 @@ pub(super) fn check(site: &Site, job: &Job, mode: Mode, passes: u32) -> anyhow::
     println!("timed from {from:.2} to {:.2}", clock::unix_seconds());
     // Before the matrix products, which take memory too.
     let peak = grail_model::take_peak(site.device())?;
-    let rate = device::gemm_rate(site.device(), site.precision.on(site.device()))?;
+    // On the CPU this is about the steps, not about figures.
+    let side = if site.on_gpu() { 8192 } else { 512 };
+    let rate = device::gemm_rate_of(side, site.device(), site.precision.on(site.device()))?;
     let tokens = work.tokens() as f64 / seconds;
     let share = work.operations() / seconds / rate * 100.0;
     if let Some(peak) = peak {

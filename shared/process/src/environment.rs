@@ -108,7 +108,7 @@ fn may_inherit(name: &OsStr) -> bool {
     let upper = name.to_ascii_uppercase();
     let secret = SECRET_WORDS.iter().any(|word| upper.contains(word));
     let known = |pattern: &&str| pattern.strip_suffix('*').map_or(*pattern == name, |begin| name.starts_with(begin));
-    !secret && INHERITED.iter().flat_map(|inherited| inherited.names).any(|pattern| known(&pattern))
+    !secret && INHERITED.iter().flat_map(|inherited| inherited.names).any(known)
 }
 
 #[cfg(test)]
