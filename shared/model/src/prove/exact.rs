@@ -23,18 +23,19 @@ impl Prover {
         on_result: &mut dyn FnMut(usize, Proof),
     ) -> Result<(), ProveError> {
         let (mut submitted, mut delivered, mut size) = (0, 0, PROOF_BATCH_SIZE);
-        let mut under_way = None;
+        let (mut under_way, mut ahead) = (None, self.ahead);
         while delivered < sequences.len() {
             let chunk = submitted..sequences.len().min(submitted + size);
             let step = match chunk.is_empty() {
                 true => Ok(None),
                 false => self.submit_chunk(model, sequences, chunk.clone(), terms).map(Some),
             };
+            let beside_another = under_way.is_some();
             let fetched = match under_way.take() {
                 Some(before) => self.deliver(sequences, before, terms, on_result, &mut delivered),
                 None => Ok(()),
             };
-            let step = match (fetched.and(step), self.ahead) {
+            let step = match (fetched.and(step), ahead) {
                 (Ok(Some(now)), false) => self.deliver(sequences, now, terms, on_result, &mut delivered).map(|()| None),
                 (step, _) => step,
             };
@@ -43,12 +44,17 @@ impl Prover {
                     submitted = chunk.end;
                     under_way = next;
                 }
-                // As the reference does: half of it for all the rest, never growing back, because that would change bits.
-                Err(error) if error.is_out_of_memory() && size > 1 => {
+                Err(error) if error.is_out_of_memory() && (beside_another || size > 1) => {
                     // cuBLAS and cuDNN allocate beside libtorch's cache, and get nothing of what that keeps.
                     empty_cache(model.device())?;
-                    size /= 2;
                     submitted = delivered;
+                    if beside_another {
+                        // The reference computes it by itself, and by itself it may fit.
+                        ahead = false;
+                        continue;
+                    }
+                    // As the reference does: half of it for all the rest, never growing back, because that would change bits.
+                    size /= 2;
                     tracing::warn!(sequences = size, "Memory ran out; the rest of the job is computed in smaller batches.");
                 }
                 Err(error) => return Err(error),

@@ -45,6 +45,7 @@ impl Prover {
                 }
                 None => Ok(None),
             };
+            let beside_another = under_way.is_some();
             let fetched = match under_way.take() {
                 Some(before) => self.deliver(sequences, before, terms, on_result, &mut delivered),
                 None => Ok(()),
@@ -54,7 +55,8 @@ impl Prover {
                     self.budget.went_well(|| free_memory(model.device()));
                     under_way = next;
                 }
-                Err(error) if error.is_out_of_memory() && submitted - delivered > 1 && budget > 1 => {
+                // One sequence is tried by itself before it is given up.
+                Err(error) if error.is_out_of_memory() && (beside_another || submitted - delivered > 1 && budget > 1) => {
                     // cuBLAS and cuDNN allocate beside libtorch's cache, and get nothing of what that keeps.
                     empty_cache(model.device())?;
                     self.budget.ran_out(tokens(&sequences[delivered..submitted]));
