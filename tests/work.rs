@@ -82,7 +82,7 @@ fn a_disk_that_takes_nothing_costs_no_window_and_the_story_says_so() {
         assert!(story.contains(part), "{part:?} is missing in\n{story}");
     }
     assert!(!story.contains("by the same worker"), "there are two workers\n{story}");
-    assert!(story.contains("proof-worker 0 was started (pid ") && !story.contains('{'), "{story}");
+    assert!(story.contains("proof-worker 0 held checkpoint ") && !story.contains('{'), "{story}");
     assert_eq!(host.run(&["explain", "7"]).code, 65);
     succeeds(host.run(&["incident", "--output", "incident.tar.gz"]));
     let mut packed = Vec::new();
