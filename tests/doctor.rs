@@ -89,6 +89,8 @@ impl TestMiner {
         let host = host.variable("BT_CHAIN_ENDPOINT", &node.endpoint()).variable("BT_CLOSE_TIMEOUT", "60").with_bucket(&bucket);
         // A full spool's four gigabytes are more than a machine that runs tests has to have free.
         let host = host.set("spool.budget_mib", "16");
+        // As the node's: a miner does not believe blocks that come faster, and would mine in the window of its start only.
+        let host = host.set("chain.block_seconds", "1.0");
         let site = Self { host, node, _bucket: bucket, _runtime: runtime };
         site.publish_pair(READ_PAIR);
         site
