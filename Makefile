@@ -18,8 +18,9 @@ release: setup
 	cargo build --release --no-default-features --package grail-supervisor --package grail-gen-launcher --package grail-proof-worker
 	@ls -lh target/release/grail-supervisor target/release/grail-gen-launcher target/release/grail-proof-worker
 
+# ENVIRONMENT=math mines the same problems in the form of MATH.
 demo: build
-	@demo/run.sh
+	@ENVIRONMENT=$(ENVIRONMENT) demo/run.sh
 
 # Seconds that the installation of SGLang may take here; without it the tests that need it are left out, and say so.
 test: export GRAIL_SERVERS_LIMIT ?= 900

@@ -9,10 +9,18 @@ rm -rf "$run"
 mkdir -p "$run"
 # Block 30, where the first window opens, comes twelve seconds from now.
 genesis=$(python3 -c 'import time; print(round(time.time() + 12 - 30 * 1.5, 3))')
-policy=(--max-tokens 192 --temperature 0.7 --top-p 0.95 --top-k 50)
+# What the checkpoints prescribe: gsm8k, or math with the same problems in its form.
+environment=${ENVIRONMENT:-gsm8k}
+policy=(--env "$environment" --max-tokens 192 --temperature 0.7 --top-p 0.95 --top-k 50)
+
+case "$environment" in
+  gsm8k) dataset=demo/gsm8k ;;
+  math) dataset="$run/math" && python3 demo/as_math.py "$dataset" ;;
+  *) echo "ENVIRONMENT must be gsm8k or math, not $environment" && exit 64 ;;
+esac
 
 supervisor() {
-  "${CARGO_TARGET_DIR:-target}/debug/grail-supervisor" --config config/demo.toml --set "chain.genesis=$genesis" "$@"
+  "${CARGO_TARGET_DIR:-target}/debug/grail-supervisor" --config config/demo.toml --set "chain.genesis=$genesis" --set "environment.dataset=$PWD/$dataset" "$@"
 }
 
 publish_the_second() {

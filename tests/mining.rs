@@ -103,15 +103,28 @@ fn a_worker_is_killed_and_replaced(host: &Host, miner: &mut Running) {
     assert_eq!(status["children"]["proof-worker 0"]["ends"], 1, "{status:#}");
 }
 
-/// Two windows; a worker dies in the first of them, and the second one has a new checkpoint.
+/// A folder with a data set for each of the environments, the demo's problems in either form.
+fn both_datasets(host: &Host) -> String {
+    let folder = host.path().join("datasets");
+    let written =
+        std::process::Command::new("python3").arg(workspace().join("demo/as_math.py")).arg(folder.join("math")).output();
+    let written = written.unwrap();
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    std::os::unix::fs::symlink(workspace().join("demo/gsm8k").canonicalize().unwrap(), folder.join("gsm8k")).unwrap();
+    folder.display().to_string()
+}
+
+/// Two windows; a worker dies in the first of them, and the second one has a new checkpoint with another environment.
 #[test]
 fn windows_are_mined_reloaded_and_accepted_and_a_killed_worker_costs_no_group() {
     let _turn = one_at_a_time();
     let host = Host::new(BLOCK_SECONDS, LEAD);
+    let datasets = both_datasets(&host);
+    let host = host.set("environment.dataset", &datasets);
     assert_eq!(host.publish("checkpoint-a", &[]).code, 0);
     let mut miner = host.start(&["run", "--windows", "2"]);
     a_worker_is_killed_and_replaced(&host, &mut miner);
-    let published = host.publish("checkpoint-b", &[]);
+    let published = host.publish("checkpoint-b", &["--env", "math"]);
     assert_eq!(published.code, 0, "{}", published.stderr);
     let first = host.await_status("the first window", &mut miner, 120, |status| uploads(status) == 1);
     let second = host.await_status("the second checkpoint in the workers", &mut miner, 120, |status| {
@@ -139,7 +152,9 @@ fn windows_are_mined_reloaded_and_accepted_and_a_killed_worker_costs_no_group() 
     let kept = told.iter().filter(|entry| entry.kind == "group_kept").count() as u64;
     let finished = host.status()["finished"].as_array().unwrap().iter().map(|window| number(window, "/rollouts")).sum::<u64>();
     assert_eq!(finished, kept * 16, "every kept group is in a file");
-    assert_accepted(&host, 2);
+    for verdict in assert_accepted(&host, 2) {
+        assert_eq!(verdict["rewards_not_judged"], 0, "{verdict:#}");
+    }
     assert_eq!(std::fs::read_dir(host.path().join("state/windows")).unwrap().count(), 2, "local copies");
     let spools: Vec<_> = std::fs::read_dir(host.path().join("state/spool")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(spools.len(), 1, "a past window leaves no spool: {spools:?}");

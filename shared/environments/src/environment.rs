@@ -1,6 +1,6 @@
 //! The registry of environments: what a checkpoint names, opened (grail-environments 1, 2.2, 5, 6.1).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -8,8 +8,9 @@ use serde_json::Value;
 use crate::ThinkingMode;
 use crate::dataset::Dataset;
 use crate::error::EnvironmentError;
-use crate::gsm8k::{self, Problem};
-use crate::task::{Evaluation, Gold, Split, Task, row_index, task_number};
+use crate::gsm8k;
+use crate::math;
+use crate::task::{Evaluation, Gold, Split, Task, Unjudged, row_index, task_number};
 
 /// The environments that a checkpoint's metadata may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,7 +36,7 @@ impl EnvironmentId {
     pub const ALL: [Self; 7] =
         [Self::Gsm8k, Self::Math, Self::Mbpp, Self::PythonCode, Self::HumanEval, Self::Sat, Self::TritonKernel];
     /// The ids whose rules are built.
-    pub const BUILT: [Self; 1] = [Self::Gsm8k];
+    pub const BUILT: [Self; 2] = [Self::Gsm8k, Self::Math];
 
     /// The id as published.
     pub fn as_str(self) -> &'static str {
@@ -48,6 +49,14 @@ impl EnvironmentId {
             Self::Sat => "sat",
             Self::TritonKernel => "triton_kernel",
         }
+    }
+
+    /// Where its data set lies: in the folder of its name below `dataset`, where there is one, else at `dataset` itself.
+    pub fn dataset(self, dataset: &Path) -> PathBuf {
+        // One data set goes by two names.
+        let name = if self == Self::PythonCode { Self::Mbpp.as_str() } else { self.as_str() };
+        let own = dataset.join(name);
+        if own.is_dir() { own } else { dataset.to_owned() }
     }
 
     /// The split that `env_params` selects; `None` for environments without splits.
@@ -125,11 +134,13 @@ pub struct Environment {
 
 #[derive(Debug, Clone)]
 enum Rules {
-    Gsm8k(Arc<[Problem]>),
+    Gsm8k(Arc<[gsm8k::Problem]>),
+    Math(Arc<[math::Problem]>),
 }
 
 impl Environment {
-    /// Opens the environment that a checkpoint names, reading its data set from `dataset` (a file or a folder).
+    /// Opens the environment that a checkpoint names, reading its data set from `dataset`: a file or a folder, or a folder
+    /// with one folder per environment ([`EnvironmentId::dataset`]).
     ///
     /// # Errors
     /// An id that is unknown or whose rules are not built, parameters that the environment does not accept, and a data
@@ -137,13 +148,22 @@ impl Environment {
     pub fn open(env_id: &str, env_params: &Value, dataset: &Path) -> Result<Self, EnvironmentError> {
         let id: EnvironmentId = env_id.parse()?;
         let split = id.split(env_params)?;
+        let dataset = &id.dataset(dataset);
         match (id, split) {
             (EnvironmentId::Gsm8k, Some(split)) => {
                 let problems = gsm8k::problems(&Dataset::open(dataset)?, split)?;
                 Ok(Self { id, split, rules: Rules::Gsm8k(problems.into()) })
             }
-            _ => Err(EnvironmentError::NotBuilt { id: id.as_str(), built: "gsm8k" }),
+            (EnvironmentId::Math, Some(split)) => {
+                let problems = math::problems(dataset, split)?;
+                Ok(Self { id, split, rules: Rules::Math(problems.into()) })
+            }
+            _ => Err(EnvironmentError::NotBuilt { id: id.as_str(), built: Self::built() }),
         }
+    }
+
+    fn built() -> String {
+        EnvironmentId::BUILT.map(EnvironmentId::as_str).join(", ")
     }
 
     /// Which environment this is.
@@ -160,6 +180,7 @@ impl Environment {
     pub fn size(&self) -> usize {
         match &self.rules {
             Rules::Gsm8k(problems) => problems.len(),
+            Rules::Math(problems) => problems.len(),
         }
     }
 
@@ -179,24 +200,30 @@ impl Environment {
         let id = format!("{}_{number}", self.split);
         match &self.rules {
             Rules::Gsm8k(problems) => {
-                let Problem { question, answer } = problems[row].clone();
+                let gsm8k::Problem { question, answer } = problems[row].clone();
                 Task { id, user_message: question, gold: Gold::Gsm8k(answer) }
+            }
+            Rules::Math(problems) => {
+                let math::Problem { problem, solution, answer, .. } = problems[row].clone();
+                Task { id, user_message: problem, gold: Gold::Math { answer, solution } }
             }
         }
     }
 
-    /// Scores a completion: its ids decoded with special tokens kept. Linear in its length, never fails.
-    pub fn evaluate(&self, task: &Task, completion: &str, mode: ThinkingMode) -> Evaluation {
+    /// Scores a completion: its ids decoded with special tokens kept. Its time has a bound, whatever the text.
+    ///
+    /// # Errors
+    /// A completion of which it is not certain here what the network gives for it.
+    pub fn evaluate(&self, task: &Task, completion: &str, mode: ThinkingMode) -> Result<Evaluation, Unjudged> {
         match &task.gold {
-            Gold::Gsm8k(answer) => gsm8k::evaluate(answer, completion, mode),
+            Gold::Gsm8k(answer) => Ok(gsm8k::evaluate(answer, completion, mode)),
+            Gold::Math { answer, solution } => math::evaluate(answer, solution, completion, mode),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use serde_json::json;
 
     use super::*;
@@ -236,7 +263,8 @@ mod tests {
     fn unknown_and_unbuilt_ids_are_told_apart() {
         let open = |id| Environment::open(id, &json!({}), Path::new("absent")).unwrap_err().to_string();
         assert!(open("affine_trace").contains("Unknown environment id `affine_trace`"));
-        assert!(open("math").contains("no rules in this version (built: gsm8k)"));
+        assert!(open("mbpp").contains("no rules in this version (built: gsm8k, math)"));
+        assert!(open("math").contains("no folder `algebra`"));
         assert!(open("gsm8k").contains("cannot be read"));
     }
 
@@ -250,10 +278,10 @@ mod tests {
         assert_eq!(val.task(u32::MAX).id, "val_249");
         let task = val.task(1 << 31);
         assert_eq!(task.id, "val_125");
-        let Gold::Gsm8k(gold) = &task.gold;
+        let Gold::Gsm8k(gold) = &task.gold else { panic!("{task:?}") };
         assert_eq!(gold.replace("#### ", "Q"), task.user_message);
         let completion = format!("</think><SOLUTION>{}</SOLUTION>", &task.user_message[1..]);
-        assert!(val.evaluate(&task, &completion, ThinkingMode::Native).success);
+        assert!(val.evaluate(&task, &completion, ThinkingMode::Native).unwrap().success);
     }
 
     #[test]
@@ -289,9 +317,9 @@ mod tests {
             assert_eq!(environment.size(), size);
             for row in 0..size {
                 let task = environment.task_by_id(&row.to_string());
-                let Gold::Gsm8k(answer) = &task.gold;
+                let Gold::Gsm8k(answer) = &task.gold else { panic!("{task:?}") };
                 let completion = format!("{answer}</end_working_out><SOLUTION>{}</SOLUTION>", gsm8k::gold(answer));
-                let evaluation = environment.evaluate(&task, &completion, ThinkingMode::Instructed);
+                let evaluation = environment.evaluate(&task, &completion, ThinkingMode::Instructed).unwrap();
                 assert!(evaluation.success && evaluation.reward > 0.73, "{task:?}");
             }
         }

@@ -22,7 +22,7 @@ pub enum EnvironmentError {
         /// The id.
         id: &'static str,
         /// The ids that have rules.
-        built: &'static str,
+        built: String,
     },
     /// `env_params` is no object.
     #[error("env_params must be a JSON object, got {found}. Do not mine this checkpoint.")]

@@ -6,6 +6,7 @@ use crate::completion::Completion;
 use crate::dataset::{Dataset, DatasetError, SourceSplit};
 use crate::error::EnvironmentError;
 use crate::python_text::{is_decimal, is_space, lines, strip};
+use crate::shuffle::{SHUFFLE_SEED, chosen};
 use crate::task::{Component, Evaluation, Split};
 use crate::thinking::ThinkingMode;
 
@@ -13,8 +14,6 @@ use crate::thinking::ThinkingMode;
 pub const NETWORK_ROWS: [(SourceSplit, usize); 2] = [(SourceSplit::Train, 7473), (SourceSplit::Test, 1319)];
 /// Rows of the source's train split that become the `val` split.
 const VALIDATION_ROWS: usize = 250;
-/// The seed of the shuffle that chooses them.
-const SHUFFLE_SEED: u64 = 42;
 
 /// One row of the data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,12 +66,8 @@ fn read(dataset: &Dataset, split: SourceSplit) -> Result<Vec<Problem>, DatasetEr
 }
 
 fn select(train: Vec<Problem>, split: Split) -> Vec<Problem> {
-    let mut in_validation = vec![false; train.len()];
-    for index in validation_indices(train.len()) {
-        in_validation[index] = true;
-    }
-    let keep = split == Split::Val;
-    train.into_iter().zip(in_validation).filter(|(_, validation)| *validation == keep).map(|(row, _)| row).collect()
+    let indices = validation_indices(train.len());
+    chosen(train, &indices, split == Split::Val)
 }
 
 /// Which of `rows` source rows form `val`: the first 250 of the list that CPython's `Random(42).shuffle` leaves, sorted.

@@ -50,6 +50,13 @@ pub struct Task {
 pub enum Gold {
     /// The `answer` field of a gsm8k row.
     Gsm8k(String),
+    /// What a math row is compared with.
+    Math {
+        /// The row's `answer`: the first `\\boxed{}` of its solution, or nothing.
+        answer: String,
+        /// Its `solution`.
+        solution: String,
+    },
 }
 
 /// The score of one completion.
@@ -61,6 +68,15 @@ pub struct Evaluation {
     pub success: bool,
     /// The parts of the reward, in the order in which they are added.
     pub components: Vec<Component>,
+}
+
+/// Why a completion has no reward here, though the network gives it one. A miner drops its group, a validator judges the
+/// rest of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unjudged {
+    /// An answer in mathematics that only a computer algebra system compares.
+    #[error("symbolic form not covered")]
+    SymbolicForm,
 }
 
 /// One part of a reward.
@@ -84,7 +100,7 @@ impl Evaluation {
 
 /// The row that a seed chooses out of `rows`: the seed as a fraction of 2^32, scaled in f64 and truncated.
 ///
-/// Used by gsm8k; 0 for an empty list.
+/// Used by gsm8k and math; 0 for an empty list.
 pub fn row_index(seed: u32, rows: usize) -> usize {
     (f64::from(seed) / 4_294_967_296.0 * rows as f64) as usize
 }

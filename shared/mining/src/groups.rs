@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use grail_environments::{Evaluation, Prompt};
+use grail_environments::{Evaluation, Prompt, Unjudged};
 use grail_link::message::{ExamineTerms, ProofSequence, Revision};
 use grail_process::clock;
 use grail_protocol::advantage::advantages;
@@ -97,6 +97,9 @@ pub enum Dropped {
     /// The group's own task failed, which is a mistake of this program.
     #[error("internal failure")]
     Internal(String),
+    /// Of a completion it is not certain what the network gives for it, and no reward is guessed.
+    #[error("{0}")]
+    Unjudged(Unjudged),
     /// The deadline came first.
     #[error("too late")]
     TooLate,
@@ -211,7 +214,7 @@ async fn generate(
         tell(Milestone::Completed(completion.ids.len() as u32));
         // Scored as it arrives, while the others are still under way.
         let text = terms.chat.text(&completion.ids).await.map_err(|error| Dropped::Generation(error.to_string()))?;
-        let evaluation = terms.environment.evaluate(&prompt.task, &text, terms.mode);
+        let evaluation = terms.environment.evaluate(&prompt.task, &text, terms.mode).map_err(Dropped::Unjudged)?;
         scored.insert(place, Scored { completion, evaluation });
     }
     Ok(scored.into_values().collect())

@@ -187,7 +187,7 @@ pub const TABLE: &[Setting] = &[
         &["GRAIL_DATASET"],
         Form::Path,
         "",
-        "Tasks: a JSONL or Parquet file, or a Hugging Face dataset folder.",
+        "Tasks: a JSONL or Parquet file, a Hugging Face dataset folder, or a folder with one such folder per environment (gsm8k, math).",
     ),
     setting(
         "generation.backend",

@@ -21,6 +21,7 @@ use grail_protocol::derivation::{environment_seed, validator_randomness};
 use grail_protocol::keys::Hotkey;
 use grail_protocol::python_json::commit::hash_commit;
 use grail_protocol::sketch::coefficients;
+use grail_protocol::validation::Check;
 use grail_protocol::validation::head::RowHead;
 use grail_protocol::validation::pipeline::{Admitted, Examination, RowContext, admit};
 use grail_protocol::validation::selection::select_rows;
@@ -460,11 +461,11 @@ impl Judge for Bench<'_> {
         self.examinations.remove(&row).unwrap_or_else(|| Err("no worker examined it".into()))
     }
 
-    fn evaluate(&self, group: i64, completion: &[i64]) -> Result<f64, String> {
+    fn evaluate(&self, group: i64, completion: &[i64]) -> Result<Option<f64>, String> {
         let prompt = self.prompts.get(&group).ok_or("the prompt is not known")?.as_ref().map_err(Clone::clone)?;
         let ids: Vec<u32> = completion.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
         let text = answered(self.terms.chat.text(&ids), &self.trouble)?;
-        Ok(self.terms.environment.evaluate(&prompt.task, &text, self.terms.mode).reward)
+        Ok(self.terms.environment.evaluate(&prompt.task, &text, self.terms.mode).ok().map(|evaluation| evaluation.reward))
     }
 }
 
@@ -475,9 +476,11 @@ impl Judged {
         self.valid = account.valid();
         self.metrics = metrics;
         for (_, row) in rows {
+            let unjudged = row.passed(Check::Evaluation) == Some(true) && row.passed(Check::Reward).is_none();
             let diagnostics = row.diagnostics;
             self.distances.extend(diagnostics.opened.iter().filter_map(|opened| opened.distance));
             self.deviations.extend(diagnostics.logprobs.map(|deviation| deviation.median));
+            self.unjudged += usize::from(unjudged);
             self.unlikely += usize::from(diagnostics.distribution.is_none_or(|metrics| metrics.suspicion().any()));
         }
         match account.rejection() {

@@ -46,6 +46,8 @@ pub struct Judged {
     pub deviations: Vec<f64>,
     /// Rollouts that fail the distribution check.
     pub unlikely: usize,
+    /// Rollouts whose reward cannot be judged here: their claim stands.
+    pub unjudged: usize,
     /// Wall time.
     pub seconds: f64,
     /// Nominal seconds of a block.
@@ -68,6 +70,7 @@ impl Judged {
             distances: Vec::new(),
             deviations: Vec::new(),
             unlikely: 0,
+            unjudged: 0,
             seconds: 0.0,
             block_seconds,
         }
@@ -106,6 +109,7 @@ impl Judged {
             "sketch_distance_max": self.distances.iter().max(),
             "logprob_deviation_max": self.deviations.iter().copied().fold(None, |most: Option<f64>, next| Some(most.map_or(next, |most| most.max(next)))),
             "unlikely_rollouts": self.unlikely,
+            "rewards_not_judged": self.unjudged,
             "validation_sec": (self.seconds * 100.0).round() / 100.0,
             "validation_blocks": (self.seconds / self.block_seconds).ceil(),
         })
@@ -116,6 +120,10 @@ impl Judged {
             Outcome::Accepted => "accepted".to_owned(),
             Outcome::Rejected { reason, why } => format!("REJECTED {} {why}", reason.as_deref().unwrap_or("")),
             Outcome::NoFile(why) => format!("NO FILE {why}"),
+        };
+        let verdict = match self.unjudged {
+            0 => verdict,
+            unjudged => format!("{verdict}; {unjudged} rewards were not judged: symbolic form not covered"),
         };
         let deviation = self.deviations.iter().copied().fold(0.0, f64::max);
         format!(

@@ -111,7 +111,7 @@ fn rollout(examiner: &Examiner, case: &Value) -> Case {
     let prompt = integers(&case["env_stub"]["prompt_ids"]);
     let reward = float(&case["env_stub"]["reward"]);
     let commit = with_words(&case["commit"]);
-    let verdict = check_row(&context, &commit, &prompt, |rollout| examiner.examine(rollout, &context), &|_| Ok(reward));
+    let verdict = check_row(&context, &commit, &prompt, |rollout| examiner.examine(rollout, &context), &|_| Ok(Some(reward)));
     // What the reference accepts against better judgement, a strict verifier may refuse.
     if case["reference_quirk"] == Value::Bool(true) && !verdict.is_valid() {
         return Ok(());
@@ -181,11 +181,11 @@ impl Judge for Stub<'_> {
         self.examiner.examine(rollout, &self.context)
     }
 
-    fn evaluate(&self, _group: i64, completion: &[i64]) -> Result<f64, String> {
+    fn evaluate(&self, _group: i64, completion: &[i64]) -> Result<Option<f64>, String> {
         let known = items(&self.file["env_stub_rewards"]).iter();
         let found =
             known.map(|entry| (integers(&entry["completion_tokens"]), &entry["reward"])).find(|(tokens, _)| tokens == completion);
-        found.map(|(_, reward)| float(reward)).ok_or_else(|| "the stub does not know this completion".to_owned())
+        found.map(|(_, reward)| Some(float(reward))).ok_or_else(|| "the stub does not know this completion".to_owned())
     }
 }
 

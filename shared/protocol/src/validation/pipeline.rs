@@ -158,7 +158,7 @@ pub fn check_row(
     commit: &Value,
     prompt: &[i64],
     examine: impl FnOnce(&Admitted<'_>) -> Result<Examination, String>,
-    evaluate: &dyn Fn(&[i64]) -> Result<f64, String>,
+    evaluate: &dyn Fn(&[i64]) -> Result<Option<f64>, String>,
 ) -> RowVerdict {
     match admit(context, commit) {
         Err(verdict) => *verdict,
@@ -171,14 +171,14 @@ pub fn check_row(
 
 impl Admitted<'_> {
     /// The seven checks after the forward pass. `prompt` is the canonical prompt, or why there is none; `evaluate` scores the
-    /// completion's ids in the environment. A forward pass that failed fails the proof.
+    /// completion's ids in the environment, or says that nobody here knows its reward. A forward pass that failed fails the proof.
     #[must_use]
     pub fn finish(
         mut self,
         context: &RowContext<'_>,
         prompt: Result<&[i64], &str>,
         examination: Result<&Examination, &str>,
-        evaluate: &dyn Fn(&[i64]) -> Result<f64, String>,
+        evaluate: &dyn Fn(&[i64]) -> Result<Option<f64>, String>,
     ) -> RowVerdict {
         let mut verdict = std::mem::take(&mut self.verdict);
         self.walk(&mut verdict, context, prompt, examination, evaluate);
@@ -192,7 +192,7 @@ impl Admitted<'_> {
         context: &RowContext<'_>,
         prompt: Result<&[i64], &str>,
         examination: Result<&Examination, &str>,
-        evaluate: &dyn Fn(&[i64]) -> Result<f64, String>,
+        evaluate: &dyn Fn(&[i64]) -> Result<Option<f64>, String>,
     ) -> Option<()> {
         let (prompt_length, completion_length) = self.prompt(verdict, prompt)?;
         let positions = open_positions(&self.tokens, context.challenge_randomness, prompt_length, self.tokens.len(), CHALLENGE_K);
@@ -265,7 +265,9 @@ impl Admitted<'_> {
         check_termination(completion_length as u64, limit, last, context.eos_token, examination.eos_probability)
     }
 
-    fn reward(&self, verdict: &mut RowVerdict, recomputed: f64) {
+    fn reward(&self, verdict: &mut RowVerdict, recomputed: Option<f64>) {
+        // What nobody here can know is not held against the row: the check does not run.
+        let Some(recomputed) = recomputed else { return };
         let claimed = self.commit["rollout"].get("total_reward").and_then(raw_float).unwrap_or(f64::NAN);
         verdict.diagnostics.reward = Some(recomputed);
         verdict.results.push((Check::Reward, reward::is_close(claimed, recomputed)));

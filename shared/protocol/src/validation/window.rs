@@ -47,11 +47,11 @@ pub trait Judge {
     /// Why there is none; the rollout fails its proof.
     fn examine(&mut self, row: usize, rollout: &Admitted<'_>) -> Result<Examination, String>;
 
-    /// The reward of a completion of a group.
+    /// The reward of a completion of a group; none where nobody here can know it, and the claim stands.
     ///
     /// # Errors
     /// What the environment raised; the rollout fails its evaluation.
-    fn evaluate(&self, group: i64, completion: &[i64]) -> Result<f64, String>;
+    fn evaluate(&self, group: i64, completion: &[i64]) -> Result<Option<f64>, String>;
 }
 
 /// The outcome of a window.
