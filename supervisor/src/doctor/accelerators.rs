@@ -123,7 +123,7 @@ fn worker_row(slot: &ProofSlot, trial: &Result<WorkerHello, Unfit>) -> Row {
     let what = slot.gpu.as_ref().map_or(WORKER.to_owned(), |gpu| format!("{WORKER} GPU {gpu}"));
     let (hello, unfit) = match trial {
         Ok(hello) => (hello, None),
-        Err(Unfit::Compute(hello, why)) => (hello, Some(why)),
+        Err(Unfit::Compute(hello, why)) => (&**hello, Some(why)),
         Err(Unfit::Device(why)) => return Row { what: what.into(), verdict: Verdict::Failed, found: why.clone(), remedy: None },
         Err(Unfit::Start(why)) => {
             return Row::failed(
@@ -290,7 +290,7 @@ mod tests {
         assert!(row.verdict == Verdict::Failed && row.found.contains("LD_LIBRARY_PATH"), "{row:?}");
         assert!(row.found.contains("GPU 1 was given") && row.found.contains("libcudnn.so.9"), "{row:?}");
         assert_eq!(worker_row(&slot(None), &Err(Unfit::Start("no libtorch".into()))).verdict, Verdict::Failed);
-        let row = worker_row(&slot(None), &Err(Unfit::Compute(hello("cpu"), "it ended".into())));
+        let row = worker_row(&slot(None), &Err(Unfit::Compute(Box::new(hello("cpu")), "it ended".into())));
         assert!(row.verdict == Verdict::Failed && row.found.contains("cannot prove: it ended"), "{row:?}");
         let row = worker_row(&slot(Some("1")), &Err(Unfit::Device("the device is gone".into())));
         assert!(row.verdict == Verdict::Failed && row.remedy.is_none(), "what to do is in what the worker says: {row:?}");

@@ -30,7 +30,7 @@ pub(super) enum Unfit {
     /// The device that it was given is at fault; its own words, which say what to do.
     Device(String),
     /// It starts, and cannot compute as it is told to.
-    Compute(WorkerHello, String),
+    Compute(Box<WorkerHello>, String),
 }
 
 /// Starts the worker of `slot` with its real arguments, waits for its hello, has a small sequence proved, and ends it; without a
@@ -63,7 +63,7 @@ pub(super) async fn trial_of_worker(programs: &Programs, slot: &ProofSlot, proof
     match (hello, tried) {
         (_, Err(why)) if fault.is_some() => Err(Unfit::Device(with_last_line(why))),
         (Some(hello), Ok(())) => Ok(hello),
-        (Some(hello), Err(why)) => Err(Unfit::Compute(hello, with_last_line(why))),
+        (Some(hello), Err(why)) => Err(Unfit::Compute(Box::new(hello), with_last_line(why))),
         (None, tried) => Err(Unfit::Start(with_last_line(tried.err().unwrap_or_default()))),
     }
 }
