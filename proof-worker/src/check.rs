@@ -17,7 +17,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use grail_link::message::ProofSequence;
-use grail_model::{Attention, Device, LoadOptions, Mode, Model, Numerics, Precision, Proof, Prover, Runtime, Sequence};
+use grail_model::{
+    Attention, Device, DeviceWish, LoadOptions, Mode, Model, Numerics, Precision, Proof, Prover, Runtime, Sequence,
+};
 use grail_process::clock;
 
 use crate::bench::workload::{GroupShape, Shape, Workload, random_weights, write_weights};
@@ -143,7 +145,11 @@ pub fn main(arguments: &Arguments) -> ExitCode {
 
 fn answer(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let begun = clock::monotonic();
-    let runtime = grail_model::startup(arguments.threads);
+    let wish = match &arguments.step {
+        Step::Hello { want: Some(want) } if want == "cuda" => DeviceWish::Cuda,
+        _ => DeviceWish::Auto,
+    };
+    let runtime = grail_model::startup_on(wish, arguments.threads)?;
     let site = Site { runtime, precision: arguments.dtype };
     println!("{}, {} after {:.2} s", site.runtime, site.runtime.model, begun.elapsed().as_secs_f64());
     // Everything is computed as a worker computes it, unless the step is about something else.

@@ -1,6 +1,7 @@
 //! Step 10: an error after which a process can do nothing more with its device.
 
 use anyhow::bail;
+use grail_faults::Fault;
 use grail_model::{Kind, Tensor};
 
 use super::{Outcome, Site};
@@ -19,7 +20,10 @@ pub(super) fn check(site: &Site) -> anyhow::Result<Outcome> {
         Ok(_) => bail!("the device goes on after it"),
         Err(next) => {
             println!("what comes next: {next}");
-            Ok(Outcome::Passed("the error stays, as it should be known by".into()))
+            match Fault::in_text(&next.to_string()) {
+                Some(Fault::Sticky) => Ok(Outcome::Passed("the error stays, and is known as one that ends the process".into())),
+                known => bail!("the error stays, and is taken for {known:?}"),
+            }
         }
     }
 }
