@@ -50,7 +50,7 @@ pub struct Serve {
     /// CPU threads of libtorch; without it, one per core.
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Threads that read the files of weights, at most 16; without it, one per core and at most 8.
+    /// Threads that read the files of weights, at most 16; without it, as many as compute.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub readers: Option<u16>,
     /// 0 for libtorch's defaults, as validators have them; 1 without TF32, reduced-precision sums and cuDNN autotuning; 2

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::num::NonZero;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,9 +20,6 @@ pub(crate) const CHUNK: usize = 1 << 19;
 
 /// More threads do not read faster from one memory.
 const MAX_THREADS: usize = 16;
-
-/// So many read as fast as most disks and memories give.
-const MOST_BY_DEFAULT: usize = 8;
 
 /// A header larger than this is refused by the format's own library.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -218,8 +214,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// 0 until somebody says otherwise.
 static READERS: AtomicUsize = AtomicUsize::new(0);
 
-/// Has this process read files of weights with so many threads: reading is not computing, and a process that computes on a GPU, or
-/// with one thread of many, has cores to read with. `None` is one per core, at most 8.
+/// Has this process read files of weights with so many threads: a process that computes on a GPU has cores to read with, however few
+/// threads it computes with. `None` is as many as libtorch computes with.
 pub fn read_with(threads: Option<u16>) {
     READERS.store(threads.map_or(0, usize::from), Ordering::Relaxed);
 }
@@ -227,7 +223,7 @@ pub fn read_with(threads: Option<u16>) {
 /// Threads to read weights with.
 pub(crate) fn threads() -> usize {
     match READERS.load(Ordering::Relaxed) {
-        0 => std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_BY_DEFAULT),
+        0 => usize::try_from(tch::get_num_threads()).unwrap_or(1).clamp(1, MAX_THREADS),
         readers => readers.min(MAX_THREADS),
     }
 }

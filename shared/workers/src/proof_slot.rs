@@ -78,7 +78,10 @@ pub fn started_with(
     arguments.extend(["--device".into(), if slot.gpu.is_some() { "cuda" } else { "cpu" }.into()]);
     arguments.extend(["--dtype".into(), dtype.into()]);
     arguments.extend(["--threads".into(), threads.to_string().into()]);
-    arguments.extend(["--readers".into(), readers.to_string().into()]);
+    if slot.gpu.is_some() {
+        // On the CPU the threads that compute are the cores that it is meant to have.
+        arguments.extend(["--readers".into(), readers.to_string().into()]);
+    }
     arguments.extend(["--mode".into(), numerics.mode.name().into()]);
     arguments.extend(["--precision-tuning".into(), numerics.precision_tuning.to_string().into()]);
     if numerics.force_eager_attention {
