@@ -10,8 +10,8 @@ use super::value::{self, Value};
 use super::{Stop, syntax};
 use crate::python_text::{decimal_digit, is_space, strip};
 
-/// Work that one comparison may cost, in steps of some nanoseconds.
-const BUDGET: u64 = 4_000_000;
+/// Work that one comparison may cost, in steps of some ten nanoseconds.
+const BUDGET: u64 = 600_000;
 /// Floats that are nearer are the same.
 const TOLERANCE: f64 = 1e-6;
 

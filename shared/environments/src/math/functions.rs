@@ -121,7 +121,7 @@ fn logarithm(argument: &Expression, budget: &Budget) -> Option<Expression> {
         let value = argument.as_number()?.exact().filter(|value| !value.is_negative() && !value.is_zero())?;
         let mut sum = Fraction::of(Polynomial::constant(Rational::zero()));
         for (part, sign) in [(value.numerator(), 1), (value.denominator(), -1)] {
-            budget.spend(1 << 15)?;
+            budget.spend(1 << 12)?;
             for (prime, times) in factors(part.magnitude())? {
                 let log = Expression::opaque(Some(format!("log {prime}")), [None; POINTS]).fraction()?;
                 let times = Fraction::of(Polynomial::constant(Rational::integer(i64::from(times) * sign)));

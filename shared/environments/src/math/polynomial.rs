@@ -274,7 +274,7 @@ pub(super) fn square_root(value: &Rational, budget: &Budget) -> Option<Fraction>
         if let Some(root) = super::number::whole_root(value.magnitude(), 2) {
             return Some(Fraction::of(Polynomial::constant(Rational::integer(root))));
         }
-        budget.spend(1 << 15)?;
+        budget.spend(1 << 12)?;
         let mut outside = Rational::one();
         let mut product = Fraction::of(Polynomial::constant(Rational::one()));
         for (prime, times) in super::number::factors(value.magnitude())? {
