@@ -152,13 +152,16 @@ pub fn admit<'a>(context: &RowContext<'_>, commit: &'a Value) -> Result<Admitted
     }
 }
 
+/// A reward computed again: none where nobody here can know it, an error where the environment raised one.
+pub type Recomputed = Result<Option<f64>, String>;
+
 /// All nine checks in one call, with the forward pass as a closure.
 pub fn check_row(
     context: &RowContext<'_>,
     commit: &Value,
     prompt: &[i64],
     examine: impl FnOnce(&Admitted<'_>) -> Result<Examination, String>,
-    evaluate: &dyn Fn(&[i64]) -> Result<Option<f64>, String>,
+    evaluate: &dyn Fn(&[i64]) -> Recomputed,
 ) -> RowVerdict {
     match admit(context, commit) {
         Err(verdict) => *verdict,
@@ -178,7 +181,7 @@ impl Admitted<'_> {
         context: &RowContext<'_>,
         prompt: Result<&[i64], &str>,
         examination: Result<&Examination, &str>,
-        evaluate: &dyn Fn(&[i64]) -> Result<Option<f64>, String>,
+        evaluate: &dyn Fn(&[i64]) -> Recomputed,
     ) -> RowVerdict {
         let mut verdict = std::mem::take(&mut self.verdict);
         self.walk(&mut verdict, context, prompt, examination, evaluate);
@@ -192,7 +195,7 @@ impl Admitted<'_> {
         context: &RowContext<'_>,
         prompt: Result<&[i64], &str>,
         examination: Result<&Examination, &str>,
-        evaluate: &dyn Fn(&[i64]) -> Result<Option<f64>, String>,
+        evaluate: &dyn Fn(&[i64]) -> Recomputed,
     ) -> Option<()> {
         let (prompt_length, completion_length) = self.prompt(verdict, prompt)?;
         let positions = open_positions(&self.tokens, context.challenge_randomness, prompt_length, self.tokens.len(), CHALLENGE_K);
